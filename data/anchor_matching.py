@@ -1,0 +1,231 @@
+"""Exact anchor matching and sampling for the RPN, with graph operations only.
+
+The rule is Faster R-CNN's (Ren et al., section 3.1.2). An anchor is positive if its IoU with some
+ground truth reaches `positive_iou`, or if it is some ground truth's best anchor (every one of them
+where several tie); it is negative if its best IoU is below `negative_iou`; otherwise it is ignored.
+A positive's target is the ground truth it overlaps most, the first one on ties. A ground truth that
+meets no anchor makes none positive, although the references would force all of them at IoU 0.
+Crowds take no part; on request, anchors lying mostly inside one are not taken as negatives.
+
+Only the pairs that can matter are compared (`anchor_windows`), and the negatives, nearly all of the
+anchors, are never listed: time and memory grow with the boxes, hardly with the canvas.
+
+Axes: A anchors, G ground truths, C crowds, N pairs of a box and an anchor or other lists, P
+positives, S samples.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import tensorflow as tf
+
+from data import boxes as box_ops
+from data.anchor_windows import (
+    AnchorShapes,
+    CentredBoxes,
+    anchors_inside,
+    ious_with_all,
+    locate_anchors,
+    pairs_with_gts,
+)
+from data.anchors import AnchorGrid
+
+# IoUs that differ by less, relatively, tie: rounding separates what is equal in exact arithmetic,
+# such as the anchors of all ratios inside a huge box.
+TIE_TOLERANCE = 1e-6
+
+
+class AnchorMatches(NamedTuple):
+    """The labels of all anchors, sparsely; anchors in neither list are negative.
+
+    Attributes:
+      positives: int32 [P], ascending indices of the positive anchors.
+      non_negatives: int32 [N], ascending indices of the positive and the ignored anchors.
+    """
+
+    positives: tf.Tensor
+    non_negatives: tf.Tensor
+
+
+class RpnTargets(NamedTuple):
+    """The sampled anchors of one image: positives first, then negatives, then padding.
+
+    Attributes:
+      indices: int32 [S], anchor indices, 0 in padding.
+      labels: int32 [S], 1 positive, 0 negative, -1 padding.
+      deltas: float32 [S, 4], from the anchor to its ground truth; 0 unless positive.
+    """
+
+    indices: tf.Tensor
+    labels: tf.Tensor
+    deltas: tf.Tensor
+
+
+def match_and_sample(
+    gt_boxes: tf.Tensor,
+    crowd_boxes: tf.Tensor,
+    grid: AnchorGrid,
+    seed: tf.Tensor,
+    *,
+    positive_iou: float,
+    negative_iou: float,
+    num_samples: int,
+    positive_fraction: float,
+    ignore_crowds: bool,
+) -> RpnTargets:
+    """Labels the anchors of one image and draws those that train the RPN.
+
+    Args:
+      gt_boxes: float32 [G, 4], pixels; degenerate ones are ignored.
+      crowd_boxes: float32 [C, 4], pixels; only used with `ignore_crowds`.
+      grid: the anchors of the image's canvas.
+      seed: int32 [2]; equal seeds draw equal samples.
+      positive_iou: IoU from which an anchor is positive.
+      negative_iou: IoU below which an anchor is negative, above 0.
+      num_samples: S.
+      positive_fraction: largest share of positives among the samples.
+      ignore_crowds: whether anchors inside crowds are kept out of the negatives.
+
+    Returns:
+      RpnTargets.
+
+    Raises:
+      ValueError: the thresholds are not 0 < negative_iou <= positive_iou.
+    """
+    matches = match(
+        gt_boxes,
+        crowd_boxes,
+        grid,
+        positive_iou=positive_iou,
+        negative_iou=negative_iou,
+        ignore_crowds=ignore_crowds,
+    )
+    drawn = draw(tf.size(matches.positives), seed, int(num_samples * positive_fraction))
+    positives = tf.gather(matches.positives, drawn)
+    ranks = draw(
+        grid.num_anchors - tf.size(matches.non_negatives),
+        tf.random.experimental.stateless_fold_in(seed, 1),
+        num_samples,
+    )
+    negatives = negatives_of_ranks(ranks[: num_samples - tf.size(positives)], matches.non_negatives)
+    anchors = locate_anchors(positives, AnchorShapes(grid))
+    targets = tf.gather(gt_boxes, most_overlapping(gt_boxes, anchors))
+    deltas = box_ops.encode(targets, corners(anchors))
+    return RpnTargets(
+        indices=_pad(tf.concat([positives, negatives], 0), num_samples, 0),
+        labels=_pad(
+            tf.concat([tf.ones_like(positives), tf.zeros_like(negatives)], 0), num_samples, -1
+        ),
+        deltas=_pad(deltas, num_samples, 0.0),
+    )
+
+
+def match(
+    gt_boxes: tf.Tensor,
+    crowd_boxes: tf.Tensor,
+    grid: AnchorGrid,
+    *,
+    positive_iou: float,
+    negative_iou: float,
+    ignore_crowds: bool,
+) -> AnchorMatches:
+    """Labels all anchors of one image; see `match_and_sample` for the arguments and errors."""
+    if not 0.0 < negative_iou <= positive_iou:
+        raise ValueError(
+            f"negative_iou={negative_iou}, positive_iou={positive_iou}: "
+            "expected 0 < negative_iou <= positive_iou."
+        )
+    shapes = AnchorShapes(grid)
+    pairs = pairs_with_gts(gt_boxes, shapes, negative_iou)
+    ious = pairs.intersections / (pairs.box_areas + pairs.anchor_areas - pairs.intersections)
+    best = tf.math.unsorted_segment_max(ious, pairs.boxes, tf.shape(gt_boxes)[0])
+    tied = tf.gather(best * (1.0 - TIE_TOLERANCE), pairs.boxes)
+    is_positive = (ious > 0.0) & (ious >= tf.minimum(tied, positive_iou))
+    verdicts = tf.where(is_positive, 2, tf.cast(ious >= negative_iou, tf.int32))
+
+    # 2 makes the anchor positive, 1 keeps it out of the negatives: the highest verdict, last among
+    # the sorted keys of an anchor, decides.
+    keys = pairs.anchors * 4 + verdicts
+    if ignore_crowds:
+        keys = tf.concat([keys, anchors_inside(crowd_boxes, shapes) * 4 + 1], 0)
+    keys = tf.sort(keys)
+    anchors, verdicts = keys // 4, keys % 4
+    is_last = tf.not_equal(anchors, tf.concat([anchors, [-1]], 0)[1:])
+    return AnchorMatches(
+        positives=tf.boolean_mask(anchors, is_last & (verdicts > 1)),
+        non_negatives=tf.boolean_mask(anchors, is_last & (verdicts > 0)),
+    )
+
+
+def most_overlapping(gt_boxes: tf.Tensor, anchors: CentredBoxes) -> tf.Tensor:
+    """The ground truth that each of P anchors overlaps most, the first on ties.
+
+    All G ground truths are compared, because below `negative_iou` any of them may overlap a forced
+    anchor more than the one that forces it.
+
+    Args:
+      gt_boxes: float32 [G, 4].
+      anchors: CentredBoxes [P].
+
+    Returns:
+      int32 [P], indices of ground truths.
+    """
+    ious = ious_with_all(gt_boxes, anchors)
+    is_most = tf.equal(ious, tf.reduce_max(ious, axis=0))
+    num_gts = tf.shape(gt_boxes)[0]
+    return tf.reduce_min(tf.where(is_most, tf.range(num_gts)[:, tf.newaxis], num_gts), axis=0)
+
+
+def draw(population: tf.Tensor, seed: tf.Tensor, limit: int) -> tf.Tensor:
+    """Draws distinct numbers below `population`, all ordered selections being equally likely.
+
+    `tf.random.experimental.index_shuffle` would do, but what it selects is spread too evenly.
+
+    Args:
+      population: int32 scalar.
+      seed: int32 [2].
+      limit: how many are drawn if there are as many.
+
+    Returns:
+      int32 [min(limit, population)].
+    """
+
+    def shuffle_all():
+        scores = tf.random.stateless_uniform([population], seed)
+        return tf.math.top_k(scores, tf.minimum(limit, population)).indices
+
+    def skip_repeated():
+        # Of that many draws, `limit` are different unless half of them are repeated.
+        draws = tf.random.stateless_uniform([2 * limit], seed, 0, population, tf.int32)
+        return tf.unique(draws).y[:limit]
+
+    return tf.cond(population <= 16 * limit, shuffle_all, skip_repeated)
+
+
+def negatives_of_ranks(ranks: tf.Tensor, non_negatives: tf.Tensor) -> tf.Tensor:
+    """Anchor indices of negatives, given how many negatives come before each.
+
+    Args:
+      ranks: int32 [S].
+      non_negatives: int32 [N], ascending.
+
+    Returns:
+      int32 [S].
+    """
+    negatives_before = non_negatives - tf.range(tf.size(non_negatives))
+    return ranks + tf.searchsorted(negatives_before, ranks, side="right")
+
+
+def corners(boxes: CentredBoxes) -> tf.Tensor:
+    """CentredBoxes [P] -> float32 [P, 4]."""
+    half_height, half_width = 0.5 * boxes.heights, 0.5 * boxes.widths
+    y, x = boxes.y, boxes.x
+    return tf.stack([y - half_height, x - half_width, y + half_height, x + half_width], axis=-1)
+
+
+def _pad(values: tf.Tensor, length: int, fill: float) -> tf.Tensor:
+    """Extends the first axis to `length`, a static size, with `fill`."""
+    paddings = [[0, length - tf.shape(values)[0]]] + [[0, 0]] * (values.shape.rank - 1)
+    padded = tf.pad(values, paddings, constant_values=fill)
+    return tf.ensure_shape(padded, [length, *values.shape[1:]])

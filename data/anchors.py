@@ -1,0 +1,106 @@
+"""The grid of anchors: reference boxes at every cell of every pyramid level.
+
+Level l has stride 2**l. Cell (row, column) has its anchors centred on (row * stride,
+column * stride), one for each aspect ratio, all of the level's area (Lin et al., Feature Pyramid
+Networks, section 4.1). Centres carry no offset and corners are not rounded, as in Detectron2.
+
+Axes: A anchors, ordered by level, row, column and ratio, which is the order in which a level's
+[rows, columns, ratios] outputs flatten.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+
+from data.config import DataConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class AnchorGrid:
+    """The anchors of one canvas.
+
+    Attributes:
+      height: canvas height in pixels.
+      width: canvas width in pixels.
+      min_level: finest pyramid level.
+      max_level: coarsest pyramid level.
+      sizes: square root of the anchor area at each level, pixels.
+      ratios: anchor height over width.
+    """
+
+    height: int
+    width: int
+    min_level: int
+    max_level: int
+    sizes: tuple[float, ...]
+    ratios: tuple[float, ...]
+
+    def __post_init__(self):
+        if self.height <= 0 or self.width <= 0:
+            raise ValueError(f"canvas {self.height}x{self.width}: expected positive sides.")
+        if not 0 <= self.min_level <= self.max_level:
+            raise ValueError(f"levels {self.min_level} to {self.max_level}: expected ascending.")
+        if len(self.sizes) != self.max_level - self.min_level + 1 or min(self.sizes) <= 0:
+            raise ValueError(
+                f"sizes={self.sizes}: expected one positive size for each level "
+                f"from {self.min_level} to {self.max_level}."
+            )
+        if not self.ratios or min(self.ratios) <= 0:
+            raise ValueError(f"ratios={self.ratios}: expected at least one, all positive.")
+
+    @classmethod
+    def from_config(cls, config: DataConfig, canvas: tuple[int, int]) -> AnchorGrid:
+        """The grid that `config` describes on a canvas of (height, width) pixels."""
+        return cls(
+            height=canvas[0],
+            width=canvas[1],
+            min_level=config.min_level,
+            max_level=config.max_level,
+            sizes=tuple(config.anchor_sizes),
+            ratios=tuple(config.anchor_ratios),
+        )
+
+    @property
+    def strides(self) -> tuple[int, ...]:
+        """Pixels between neighbouring cells of each level."""
+        return tuple(2**level for level in range(self.min_level, self.max_level + 1))
+
+    @property
+    def level_shapes(self) -> tuple[tuple[int, int], ...]:
+        """(rows, columns) of each level: the canvas divided by the stride, rounded up.
+
+        Rounding up once equals halving and rounding up level by level, as the network does.
+        """
+        return tuple((-(-self.height // s), -(-self.width // s)) for s in self.strides)
+
+    @property
+    def level_sizes(self) -> tuple[int, ...]:
+        """Number of anchors at each level."""
+        return tuple(rows * columns * len(self.ratios) for rows, columns in self.level_shapes)
+
+    @property
+    def num_anchors(self) -> int:
+        """Number of anchors on all levels, A."""
+        return sum(self.level_sizes)
+
+    @property
+    def shapes(self) -> np.ndarray:
+        """(height, width) of the anchors in pixels: float64 [levels, ratios, 2]."""
+        roots = np.sqrt(np.asarray(self.ratios, np.float64))
+        sizes = np.asarray(self.sizes, np.float64)[:, np.newaxis]
+        return np.stack([sizes * roots, sizes / roots], axis=-1)
+
+    def boxes(self) -> np.ndarray:
+        """All anchors as boxes, float32 [A, 4]; those near the border stick out of the canvas."""
+        levels = zip(self.strides, self.level_shapes, self.shapes, strict=True)
+        return np.concatenate([_level_boxes(*level) for level in levels]).astype(np.float32)
+
+
+def _level_boxes(stride: int, grid_shape: tuple[int, int], shapes: np.ndarray) -> np.ndarray:
+    """Anchors of one level, float64 [rows * columns * ratios, 4]; `shapes` is [ratios, 2]."""
+    cells = np.stack(np.indices(grid_shape), axis=-1)[:, :, np.newaxis, :]
+    centres = np.float64(stride) * cells
+    corners = np.concatenate([centres - shapes / 2, centres + shapes / 2], axis=-1)
+    return corners.reshape(-1, 4)

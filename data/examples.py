@@ -1,0 +1,221 @@
+"""From one serialised record to the tensors of one image.
+
+Axes: N instances in the record, G ground truths of an image after padding, M mask side, S sampled
+anchors, H W canvas.
+"""
+
+from __future__ import annotations
+
+import tensorflow as tf
+
+from data import augment
+from data.anchor_matching import RpnTargets, match_and_sample
+from data.anchors import AnchorGrid
+from data.config import DataConfig
+from data.masks import crop_masks, mask_areas
+from data.records import parse_record
+
+# What the encodings that TensorFlow can decode begin with: JPEG, PNG, GIF, BMP, WebP.
+IMAGE_SIGNATURES = (b"\xff\xd8", b"\x89P", b"GI", b"BM", b"RI")
+# Shorter sides leave no pixel to learn from, such as slivers that a crop leaves of an object.
+MIN_SIDE = 1.0
+
+Tensors = dict[str, tf.Tensor]
+
+
+# Without Python control flow AutoGraph has nothing to convert, which takes it seconds to find out.
+@tf.autograph.experimental.do_not_convert
+def eval_example(serialized: tf.Tensor, config: DataConfig) -> Tensors:
+    """Features of one image for evaluation.
+
+    Args:
+        serialized: string scalar, a record.
+        config: canvases, short and long side.
+
+    Returns:
+        image uint8 [H, W, 3], image_id int64 [], image_info float32 [5].
+    """
+    record = parse_record(serialized, include_masks=False)
+    size = tf.stack([record["height"], record["width"]])
+    canvas_index = augment.choose_canvas(size, config)
+    canvas = tf.gather(tf.constant(config.canvas_sizes, tf.int64), canvas_index)
+    geometry = augment.fit_geometry(size, canvas, config)
+    return _features(record, geometry, canvas, config)
+
+
+def padding_example(height: tf.Tensor, width: tf.Tensor, config: DataConfig) -> Tensors:
+    """Features of no image, with image_id -1, to complete a batch of evaluation.
+
+    Args:
+        height, width: int64 scalars, the canvas.
+        config: canvases.
+
+    Returns:
+        As `eval_example`; image_info says that the black canvas itself is the image.
+    """
+    sides = tf.cast([height, width], tf.float32)
+    return {
+        "image": _set_canvas_shape(tf.zeros([height, width, 3], tf.uint8), config),
+        "image_id": tf.constant(-1, tf.int64),
+        "image_info": tf.concat([sides, [1.0], sides], axis=0),
+    }
+
+
+@tf.autograph.experimental.do_not_convert
+def train_example(
+    serialized: tf.Tensor, epoch: tf.Tensor, config: DataConfig, include_masks: bool
+) -> tuple[Tensors, Tensors]:
+    """Features and labels of one image, augmented by draws that its id and the epoch decide.
+
+    Args:
+        serialized: string scalar, a record.
+        epoch: int64 scalar.
+        config: augmentation, anchors, sampling, seed.
+        include_masks: whether the record holds masks and the labels shall.
+
+    Returns:
+        The features of `eval_example` and the labels gt_boxes float32 [G, 4], gt_classes int32 [G]
+        (0 is padding), gt_masks uint8 [G, M, M] and gt_areas float32 [G] if masks are included,
+        rpn_indices int32 [S], rpn_labels int32 [S], rpn_deltas float32 [S, 4] and sample_seeds
+        int32 [2].
+    """
+    record = parse_record(serialized, include_masks)
+    seeds = image_seeds(config.seed, epoch, record["image_id"])
+    size = tf.stack([record["height"], record["width"]])
+    canvas_index = augment.choose_canvas(size, config)
+    canvas = tf.gather(tf.constant(config.canvas_sizes, tf.int64), canvas_index)
+    geometry = augment.draw_geometry(size, canvas, config, seeds[0])
+
+    truths = _ground_truths(record, geometry, config, include_masks)
+    crowds = augment.clip_to_source(tf.boolean_mask(record["boxes"], record["is_crowd"]), geometry)
+    crowds = augment.map_boxes(crowds, geometry)
+    rpn = _rpn_targets(truths["gt_boxes"], crowds, canvas_index, config, seeds[1])
+    labels = {name: _pad(values, config.max_instances) for name, values in truths.items()}
+    labels |= {
+        "rpn_indices": rpn.indices,
+        "rpn_labels": rpn.labels,
+        "rpn_deltas": rpn.deltas,
+        "sample_seeds": seeds[2],
+    }
+    return _features(record, geometry, canvas, config), labels
+
+
+def image_seeds(seed: int, epoch: tf.Tensor, image_id: tf.Tensor) -> tf.Tensor:
+    """Seeds for the geometry, the anchors and the RoIs of one image: int32 [3, 2].
+
+    They depend on the arguments alone, neither on the order nor on the number of threads.
+    """
+    key = tf.random.experimental.stateless_fold_in(
+        tf.constant([seed, 0], tf.int64), epoch, alg="philox"
+    )
+    key = tf.random.experimental.stateless_fold_in(key, image_id, alg="philox")
+    return tf.random.stateless_uniform(
+        [3, 2], key, minval=None, maxval=None, dtype=tf.int32, alg="philox"
+    )
+
+
+def _features(
+    record: Tensors, geometry: augment.Geometry, canvas: tf.Tensor, config: DataConfig
+) -> Tensors:
+    image = augment.render_image(_decode_image(record), geometry, canvas)
+    return {
+        "image": _set_canvas_shape(image, config),
+        "image_id": record["image_id"],
+        "image_info": geometry.image_info,
+    }
+
+
+def _decode_image(record: Tensors) -> tf.Tensor:
+    """Pixels of any common encoding, gray and transparent ones too: uint8 [h, w, 3]."""
+    encoded, image_id = record["encoded"], record["image_id"]
+    known = tf.reduce_any(tf.strings.substr(encoded, 0, 2) == IMAGE_SIGNATURES)
+    advice = "; convert the data set again. Image id:"
+    check = tf.debugging.Assert(
+        known, ["A record holds no JPEG, PNG, GIF, BMP or WebP image" + advice, image_id]
+    )
+    with tf.control_dependencies([check]):
+        image = tf.io.decode_image(encoded, channels=3, expand_animations=False)
+    image = tf.ensure_shape(image, [None, None, 3])
+    said = [record["height"], record["width"]]
+    check = tf.debugging.Assert(
+        tf.reduce_all(tf.shape(image, tf.int64)[:2] == said),
+        ["A record tells another size than its image has" + advice, image_id, "size told:", said],
+    )
+    with tf.control_dependencies([check]):
+        return tf.identity(image)
+
+
+def _set_canvas_shape(image: tf.Tensor, config: DataConfig) -> tf.Tensor:
+    """Makes the shape static, as far as there is one canvas only."""
+    canvases = set(config.canvas_sizes)
+    return tf.ensure_shape(image, [*(canvases.pop() if len(canvases) == 1 else (None, None)), 3])
+
+
+def _ground_truths(
+    record: Tensors, geometry: augment.Geometry, config: DataConfig, include_masks: bool
+) -> Tensors:
+    """The instances to learn: no crowds, visible, as many as there is room for.
+
+    Returns:
+        gt_boxes float32 [n, 4], gt_classes int32 [n] and, with masks, gt_masks uint8 [n, M, M]
+        and gt_areas float32 [n], for n <= G instances in the record's order.
+    """
+    windows = augment.clip_to_source(record["boxes"], geometry)
+    boxes = augment.map_boxes(windows, geometry)
+    kept = ~record["is_crowd"] & tf.reduce_all(boxes[:, 2:] - boxes[:, :2] >= MIN_SIDE, axis=1)
+    if include_masks:
+        masks = (record["run_lengths"], record["num_runs"], record["height"], record["width"])
+        areas = mask_areas(*masks, geometry.source_box)
+        kept &= areas > 0
+    kept = tf.where(kept)[: config.max_instances, 0]
+
+    truths = {
+        "gt_boxes": tf.gather(boxes, kept),
+        "gt_classes": tf.gather(record["classes"], kept),
+    }
+    if include_masks:
+        truths["gt_masks"] = crop_masks(
+            *masks,
+            tf.gather(windows, kept),
+            kept,
+            config.mask_crop_size,
+            flip_vertical=geometry.flips[0],
+            flip_horizontal=geometry.flips[1],
+        )
+        canvas_pixels = tf.reduce_prod(geometry.scale)
+        truths["gt_areas"] = tf.cast(tf.gather(areas, kept), tf.float32) * canvas_pixels
+    return truths
+
+
+def _rpn_targets(
+    gt_boxes: tf.Tensor,
+    crowd_boxes: tf.Tensor,
+    canvas_index: tf.Tensor,
+    config: DataConfig,
+    seed: tf.Tensor,
+) -> RpnTargets:
+    """Matches the anchors of the canvas that the image is on."""
+
+    def match_on(canvas: tuple[int, int]) -> RpnTargets:
+        return match_and_sample(
+            gt_boxes,
+            crowd_boxes,
+            AnchorGrid.from_config(config, canvas),
+            seed,
+            positive_iou=config.rpn_positive_iou,
+            negative_iou=config.rpn_negative_iou,
+            num_samples=config.rpn_samples_per_image,
+            positive_fraction=config.rpn_positive_fraction,
+            ignore_crowds=config.rpn_ignore_crowds,
+        )
+
+    if len(config.canvas_sizes) == 1:
+        return match_on(config.canvas_sizes[0])
+    branches = [lambda canvas=canvas: match_on(canvas) for canvas in config.canvas_sizes]
+    return tf.switch_case(tf.cast(canvas_index, tf.int32), branches)
+
+
+def _pad(values: tf.Tensor, length: int) -> tf.Tensor:
+    """Extends the first axis to `length` with zeros."""
+    zeros = tf.zeros([length - tf.shape(values)[0], *values.shape[1:]], values.dtype)
+    return tf.ensure_shape(tf.concat([values, zeros], axis=0), [length, *values.shape[1:]])

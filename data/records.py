@@ -1,0 +1,291 @@
+"""The record schema: one image with its instances as a tf.train.Example in a TFRecord shard.
+
+The one place where records are written and parsed. Writing needs no TensorFlow, parsing uses
+graph operations only. The standard TF Object Detection keys carry what they can; beside them stand
+image/id, image/object/{category_id,annotation_id} and the masks as COCO run lengths
+(`data/coco.py`): image/object/mask/counts holds the runs of all instances one after another,
+image/object/mask/num_counts how many of them are each instance's.
+
+Axes: N instances of one image, R runs of one mask, T runs of all masks of one image.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+import os
+import struct
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+import google_crc32c
+import numpy as np
+
+_BOX_KEYS = tuple(f"image/object/bbox/{side}" for side in ("ymin", "xmin", "ymax", "xmax"))
+# Images may have any id from 0 on, and -1 marks padding, so this stands for "no id".
+_NO_ID = -(2**63)
+_HASH_RANGE = 2**63 - 1
+
+
+class Instance(NamedTuple):
+    """One annotated object."""
+
+    box: tuple[float, float, float, float]  # y1, x1, y2, x2 in pixels of the original image
+    label: int  # 1..K
+    name: str
+    is_crowd: bool
+    area: float  # the annotation's own, in pixels
+    category_id: int
+    annotation_id: int
+    run_lengths: np.ndarray | None  # int64 [R]; None in records without masks
+
+
+class Shard(NamedTuple):
+    """What was written to a shard."""
+
+    num_records: int
+    num_bytes: int
+    sha256: str
+
+
+def _varint(number: int) -> bytes:
+    """Protocol buffers' variable-length integer: seven bits a byte, the lowest first."""
+    groups = []
+    while number > 127:
+        groups.append(number & 127 | 128)
+        number >>= 7
+    return bytes([*groups, number])
+
+
+def _varints(values: Sequence[int]) -> bytes:
+    """Many of them at once; negative ones as 64-bit two's complement."""
+    numbers = np.asarray(values, np.int64).astype(np.uint64)[:, None]
+    position = np.arange(10)
+    groups = (numbers >> (7 * position).astype(np.uint64)) & np.uint64(127)
+    last = np.max(np.where(groups > 0, position, 0), axis=1, keepdims=True)
+    groups[position < last] |= np.uint64(128)
+    return groups[position <= last].astype(np.uint8).tobytes()
+
+
+def _delimited(field_number: int, payload: bytes) -> bytes:
+    return bytes([field_number << 3 | 2]) + _varint(len(payload)) + payload
+
+
+def _bytes_feature(*values: bytes) -> bytes:
+    return _delimited(1, b"".join(_delimited(1, value) for value in values))
+
+
+def _float_feature(values: Sequence[float]) -> bytes:
+    return _delimited(2, _delimited(1, np.asarray(values, "<f4").tobytes()))
+
+
+def _int64_feature(values: Sequence[int]) -> bytes:
+    return _delimited(3, _delimited(1, _varints(values)))
+
+
+def _serialize_example(features: dict[str, bytes]) -> bytes:
+    """Serialises a tf.train.Example, a map from keys to features, in order of key.
+
+    The message is small enough to write by hand, and so neither TensorFlow's start-up nor the
+    protobuf release at hand has a say in the bytes.
+    """
+    entries = (
+        _delimited(1, _delimited(1, key.encode()) + _delimited(2, feature))
+        for key, feature in sorted(features.items())
+    )
+    return _delimited(1, b"".join(entries))
+
+
+def encode_example(
+    *,
+    encoded: bytes,
+    image_format: str,
+    height: int,
+    width: int,
+    file_name: str,
+    image_id: int,
+    instances: Sequence[Instance],
+    include_masks: bool,
+) -> bytes:
+    """Serialises one image; the same arguments always give the same bytes.
+
+    Args:
+      encoded: the image file, kept untouched.
+      image_format: "jpeg" or "png".
+      height, width: size in pixels.
+      file_name: as in the annotations.
+      image_id: 0 or more.
+      instances: may be empty; then there are no image/object/* values.
+      include_masks: whether to write the instances' run lengths.
+
+    Returns:
+      A serialised tf.train.Example.
+    """
+    features = {
+        "image/encoded": _bytes_feature(encoded),
+        "image/format": _bytes_feature(image_format.encode()),
+        "image/filename": _bytes_feature(file_name.encode()),
+        "image/source_id": _bytes_feature(str(image_id).encode()),
+        "image/key/sha256": _bytes_feature(hashlib.sha256(encoded).hexdigest().encode()),
+        "image/height": _int64_feature([height]),
+        "image/width": _int64_feature([width]),
+        "image/id": _int64_feature([image_id]),
+    }
+    if instances:
+        features |= _instance_features(instances, height, width)
+    if instances and include_masks:
+        runs = [instance.run_lengths for instance in instances]
+        features["image/object/mask/num_counts"] = _int64_feature([len(entry) for entry in runs])
+        features["image/object/mask/counts"] = _int64_feature(np.concatenate(runs))
+    return _serialize_example(features)
+
+
+def _instance_features(instances: Sequence[Instance], height: int, width: int) -> dict[str, bytes]:
+    boxes = np.array([instance.box for instance in instances]) / (height, width, height, width)
+    integers = {
+        "class/label": [instance.label for instance in instances],
+        "is_crowd": [instance.is_crowd for instance in instances],
+        "category_id": [instance.category_id for instance in instances],
+        "annotation_id": [instance.annotation_id for instance in instances],
+    }
+    names = (instance.name.encode("utf-8", "replace") for instance in instances)
+    return {
+        "image/object/area": _float_feature([instance.area for instance in instances]),
+        "image/object/class/text": _bytes_feature(*names),
+        **{key: _float_feature(side) for key, side in zip(_BOX_KEYS, boxes.T, strict=True)},
+        **{f"image/object/{key}": _int64_feature(values) for key, values in integers.items()},
+    }
+
+
+def _masked_crc(data: bytes) -> bytes:
+    """CRC32C of the data, rotated and offset as the TFRecord format asks."""
+    crc = google_crc32c.value(data)
+    return struct.pack("<I", (((crc >> 15) | (crc << 17)) + 0xA282EAD8) & 0xFFFFFFFF)
+
+
+def write_shard(path: str, records: Iterable[bytes]) -> Shard:
+    """Writes a TFRecord file that appears under its name only when it is complete.
+
+    Args:
+      path: where to; a temporary file beside it is written and renamed.
+      records: serialised examples.
+
+    Raises:
+      OSError: the file cannot be written.
+    """
+    temporary_path = f"{path}.tmp"
+    digest = hashlib.sha256()
+    num_records = num_bytes = 0
+    try:
+        with open(temporary_path, "wb") as file:
+            for record in records:
+                length = struct.pack("<Q", len(record))
+                for part in (length, _masked_crc(length), record, _masked_crc(record)):
+                    file.write(part)
+                    digest.update(part)
+                    num_bytes += len(part)
+                num_records += 1
+        os.replace(temporary_path, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.remove(temporary_path)
+        raise
+    return Shard(num_records, num_bytes, digest.hexdigest())
+
+
+def parse_record(serialized, include_masks: bool) -> dict:
+    """Parses one record, ours or another converter's, with graph operations.
+
+    Absent instance keys count as empty, absent crowd flags as 0, absent areas as the boxes', absent
+    annotation ids as -1.
+
+    Args:
+      serialized: string scalar, a serialised tf.train.Example.
+      include_masks: whether to return the masks' run lengths.
+
+    Returns:
+      encoded: string scalar, the image file. image_id: int64 scalar; image/id where present, else
+      image/source_id as a number, else a stable hash of it (of image/filename when it is empty).
+      height, width: int64 scalars, pixels. boxes: float32 [N, 4], y1, x1, y2, x2 in pixels of the
+      original image. classes: int32 [N]. is_crowd: bool [N]. areas: float32 [N], pixels.
+      annotation_ids: int64 [N]. With masks also run_lengths: int64 [T] and num_runs: int64 [N].
+
+    Raises:
+      tf.errors.InvalidArgumentError: when evaluated on a record without image, height or width, or
+        whose instance keys differ in length, as when masks are asked for and it has none.
+    """
+    import tensorflow as tf
+
+    parsed = tf.io.parse_single_example(serialized, _parse_spec(tf, include_masks))
+    height, width = parsed["image/height"], parsed["image/width"]
+    sides = tf.cast(tf.stack([height, width, height, width]), tf.float32)
+    boxes = tf.stack([parsed[key] for key in _BOX_KEYS], axis=-1) * sides
+    num_instances = tf.shape(boxes)[0]
+
+    def per_instance(key, default):
+        return tf.concat([parsed[key], default[tf.size(parsed[key]) :]], axis=0)
+
+    with tf.control_dependencies(_length_checks(tf, parsed, num_instances, include_masks)):
+        record = {"encoded": tf.identity(parsed["image/encoded"])}
+    box_areas = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
+    no_flags = tf.zeros([num_instances], tf.int64)
+    record |= {
+        "image_id": _image_id(tf, parsed),
+        "height": height,
+        "width": width,
+        "boxes": boxes,
+        "classes": tf.cast(parsed["image/object/class/label"], tf.int32),
+        "is_crowd": per_instance("image/object/is_crowd", no_flags) > 0,
+        "areas": per_instance("image/object/area", box_areas),
+        "annotation_ids": per_instance("image/object/annotation_id", no_flags - 1),
+    }
+    if include_masks:
+        record["run_lengths"] = parsed["image/object/mask/counts"]
+        record["num_runs"] = parsed["image/object/mask/num_counts"]
+    return record
+
+
+def _parse_spec(tf, include_masks: bool) -> dict:
+    """The feature spec; instance keys may be absent and then parse as empty."""
+    integers = ["class/label", "is_crowd", "annotation_id"]
+    if include_masks:
+        integers += ["mask/counts", "mask/num_counts"]
+    any_length = functools.partial(tf.io.FixedLenSequenceFeature, [], allow_missing=True)
+    return {
+        "image/encoded": tf.io.FixedLenFeature([], tf.string),
+        "image/height": tf.io.FixedLenFeature([], tf.int64),
+        "image/width": tf.io.FixedLenFeature([], tf.int64),
+        "image/id": tf.io.FixedLenFeature([], tf.int64, _NO_ID),
+        "image/source_id": tf.io.FixedLenFeature([], tf.string, ""),
+        "image/filename": tf.io.FixedLenFeature([], tf.string, ""),
+        "image/object/area": any_length(tf.float32),
+        **{key: any_length(tf.float32) for key in _BOX_KEYS},
+        **{f"image/object/{key}": any_length(tf.int64) for key in integers},
+    }
+
+
+def _image_id(tf, parsed: dict):
+    source_id = parsed["image/source_id"]
+    name = tf.where(tf.equal(source_id, ""), parsed["image/filename"], source_id)
+    is_number = tf.strings.regex_full_match(source_id, r"[0-9]{1,18}")
+    named_id = tf.where(
+        is_number,
+        tf.strings.to_number(tf.where(is_number, source_id, "0"), tf.int64),
+        tf.strings.to_hash_bucket_fast(name, _HASH_RANGE),
+    )
+    return tf.where(tf.equal(parsed["image/id"], _NO_ID), named_id, parsed["image/id"])
+
+
+def _length_checks(tf, parsed: dict, num_instances, include_masks: bool) -> list:
+    """Assertions that every instance has what the network needs of it."""
+    wanted = {"image/object/class/label": "the record's boxes and class labels differ in number"}
+    if include_masks:
+        wanted["image/object/mask/num_counts"] = (
+            "the record's instances have no run-length masks; convert with masks, or train without"
+        )
+    checks = [
+        tf.debugging.assert_equal(tf.size(parsed[key]), num_instances, message)
+        for key, message in wanted.items()
+    ]
+    return [check for check in checks if check is not None]

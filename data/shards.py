@@ -1,0 +1,228 @@
+"""One shard of a conversion: reading, checking and encoding its images.
+
+Beside the finished shard stands a note of its checksum and of all that decided its bytes, by which
+a later run recognises it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+from data import coco, images, records
+
+# Part of what a finished shard's note must agree on; raise it when a record's bytes change.
+_RECORD_VERSION = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class ShardJob:
+    """All that a process needs to build one shard."""
+
+    name: str
+    build_dir: str  # where it is written
+    final_dir: str  # where an earlier run may have moved it
+    image_dir: str
+    include_masks: bool
+    skip_invalid: bool
+    images: Sequence[coco.CocoImage]
+    categories: Mapping[int, dict]  # by COCO id
+    input_sha256: str
+
+    @property
+    def path(self) -> str:
+        """The finished shard."""
+        return os.path.join(self.build_dir, self.name)
+
+    @property
+    def final_path(self) -> str:
+        """The shard once the whole conversion is done."""
+        return os.path.join(self.final_dir, self.name)
+
+    @property
+    def note_path(self) -> str:
+        """The note about the finished shard."""
+        return f"{self.path}.json"
+
+
+@dataclasses.dataclass
+class ShardResult:
+    """A shard's line in the manifest and its share of the counts."""
+
+    shard: dict = dataclasses.field(default_factory=dict)
+    num_instances: int = 0  # without crowds
+    num_crowds: int = 0
+    max_instances_per_image: int = 0  # without crowds
+    skipped: list[dict] = dataclasses.field(default_factory=list)
+
+
+def build_shard(job: ShardJob, advance: Callable[[int], None]) -> ShardResult:
+    """Builds one shard, or finds it finished by an earlier run.
+
+    Args:
+      job: what to build.
+      advance: called with the number of images done since its last call.
+
+    Raises:
+      UserError: an image or annotation is invalid and `job.skip_invalid` is off.
+      OSError: the shard cannot be written.
+    """
+    fingerprint = _fingerprint(job)
+    finished = _finished_result(job, fingerprint)
+    if finished is not None:
+        advance(len(job.images))
+        return finished
+    result = ShardResult()
+    written = records.write_shard(job.path, _encode_images(job, result, advance))
+    result.shard = {
+        "name": job.name,
+        "num_images": written.num_records,
+        "bytes": written.num_bytes,
+        "sha256": written.sha256,
+    }
+    note = {"fingerprint": fingerprint, "result": dataclasses.asdict(result)}
+    temporary_path = f"{job.note_path}.tmp"
+    with open(temporary_path, "w") as file:
+        json.dump(note, file)
+    os.replace(temporary_path, job.note_path)
+    return result
+
+
+def _fingerprint(job: ShardJob) -> str:
+    """Digest of all that decides a shard's bytes: settings, annotations, state of the images."""
+
+    def state(image):
+        try:
+            status = os.stat(_image_path(job, image))
+        except (OSError, ValueError):
+            return None
+        return status.st_size, status.st_mtime_ns
+
+    parts = [
+        _RECORD_VERSION,
+        job.name,
+        job.input_sha256,
+        os.path.abspath(job.image_dir),
+        job.include_masks,
+        job.skip_invalid,
+        [state(image) for image in job.images],
+    ]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+
+def _finished_result(job: ShardJob, fingerprint: str) -> ShardResult | None:
+    """The result of an earlier run, if its shard is whole and would come out the same."""
+    try:
+        with open(job.note_path) as file:
+            note = json.load(file)
+        if note["fingerprint"] != fingerprint:
+            return None
+        path = job.path if os.path.exists(job.path) else job.final_path
+        with open(path, "rb") as file:
+            digest = _file_sha256(file)
+    except (OSError, ValueError):
+        return None
+    return ShardResult(**note["result"]) if digest == note["result"]["shard"]["sha256"] else None
+
+
+def _file_sha256(file) -> str:
+    digest = hashlib.sha256()
+    while block := file.read(1 << 20):
+        digest.update(block)
+    return digest.hexdigest()
+
+
+def _encode_images(
+    job: ShardJob, result: ShardResult, advance: Callable[[int], None]
+) -> Iterator[bytes]:
+    """Yields the records of a shard and counts what is in them."""
+    skipped = coco.SkippedItems(tolerate=job.skip_invalid)
+    result.skipped = skipped.items
+    for image in job.images:
+        try:
+            encoded, image_format = _read_image(job, image)
+        except images.InvalidImage as error:
+            skipped.add_image(str(error), image.id, image.file_name)
+            advance(1)
+            continue
+        instances = _make_instances(job, image, skipped)
+        num_crowds = sum(instance.is_crowd for instance in instances)
+        num_instances = len(instances) - num_crowds
+        result.num_crowds += num_crowds
+        result.num_instances += num_instances
+        result.max_instances_per_image = max(result.max_instances_per_image, num_instances)
+        yield records.encode_example(
+            encoded=encoded,
+            image_format=image_format,
+            height=image.height,
+            width=image.width,
+            file_name=image.file_name,
+            image_id=image.id,
+            instances=instances,
+            include_masks=job.include_masks,
+        )
+        advance(1)
+
+
+def _image_path(job: ShardJob, image: coco.CocoImage) -> str:
+    return os.path.join(job.image_dir, image.file_name)
+
+
+def _read_image(job: ShardJob, image: coco.CocoImage) -> tuple[bytes, str]:
+    """Returns an image's bytes and format; raises InvalidImage unless they are as announced."""
+    path = _image_path(job, image)
+    try:
+        with open(path, "rb") as file:
+            encoded = file.read()
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise images.InvalidImage(f"cannot read {path!r}: {reason}") from None
+    facts = images.inspect_image(encoded)
+    if (facts.height, facts.width) != (image.height, image.width):
+        hint = (
+            "; its EXIF data make viewers turn it, annotations must refer to the stored pixels"
+            if images.is_turned_by_viewers(encoded)
+            else ""
+        )
+        raise images.InvalidImage(
+            f"the file has {facts.width}x{facts.height} pixels and the JSON says "
+            f"{image.width}x{image.height}{hint}"
+        )
+    return encoded, facts.format
+
+
+def _make_instances(
+    job: ShardJob, image: coco.CocoImage, skipped: coco.SkippedItems
+) -> list[records.Instance]:
+    instances = []
+    for annotation in image.annotations:
+        try:
+            instances.append(_make_instance(job, image, annotation))
+        except coco.InvalidAnnotation as error:
+            skipped.add_annotation(str(error), annotation["id"], image.id)
+    return instances
+
+
+def _make_instance(job: ShardJob, image: coco.CocoImage, annotation: Mapping) -> records.Instance:
+    category = job.categories[annotation["category_id"]]
+    y1, x1, y2, x2 = coco.clip_box(annotation["bbox"], image.height, image.width)
+    runs, area = None, (y2 - y1) * (x2 - x1)
+    if job.include_masks:
+        runs = coco.run_lengths(annotation.get("segmentation"), image.height, image.width)
+        area = coco.mask_area(runs)
+    area = annotation.get("area", area)
+    if not coco.is_finite_number(area) or area < 0:
+        raise coco.InvalidAnnotation(f"the area {area!r} is no number of 0 or more")
+    return records.Instance(
+        box=(y1, x1, y2, x2),
+        label=category["label"],
+        name=category["name"],
+        is_crowd=bool(annotation.get("iscrowd", 0)),
+        area=area,
+        category_id=category["id"],
+        annotation_id=annotation["id"],
+        run_lengths=runs,
+    )

@@ -1,0 +1,210 @@
+"""One record becomes one example: pixels, boxes, masks and anchors stay together."""
+
+import dataclasses
+import io
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from PIL import Image
+from sample_records import blobs, encode_png, make_instance, make_record
+
+from data.config import DataConfig
+from data.examples import eval_example, image_seeds, padding_example, train_example
+
+# A 32 x 48 image fills the canvas at scale 2. There, bilinear interpolation gives the original
+# pixel under a canvas pixel at least 9/16 of the weight, so thresholding recovers it exactly.
+CONFIG = DataConfig(
+    canvases=("64x96",),
+    short_side=64,
+    long_side=96,
+    train_short_side_min=64,
+    horizontal_flip=0.0,
+    max_instances=5,
+)
+
+
+def _train(record, include_masks=True, epoch=0, **changes):
+    config = dataclasses.replace(CONFIG, **changes)
+    features, labels = train_example(record, tf.constant(epoch, tf.int64), config, include_masks)
+    return (
+        {name: value.numpy() for name, value in features.items()},
+        {name: value.numpy() for name, value in labels.items()},
+    )
+
+
+def _picture(mask):
+    return np.repeat(mask[:, :, None] * np.uint8(255), 3, axis=2)
+
+
+def _sample(picture, box, size):
+    """Thresholded canvas pixels under the cell centres of a box on the canvas."""
+    centres = (np.arange(size) + 0.5) / size
+    rows = np.floor(box[0] + centres * (box[2] - box[0])).astype(int)
+    columns = np.floor(box[1] + centres * (box[3] - box[1])).astype(int)
+    return picture[rows[:, None], columns[None, :], 0] > 127
+
+
+@pytest.mark.parametrize("flips", [(0, 0), (0, 1), (1, 0), (1, 1)])
+@pytest.mark.parametrize("seed", range(3))
+def test_masks_are_what_the_canvas_shows_in_the_boxes(flips, seed):
+    rng = np.random.default_rng(seed)
+    mask = blobs(rng, 32, 48)
+    # Sides of the box in canvas pixels share no factor with 112 cells that would put a cell's
+    # centre on the edge of a pixel.
+    instance = make_instance(mask, box=(3, 4, 30, 45))
+    features, labels = _train(
+        make_record(_picture(mask), [instance]), vertical_flip=flips[0], horizontal_flip=flips[1]
+    )
+    picture, box = features["image"], labels["gt_boxes"][0]
+    y1, y2 = (64 - 60, 64 - 6) if flips[0] else (6, 60)
+    x1, x2 = (96 - 90, 96 - 8) if flips[1] else (8, 90)
+    np.testing.assert_allclose(box, (y1, x1, y2, x2), rtol=1e-5)
+    np.testing.assert_array_equal(labels["gt_masks"][0], _sample(picture, box, 112))
+    assert labels["gt_areas"][0] == (picture[..., 0] > 127).sum() == 4 * mask.sum()
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_masks_follow_a_crop(seed):
+    """Jitter 2 and a canvas of the image's size: a quarter of the image, enlarged twice."""
+    rng = np.random.default_rng(seed)
+    mask = blobs(rng, 64, 96)
+    # No cell centre of 29 lies on a pixel edge unless the box is a multiple of 58 pixels long.
+    features, labels = _train(
+        make_record(_picture(mask), [make_instance(mask)], image_id=seed),
+        scale_jitter_min=2.0,
+        scale_jitter_max=2.0,
+        horizontal_flip=0.5,
+        vertical_flip=0.5,
+        mask_crop_size=29,
+    )
+    np.testing.assert_allclose(features["image_info"], (64, 96, 2, 64, 96))
+    shown = features["image"][..., 0] > 127
+    assert labels["gt_areas"][0] == shown.sum() < 4 * mask.sum()
+    box = labels["gt_boxes"][0]
+    assert shown.any() == (labels["gt_classes"][0] == 1)
+    if shown.any():
+        np.testing.assert_array_equal(labels["gt_masks"][0], _sample(features["image"], box, 29))
+
+
+def test_instances_kept_are_visible_no_crowds_and_limited_in_number():
+    whole, nothing = np.ones((32, 48), np.uint8), np.zeros((32, 48), np.uint8)
+    instances = [
+        make_instance(whole, box=(0, 0, 32, 48), label=1, is_crowd=True),
+        make_instance(whole, box=(1, 1, 1, 9), label=2),  # no height
+        make_instance(whole, box=(1, 1, 1.25, 9), label=3),  # half a pixel on the canvas
+        make_instance(nothing, box=(1, 1, 9, 9), label=4),  # no mask pixels
+        *(make_instance(whole, box=(1, 1, 9, label), label=label) for label in range(5, 12)),
+    ]
+    labels = _train(make_record(_picture(whole), instances))[1]
+    np.testing.assert_array_equal(labels["gt_classes"], [5, 6, 7, 8, 9])
+    np.testing.assert_allclose(labels["gt_boxes"][:, 3], [10, 12, 14, 16, 18], rtol=1e-6)
+    labels = _train(make_record(_picture(whole), instances), max_instances=20)[1]
+    np.testing.assert_array_equal(labels["gt_classes"], [*range(5, 12), *[0] * 13])
+    assert not labels["gt_boxes"][7:].any() and not labels["gt_masks"][7:].any()
+
+
+def test_an_image_without_instances_teaches_background():
+    labels = _train(make_record(np.zeros((32, 48, 3), np.uint8)))[1]
+    assert not labels["gt_classes"].any() and not labels["gt_areas"].any()
+    assert (labels["rpn_labels"] == 0).all()
+    assert len(set(labels["rpn_indices"])) == 256
+
+
+def test_anchors_are_matched_on_the_canvas_and_crowds_shield_them():
+    whole = np.ones((32, 48), np.uint8)
+    thing = make_instance(whole, box=(0, 0, 16, 16))
+    crowd = make_instance(whole, box=(0, 0, 32, 48), is_crowd=True)
+    record = make_record(_picture(whole), [thing, crowd])
+    changes = {"rpn_samples_per_image": 2000, "rpn_positive_fraction": 1.0}
+    labels = _train(record, **changes)[1]
+    assert (labels["rpn_labels"] == 1).sum() >= 1
+    shielded = _train(record, rpn_ignore_crowds=True, **changes)[1]
+    assert (shielded["rpn_labels"] == 0).sum() < (labels["rpn_labels"] == 0).sum()
+
+
+def test_records_without_masks_give_labels_without_masks():
+    mask = np.ones((32, 48), np.uint8)
+    record = make_record(_picture(mask), [make_instance(mask)], include_masks=False)
+    labels = _train(record, include_masks=False)[1]
+    assert set(labels) == {
+        "gt_boxes", "gt_classes", "rpn_indices", "rpn_labels", "rpn_deltas", "sample_seeds"
+    }  # fmt: skip
+    assert labels["gt_classes"][0] == 1
+
+
+def _jpeg(pixels):
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "JPEG", quality=95)
+    return file.getvalue()
+
+
+def _palette(pixels):
+    file = io.BytesIO()
+    Image.fromarray(pixels).convert("P").save(file, "PNG")
+    return file.getvalue()
+
+
+GRAY = np.full((64, 96), 100, np.uint8)
+
+
+@pytest.mark.parametrize(
+    "encoded, tolerance",
+    [
+        (encode_png(GRAY), 0),
+        (encode_png(np.stack([GRAY, GRAY // 2], axis=2)), 0),  # gray with alpha
+        (encode_png(np.stack([GRAY, GRAY, GRAY, GRAY // 2], axis=2)), 0),  # RGBA
+        (encode_png(GRAY.astype(np.uint16) * 256 + 7), 0),  # 16 bits
+        (_palette(GRAY), 0),
+        (_jpeg(GRAY), 2),
+        (_jpeg(np.stack([GRAY] * 3, axis=2)), 2),
+    ],
+)
+def test_all_encodings_become_rgb(encoded, tolerance):
+    features = eval_example(make_record(GRAY, encoded=encoded, image_id=9), CONFIG)
+    assert features["image_id"] == 9
+    assert features["image"].dtype == tf.uint8
+    np.testing.assert_allclose(features["image"], np.full((64, 96, 3), 100), atol=tolerance)
+
+
+def test_evaluation_shows_the_whole_image_upright_at_the_rule_s_size():
+    picture = np.zeros((40, 20, 3), np.uint8)
+    picture[:20, :10] = 200
+    features = eval_example(make_record(picture), CONFIG)
+    np.testing.assert_array_equal(features["image_info"], np.float32([64, 32, 1.6, 40, 20]))
+    assert (features["image"][:31, :15].numpy() == 200).all()
+    assert not features["image"][33:].numpy().any() and not features["image"][:, 17:].numpy().any()
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"encoded": b"no picture"}, "holds no JPEG"),
+        ({"encoded": b""}, "holds no JPEG"),
+        ({"width": 95}, "another size"),
+    ],
+)
+def test_a_broken_record_is_named(changes, message):
+    record = make_record(GRAY, image_id=4711, **changes)
+    dataset = tf.data.Dataset.from_tensors(record).map(lambda one: eval_example(one, CONFIG))
+    with pytest.raises(tf.errors.InvalidArgumentError, match=f"(?s){message}.*4711"):
+        next(iter(dataset))
+
+
+def test_draws_depend_on_seed_epoch_and_image_alone():
+    def seeds(seed, epoch, image_id):
+        numbers = image_seeds(seed, tf.constant(epoch, tf.int64), tf.constant(image_id, tf.int64))
+        return tuple(numbers.numpy().ravel())
+
+    places = [(s, e, i) for s in (0, 1, 2**40) for e in (0, 1, 2) for i in (0, 1, 2, 2**62)]
+    assert len({seeds(*place) for place in places}) == len(places)
+    assert seeds(5, 6, 7) == seeds(5, 6, 7)
+
+
+def test_padding_has_the_shape_of_an_example():
+    padding = padding_example(tf.constant(64, tf.int64), tf.constant(96, tf.int64), CONFIG)
+    example = eval_example(make_record(GRAY), CONFIG)
+    assert padding["image_id"] == -1
+    assert not padding["image"].numpy().any()
+    for name, value in example.items():
+        assert (padding[name].shape, padding[name].dtype) == (value.shape, value.dtype)

@@ -1,0 +1,117 @@
+"""Image files: format from the bytes, truncation found wherever it is."""
+
+import io
+import pathlib
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from data.images import ImageFacts, InvalidImage, inspect_image, is_turned_by_viewers
+
+_SHARED_DATA = pathlib.Path(__file__).parents[2].parent / "shared" / "data"
+
+
+def _encode(image_format, mode="RGB", size=(45, 33), **options):
+    pixels = np.random.default_rng(0).integers(0, 256, [size[1], size[0], 4], np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(pixels).convert(mode).save(file, image_format, **options)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize(
+    "image_format, mode, options",
+    [
+        ("JPEG", "RGB", {}),
+        ("JPEG", "L", {}),
+        ("JPEG", "CMYK", {}),
+        ("JPEG", "RGB", {"progressive": True}),
+        ("PNG", "RGB", {}),
+        ("PNG", "RGBA", {}),
+        ("PNG", "P", {}),
+        ("PNG", "1", {}),
+    ],
+)
+def test_format_and_size_come_from_the_bytes(image_format, mode, options):
+    encoded = _encode(image_format, mode, **options)
+    assert inspect_image(encoded) == ImageFacts(image_format.lower(), height=33, width=45)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (7, 3), (8, 8)])
+def test_small_images_pass(size):
+    for image_format in ("JPEG", "PNG"):
+        facts = inspect_image(_encode(image_format, size=size))
+        assert (facts.width, facts.height) == size
+
+
+@pytest.mark.parametrize("image_format", ["JPEG", "PNG"])
+@pytest.mark.parametrize("progressive", [False, True])
+def test_every_truncation_is_found(image_format, progressive):
+    encoded = _encode(image_format, progressive=progressive)
+    for length in [
+        3,
+        9,
+        30,
+        *range(100, len(encoded), 97),
+        *range(len(encoded) - 20, len(encoded)),
+    ]:
+        with pytest.raises(InvalidImage, match="truncated or broken|neither|empty"):
+            inspect_image(encoded[:length])
+
+
+def test_a_jpeg_cut_behind_its_thumbnail_is_found():
+    thumbnail = _encode("JPEG", size=(8, 8))
+    encoded = _encode("JPEG", comment=thumbnail)
+    inspect_image(encoded)
+    end_of_thumbnail = encoded.index(b"\xff\xd9") + 2
+    assert end_of_thumbnail < len(encoded)
+    with pytest.raises(InvalidImage, match="truncated or broken"):
+        inspect_image(encoded[:end_of_thumbnail])
+
+
+def test_bytes_behind_the_end_are_allowed():
+    assert inspect_image(_encode("JPEG") + b"\0" * 10).format == "jpeg"
+    assert inspect_image(_encode("PNG") + b"\0" * 10).format == "png"
+
+
+def test_a_jpeg_whose_tail_was_never_written_is_found():
+    encoded = _encode("JPEG")
+    with pytest.raises(InvalidImage, match="end-of-image"):
+        inspect_image(encoded[: len(encoded) // 2] + b"\0" * (len(encoded) // 2))
+
+
+def test_damaged_png_bytes_are_found():
+    encoded = bytearray(_encode("PNG"))
+    encoded[len(encoded) // 2] ^= 1
+    with pytest.raises(InvalidImage, match="truncated or broken"):
+        inspect_image(bytes(encoded))
+
+
+@pytest.mark.parametrize(
+    "encoded, reason",
+    [(b"", "empty"), (b"GIF89a", "neither"), (_encode("WEBP"), "neither JPEG nor")],
+)
+def test_other_files_are_refused(encoded, reason):
+    with pytest.raises(InvalidImage, match=reason):
+        inspect_image(encoded)
+
+
+def test_rotation_tag():
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    assert is_turned_by_viewers(_encode("JPEG", exif=exif))
+    assert not is_turned_by_viewers(_encode("JPEG"))
+    assert not is_turned_by_viewers(b"")
+
+
+def test_real_photographs_pass_and_their_stumps_do_not():
+    folder = _SHARED_DATA / "coco_tiny" / "val2017"
+    if not folder.exists():
+        pytest.skip(f"no {folder}")
+    for path in sorted(folder.glob("*.jpg"))[:10]:
+        encoded = path.read_bytes()
+        with Image.open(path) as image:
+            assert inspect_image(encoded) == ImageFacts("jpeg", image.height, image.width)
+        for cut in (1, 2, 10, 1000, len(encoded) // 2):
+            with pytest.raises(InvalidImage):
+                inspect_image(encoded[:-cut])

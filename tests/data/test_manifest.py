@@ -1,0 +1,122 @@
+"""Manifests: written, read, found by the pattern of their shards."""
+
+import dataclasses
+import json
+
+import pytest
+
+from data.errors import UserError
+from data.manifest import (
+    Manifest,
+    expand_pattern,
+    find_manifest,
+    load_manifest,
+    manifest_name,
+    shard_name,
+    write_manifest,
+)
+
+_CATEGORIES = ({"label": 1, "id": 3, "name": "car"}, {"label": 2, "id": 90, "name": "brush"})
+
+
+def _manifest(prefix="train", **changes):
+    arguments = {
+        "num_images": 3,
+        "num_instances": 7,
+        "num_crowds": 1,
+        "max_instances_per_image": 4,
+        "include_masks": True,
+        "categories": _CATEGORIES,
+        "skipped": {"images": 0, "annotations": 1, "items": [{"annotation_id": 5, "reason": "?"}]},
+        "shards": ({"name": shard_name(prefix, 0, 1), "num_images": 3, "bytes": 9, "sha256": "a"},),
+    }
+    return Manifest(**{**arguments, **changes})
+
+
+def _write_set(folder, prefix, manifest=None):
+    path = str(folder / prefix)
+    for index in range(2):
+        open(shard_name(path, index, 2), "wb").close()
+    if manifest is not None:
+        write_manifest(manifest_name(path), manifest)
+    return path
+
+
+def test_names():
+    assert shard_name("out/train", 3, 12) == "out/train-00003-of-00012.tfrecord"
+    assert manifest_name("out/train") == "out/train.manifest.json"
+
+
+def test_round_trip_and_the_promised_keys(tmp_path):
+    path = str(tmp_path / "train.manifest.json")
+    write_manifest(path, _manifest())
+    assert load_manifest(path) == _manifest()
+    assert [entry.name for entry in tmp_path.iterdir()] == ["train.manifest.json"]
+    with open(path) as file:
+        content = json.load(file)
+    assert list(content)[0] == "schema_version" and content["schema_version"] == 1
+    assert set(content) == {field.name for field in dataclasses.fields(Manifest)}
+    assert _manifest().num_classes == 3
+
+
+@pytest.mark.parametrize(
+    "content, sentence",
+    [
+        ("{", "cannot read the manifest"),
+        ("[]", "schema version None"),
+        ('{"schema_version": 2}', "schema version 2 and this program reads 1"),
+        ('{"schema_version": 1}', "lacks 'num_images'"),
+    ],
+)
+def test_broken_manifests_are_refused(tmp_path, content, sentence):
+    path = tmp_path / "x.manifest.json"
+    path.write_text(content)
+    with pytest.raises(UserError, match=sentence):
+        load_manifest(str(path))
+
+
+def test_patterns_expand_sorted_without_repeats(tmp_path):
+    train, val = _write_set(tmp_path, "train"), _write_set(tmp_path, "val")
+    (tmp_path / "folder-00000-of-00002.tfrecord").mkdir()
+    expected = [shard_name(prefix, index, 2) for prefix in (train, val) for index in range(2)]
+    assert expand_pattern(f"{tmp_path}/*.tfrecord") == expected
+    assert expand_pattern(f"{val}-*, {train}-*,{train}-00001*") == expected
+    assert expand_pattern(f"file://{train}-*") == [f"file://{path}" for path in expected[:2]]
+
+
+@pytest.mark.parametrize("pattern", ["", "absent-*", "{}/train-*,{}/absent*"])
+def test_a_pattern_without_files_is_refused(tmp_path, pattern):
+    _write_set(tmp_path, "train")
+    with pytest.raises(UserError, match="no file matches"):
+        expand_pattern(pattern.replace("{}", str(tmp_path)))
+
+
+def test_the_manifest_of_a_pattern_is_found(tmp_path):
+    prefix = _write_set(tmp_path, "train", _manifest())
+    assert find_manifest(f"{prefix}-*") == _manifest()
+    assert find_manifest(f"{prefix}-00001-of-00002.tfrecord") == _manifest()
+    assert find_manifest(f"file://{prefix}-*") == _manifest()
+
+
+def test_records_of_others_have_no_manifest(tmp_path):
+    prefix = _write_set(tmp_path, "train")
+    assert find_manifest(f"{prefix}-*") is None
+    (tmp_path / "pets.record").touch()
+    assert find_manifest(str(tmp_path / "pets.record")) is None
+    with pytest.raises(UserError, match="no file matches"):
+        find_manifest(f"{prefix}x*")
+
+
+def test_several_sets_are_joined_when_their_categories_agree(tmp_path):
+    first = _write_set(tmp_path, "a", _manifest("a"))
+    second = _write_set(
+        tmp_path, "b", _manifest("b", include_masks=False, max_instances_per_image=9)
+    )
+    joined = find_manifest(f"{first}-*,{second}-*")
+    assert (joined.num_images, joined.num_instances, joined.num_crowds) == (6, 14, 2)
+    assert (joined.max_instances_per_image, joined.include_masks) == (9, False)
+    assert joined.skipped["annotations"] == len(joined.skipped["items"]) == 2
+    assert [shard["name"][0] for shard in joined.shards] == ["a", "b"]
+    write_manifest(manifest_name(second), _manifest("b", categories=_CATEGORIES[:1]))
+    with pytest.raises(UserError, match="categories in .* differ"):
+        find_manifest(f"{first}-*,{second}-*")
