@@ -1,0 +1,130 @@
+"""Settings of the network and its losses."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from data.config import require, setting
+
+BACKBONES = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
+NORMS = ("frozen_bn", "bn", "sync_bn", "gn")
+PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    """The Mask Scoring R-CNN network (`model/`)."""
+
+    num_classes: int = setting(
+        0, "Classes including the background; 0 takes it from the records' manifest."
+    )
+    precision: str = setting("float32", "float32, mixed_bfloat16 or mixed_float16.")
+    jit_compile: bool = setting(
+        False, "Compile steps with XLA; the mask heads then run on static slots."
+    )
+
+    backbone: str = setting("resnet50", "One of " + ", ".join(BACKBONES) + ".")
+    norm: str = setting("frozen_bn", "Normalisation: frozen_bn, bn, sync_bn or gn.")
+    freeze_at: int = setting(2, "Backbone stages that stay as they are: 1 the stem, 2 and res2…")
+    fpn_channels: int = setting(256, "Channels of the pyramid and the convolutional heads.")
+    pixel_mean: tuple[float, ...] = setting((123.675, 116.28, 103.53), "Subtracted from RGB.")
+    pixel_std: tuple[float, ...] = setting((58.395, 57.12, 57.375), "Divides what is left.")
+
+    rpn_pre_nms_train: int = setting(2000, "Proposals a level sends into NMS in training.")
+    rpn_pre_nms_test: int = setting(1000, "Proposals a level sends into NMS at test.")
+    rpn_post_nms_train: int = setting(1000, "Proposals an image keeps in training.")
+    rpn_post_nms_test: int = setting(1000, "Proposals an image keeps at test.")
+    rpn_nms_iou: float = setting(0.7, "IoU above which a proposal is suppressed.")
+    rpn_box_loss_beta: float = setting(0.0, "Where smooth L1 turns linear; 0 is plain L1.")
+
+    rois_per_image: int = setting(512, "RoIs an image trains its heads on.")
+    roi_positive_fraction: float = setting(0.25, "Largest share of positives among them.")
+    roi_positive_iou: float = setting(0.5, "RoIs with at least this IoU are positive.")
+    roi_sampling_ratio: int = setting(2, "Samples a RoIAlign bin takes along each side.")
+    head_dim: int = setting(1024, "Width of the fully connected layers.")
+    box_loss_beta: float = setting(0.0, "Where smooth L1 turns linear; 0 is plain L1.")
+
+    include_mask: bool = setting(True, "Build and train the mask head.")
+    mask_size: int = setting(28, "Side of the predicted masks, twice the mask RoI's 14.")
+    include_maskiou: bool = setting(True, "Build and train the MaskIoU head.")
+    maskiou_target_area: str = setting(
+        "closed", "Whole-object area from the box's area (closed) or from the mask (ratio)."
+    )
+    maskiou_target_threshold: float = setting(
+        0.5, "Mask probability from which a cell counts as predicted in the MaskIoU target."
+    )
+    maskiou_stop_gradient: bool = setting(
+        False, "Keep the MaskIoU loss from training the mask head and the backbone."
+    )
+    maskiou_loss_weight: float = setting(1.0, "Weight of the MaskIoU loss.")
+
+    score_threshold: float = setting(0.05, "Detections need a class score above this.")
+    nms_iou: float = setting(0.5, "IoU above which a detection of the same class is suppressed.")
+    detections_per_image: int = setting(100, "Detections an image keeps.")
+    rescore: bool = setting(True, "mask_score = box_score x mask_iou; off: mask_score = box_score.")
+
+    def __post_init__(self):
+        require(
+            self.num_classes == 0 or self.num_classes >= 2,
+            "num_classes",
+            self.num_classes,
+            "at least 2 (the background and one class), or 0",
+        )
+        for name, choices in (
+            ("backbone", BACKBONES),
+            ("norm", NORMS),
+            ("precision", PRECISIONS),
+            ("maskiou_target_area", ("closed", "ratio")),
+        ):
+            require(
+                getattr(self, name) in choices,
+                name,
+                getattr(self, name),
+                "one of " + ", ".join(choices),
+            )
+        require(0 <= self.freeze_at <= 5, "freeze_at", self.freeze_at, "0 to 5")
+        require(
+            self.roi_sampling_ratio >= 1,
+            "roi_sampling_ratio",
+            self.roi_sampling_ratio,
+            "at least 1",
+        )
+        require(
+            self.mask_size >= 4 and self.mask_size % 4 == 0,
+            "mask_size",
+            self.mask_size,
+            "a multiple of 4",
+        )
+        for name in (
+            "rpn_pre_nms_train",
+            "rpn_pre_nms_test",
+            "rpn_post_nms_train",
+            "rpn_post_nms_test",
+            "rois_per_image",
+            "detections_per_image",
+            "fpn_channels",
+            "head_dim",
+        ):
+            require(getattr(self, name) > 0, name, getattr(self, name), "a positive number")
+        for name in (
+            "rpn_nms_iou",
+            "roi_positive_fraction",
+            "roi_positive_iou",
+            "score_threshold",
+            "nms_iou",
+        ):
+            require(0 <= getattr(self, name) <= 1, name, getattr(self, name), "0 to 1")
+        require(
+            0 < self.maskiou_target_threshold < 1,
+            "maskiou_target_threshold",
+            self.maskiou_target_threshold,
+            "between 0 and 1",
+        )
+        require(
+            self.include_mask or not self.include_maskiou,
+            "include_maskiou",
+            True,
+            "--include_mask with it",
+        )
+        for name in ("pixel_mean", "pixel_std"):
+            require(len(getattr(self, name)) == 3, name, getattr(self, name), "three numbers")

@@ -1,0 +1,52 @@
+"""Feature Pyramid Network (Lin et al., CVPR 2017, section 3).
+
+Axes: B images, H W rows and columns, C channels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from model.layers import Conv, kaiming_uniform
+
+
+class FPN(keras.layers.Layer):
+    """Turns C2 … C5 into P2 … P6 of `channels` channels each.
+
+    Args:
+        rng: source of the initial weights.
+        in_channels: channels of C2 … C5.
+        channels: channels of every output.
+        dtype: Keras dtype policy.
+    """
+
+    def __init__(
+        self,
+        rng: np.random.Generator,
+        in_channels: Sequence[int],
+        channels: int,
+        *,
+        dtype: str = "float32",
+    ):
+        super().__init__(dtype=dtype, autocast=False)
+        kwargs = {"kernel_init": kaiming_uniform, "dtype": dtype}
+        self.laterals = [Conv(rng, n, channels, 1, **kwargs) for n in in_channels]
+        self.outputs = [Conv(rng, channels, channels, 3, **kwargs) for _ in in_channels]
+        self.built = True
+
+    def call(self, features: Sequence[tf.Tensor]) -> list[tf.Tensor]:
+        """Returns [P2, …, P6]; P6 takes every second cell of P5."""
+        merged = [lateral(x) for lateral, x in zip(self.laterals, features, strict=True)]
+        for fine in range(len(merged) - 2, -1, -1):
+            merged[fine] += _upsample(merged[fine + 1])
+        pyramid = [output(x) for output, x in zip(self.outputs, merged, strict=True)]
+        return [*pyramid, pyramid[-1][:, ::2, ::2, :]]
+
+
+def _upsample(x: tf.Tensor) -> tf.Tensor:
+    """Nearest-neighbour doubling of [B, H, W, C]."""
+    return tf.repeat(tf.repeat(x, 2, axis=1), 2, axis=2)

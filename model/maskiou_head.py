@@ -1,0 +1,159 @@
+"""MaskIoU head: how well each predicted mask fits its object.
+
+Source: Huang et al., Mask Scoring R-CNN, CVPR 2019, section 3.2 and 3.3.
+
+Axes: N RoIs of all images, K classes with the background, M side of a mask, C channels.
+"""
+
+from __future__ import annotations
+
+import math
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from model.layers import Conv, Dense, normal
+from model.losses import global_sum
+from model.mask_head import cover_mask
+
+
+class MaskIoUHead(keras.layers.Layer):
+    """Four 3×3 convolutions, the last with stride 2, and three fully connected layers."""
+
+    def __init__(
+        self,
+        rng: np.random.Generator,
+        channels: int,
+        hidden: int,
+        num_classes: int,
+        mask_size: int,
+        *,
+        dtype: str = "float32",
+    ):
+        super().__init__(dtype=dtype, autocast=False)
+        self.convs = [
+            Conv(rng, channels + 1, channels, 3, dtype=dtype),
+            Conv(rng, channels, channels, 3, dtype=dtype),
+            Conv(rng, channels, channels, 3, dtype=dtype),
+            Conv(rng, channels, channels, 3, stride=2, dtype=dtype),
+        ]
+        side = mask_size // 4
+        self.fc1 = Dense(rng, side * side * channels, hidden, dtype=dtype)
+        self.fc2 = Dense(rng, hidden, hidden, dtype=dtype)
+        self.maskiou = Dense(rng, hidden, num_classes, kernel_init=normal(0.01), dtype=dtype)
+        self.built = True
+
+    def call(self, features: tf.Tensor, mask_logits: tf.Tensor, classes: tf.Tensor) -> tf.Tensor:
+        """Predicts the IoU of each mask with its object.
+
+        Args:
+            features: [N, M / 2, M / 2, C], what the mask head saw.
+            mask_logits: float32 [N, M, M] of the class below.
+            classes: int32 [N], ground truth's in training, predicted at test.
+
+        Returns:
+            maskiou_pred, float32 [N], linear (not clipped to 0..1).
+        """
+        masks = tf.cast(tf.sigmoid(mask_logits), features.dtype)[..., None]
+        x = tf.concat([features, _pool(masks)], axis=-1)
+        for conv in self.convs:
+            x = tf.nn.relu(conv(x))
+        x = tf.reshape(x, [-1, int(np.prod(x.shape[1:]))])
+        x = tf.nn.relu(self.fc2(tf.nn.relu(self.fc1(x))))
+        return tf.gather(tf.cast(self.maskiou(x), tf.float32), classes, batch_dims=1)
+
+
+def _pool(masks: tf.Tensor) -> tf.Tensor:
+    """2×2 max-pooling with stride 2; of equal cells the first receives the gradient.
+
+    Elementwise maxima, because XLA has no deterministic gradient of MaxPool.
+    """
+    upper = tf.maximum(masks[:, ::2, ::2], masks[:, ::2, 1::2])
+    lower = tf.maximum(masks[:, 1::2, ::2], masks[:, 1::2, 1::2])
+    return tf.maximum(upper, lower)
+
+
+def maskiou_targets(
+    mask_logits: tf.Tensor,
+    mask_targets: tf.Tensor,
+    full_areas: tf.Tensor,
+    threshold: float = 0.5,
+) -> tf.Tensor:
+    """IoU of each predicted mask with the WHOLE object it belongs to.
+
+    With p the predicted mask (probability above the threshold) and m the part of the object within
+    the RoI, both on the RoI's grid, and `full` the area of the whole object in cells of that grid,
+
+        target = Σ p·m / max(Σ p + full - Σ p·m, 1)        (section 3.2)
+
+    so what the RoI cuts off counts against the mask.
+
+    Args:
+        mask_logits: float32 [N, M, M] of the ground-truth class.
+        mask_targets: float32 [N, M, M], 0 or 1.
+        full_areas: float32 [N], see `closed_full_areas` and `ratio_full_areas`.
+        threshold: probability from which a cell counts as predicted.
+
+    Returns:
+        float32 [N] in 0..1, without gradient.
+    """
+    logit = math.log(threshold / (1.0 - threshold))
+    predicted = tf.cast(mask_logits > logit, tf.float32)
+    intersection = tf.reduce_sum(predicted * mask_targets, axis=[1, 2])
+    full_areas = tf.maximum(full_areas, tf.reduce_sum(mask_targets, axis=[1, 2]))
+    union = tf.maximum(tf.reduce_sum(predicted, axis=[1, 2]) + full_areas - intersection, 1.0)
+    return tf.stop_gradient(tf.clip_by_value(intersection / union, 0.0, 1.0))
+
+
+def closed_full_areas(gt_areas: tf.Tensor, rois: tf.Tensor, mask_size: int) -> tf.Tensor:
+    """Area of each whole object in cells of its RoI's grid: A · M² / (w · h).
+
+    Args:
+        gt_areas: float32 [N], mask areas A in pixels of the network's input.
+        rois: float32 [N, 4].
+        mask_size: M.
+
+    Returns:
+        float32 [N].
+    """
+    sides = rois[:, 2:] - rois[:, :2]
+    roi_areas = tf.maximum(sides[:, 0] * sides[:, 1], 1e-6)
+    return gt_areas * float(mask_size * mask_size) / roi_areas
+
+
+def ratio_full_areas(
+    mask_targets: tf.Tensor, gt_masks: tf.Tensor, gt_windows: tf.Tensor, rois: tf.Tensor
+) -> tf.Tensor:
+    """The same area as the reference implementations estimate it: Σ m / (area inside / area).
+
+    Args:
+        mask_targets: float32 [N, M, M].
+        gt_masks: [N, M', M'], 0 or 1.
+        gt_windows: float32 [N, 4], the boxes that `gt_masks` cover.
+        rois: float32 [N, 4].
+
+    Returns:
+        float32 [N].
+    """
+    inside = cover_mask(gt_masks, gt_windows, rois, 1)[:, 0, 0]
+    whole = tf.reduce_sum(tf.cast(gt_masks, tf.float32), axis=[1, 2])
+    in_roi = tf.reduce_sum(mask_targets, axis=[1, 2])
+    return tf.math.divide_no_nan(in_roi * whole, inside)
+
+
+def maskiou_loss(maskiou_pred: tf.Tensor, targets: tf.Tensor, valid: tf.Tensor) -> tf.Tensor:
+    """½ (prediction - target)², mean over the RoIs of all replicas whose target is above 0.
+
+    Args:
+        maskiou_pred: float32 [N].
+        targets: float32 [N].
+        valid: bool [N], slots that hold a positive RoI.
+
+    Returns:
+        float32 scalar, 0 when no target is above 0.
+    """
+    counted = valid & (targets > 0)
+    error = tf.where(counted, maskiou_pred - targets, 0.0)
+    count = global_sum(tf.math.count_nonzero(counted, dtype=tf.int32))
+    return 0.5 * tf.reduce_sum(tf.square(error)) / tf.maximum(count, 1.0)

@@ -1,0 +1,67 @@
+"""The network as an Estimator-style model function."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import tensorflow as tf
+
+from model.mask_scoring_rcnn import MaskScoringRCNN, build_network
+
+TRAIN, EVAL, PREDICT = "train", "eval", "predict"
+
+
+class EstimatorSpec(NamedTuple):
+    """What a call of the model function computes.
+
+    Attributes:
+        mode: `TRAIN`, `EVAL` or `PREDICT`.
+        loss: in training this replica's share of the global loss, a float32 scalar: the sum over
+            replicas is the loss of the global batch.
+        losses: the parts of `loss` by name, with the same convention.
+        metrics: further float32 scalars to log, to be summed over replicas.
+        predictions: otherwise the detections of each image, see `MaskScoringRCNN.detect`, with
+            `image_id` and `image_info`.
+        network: the layers that were used.
+    """
+
+    mode: str
+    loss: tf.Tensor | None
+    losses: dict[str, tf.Tensor]
+    metrics: dict[str, tf.Tensor]
+    predictions: dict[str, tf.Tensor] | None
+    network: MaskScoringRCNN
+
+
+def model_fn(
+    features: dict[str, tf.Tensor],
+    labels: dict[str, tf.Tensor] | None,
+    mode: str,
+    params,
+    network: MaskScoringRCNN | None = None,
+) -> EstimatorSpec:
+    """Computes the losses or the predictions of one batch.
+
+    Args:
+        features: `image` uint8 [B, H, W, 3], `image_id` int64 [B], `image_info` float32 [B, 5]
+            (valid height, valid width, scale, original height, original width).
+        labels: what `data.input_fn` gives in training; None in the other modes.
+        mode: `TRAIN`, `EVAL` or `PREDICT`.
+        params: `trainer.config.Params`, of which `data` and `model` are read.
+        network: the layers to use; built from `params` when None.
+
+    Returns:
+        An `EstimatorSpec`.
+
+    Raises:
+        ValueError: for another mode.
+    """
+    network = network or build_network(params)
+    if mode == TRAIN:
+        losses, metrics = network.compute_losses(features, labels)
+        return EstimatorSpec(mode, tf.add_n(list(losses.values())), losses, metrics, None, network)
+    if mode not in (EVAL, PREDICT):
+        raise ValueError(f"mode={mode}: expected {TRAIN}, {EVAL} or {PREDICT}.")
+    predictions = network.detect(features)
+    predictions |= {key: features[key] for key in ("image_id", "image_info")}
+    return EstimatorSpec(mode, None, {}, {}, predictions, network)

@@ -1,0 +1,129 @@
+"""Pasting the mask a RoI predicts into its picture, and writing it as COCO run lengths.
+
+The rule is Detectron2's and mmdetection's: the M x M probabilities are a picture stretched over
+the box, sampled bilinearly at the centre of every image pixel, with zeros beyond its border.
+Pixel (y, x) has its centre at (y + 0.5, x + 0.5) and meets the mask at row
+(y + 0.5 - y1) / (y2 - y1) * M - 0.5, columns likewise. Bilinear sampling is separable, so a paste
+is rows [h, M] @ mask [M, M] @ columns [M, w], computed for the pixels around the box only.
+
+Axes: M mask side; H, W image; h, w the window of the image that the box can colour.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from pycocotools import mask as coco_mask
+
+
+class Window(NamedTuple):
+    """The part of a pasted mask that may be set; everything outside it is 0.
+
+    Attributes:
+      pixels: uint8 [h, w], 0 or 1; h or w is 0 when the box misses the image.
+      top: image row of the first window row.
+      left: image column of the first window column.
+    """
+
+    pixels: np.ndarray
+    top: int
+    left: int
+
+
+def _interpolation(start: float, stop: float, size: int, mask_side: int) -> tuple[int, np.ndarray]:
+    """Bilinear weights along one axis: first pixel, and float32 [pixels, M].
+
+    The M values are stretched over [start, stop); pixels further than half a cell outside see
+    only the zero padding and are left out.
+    """
+    if not stop > start:
+        return 0, np.zeros((0, mask_side), np.float32)
+    margin = (stop - start) / mask_side / 2
+    first = int(np.clip(np.floor(start - margin), 0, size))
+    last = int(np.clip(np.ceil(stop + margin), first, size))
+    centres = np.arange(first, last) + 0.5
+    cells = (centres - start) / (stop - start) * mask_side - 0.5
+    distances = np.abs(cells[:, None] - np.arange(mask_side))
+    return first, np.maximum(1 - distances, 0).astype(np.float32)
+
+
+def paste_window(
+    mask: np.ndarray, box: np.ndarray, height: int, width: int, threshold: float = 0.5
+) -> Window:
+    """Pastes one mask, returning only the window of the image that it can colour.
+
+    Args:
+      mask: float [M, M], probabilities over the box.
+      box: float [4], (y1, x1, y2, x2) in pixels of the image; may reach over its border. A box
+        without area gives an empty window.
+      height: H of the image, pixels.
+      width: W of the image, pixels.
+      threshold: pixels whose probability is at least this are set.
+    """
+    y1, x1, y2, x2 = (float(side) for side in box)
+    top, rows = _interpolation(y1, y2, height, mask.shape[0])
+    left, columns = _interpolation(x1, x2, width, mask.shape[1])
+    probabilities = rows @ mask.astype(np.float32) @ columns.T
+    return Window((probabilities >= threshold).astype(np.uint8), top, left)
+
+
+def paste_mask(
+    mask: np.ndarray, box: np.ndarray, height: int, width: int, threshold: float = 0.5
+) -> np.ndarray:
+    """Pastes one mask into an image: uint8 [H, W], 0 or 1. Arguments as in `paste_window`."""
+    window = paste_window(mask, box, height, width, threshold)
+    image = np.zeros((height, width), np.uint8)
+    rows, columns = window.pixels.shape
+    image[window.top : window.top + rows, window.left : window.left + columns] = window.pixels
+    return image
+
+
+def encode_window(window: Window, height: int, width: int) -> dict:
+    """COCO's compressed RLE of a window of an otherwise empty image.
+
+    Equal to pycocotools' encoding of the whole image, but the cost grows with the window.
+
+    Returns:
+      {"size": [H, W], "counts": str}.
+    """
+    columns = window.pixels.T.astype(np.int8)
+    edges = np.diff(np.pad(columns, ((0, 0), (1, 1))))
+    column, row = np.nonzero(edges == 1)
+    starts = (window.left + column) * height + window.top + row
+    column, row = np.nonzero(edges == -1)
+    stops = (window.left + column) * height + window.top + row
+    # A run that reaches the bottom goes on at the top of the next column.
+    joined = starts[1:] == stops[:-1]
+    starts = np.delete(starts, np.flatnonzero(joined) + 1)
+    stops = np.delete(stops, np.flatnonzero(joined))
+    bounds = np.stack([starts, stops], axis=1).ravel()
+    counts = np.diff(np.concatenate([[0], bounds, [height * width]])).tolist()
+    if len(counts) > 1 and counts[-1] == 0:
+        counts.pop()
+    return encode_counts(counts, height, width)
+
+
+def encode_counts(counts: Sequence[int], height: int, width: int) -> dict:
+    """COCO's compressed RLE of run lengths (column by column, zeros first).
+
+    Returns:
+      {"size": [H, W], "counts": str}.
+    """
+    size = [height, width]
+    rle = coco_mask.frPyObjects({"size": size, "counts": list(counts)}, height, width)
+    return {"size": size, "counts": rle["counts"].decode("ascii")}
+
+
+def encode_rle(mask: np.ndarray) -> dict:
+    """COCO's compressed RLE of a binary mask [H, W]: {"size": [H, W], "counts": str}."""
+    height, width = mask.shape
+    return encode_window(Window(np.asarray(mask != 0, np.uint8), 0, 0), height, width)
+
+
+def paste_rle(
+    mask: np.ndarray, box: np.ndarray, height: int, width: int, threshold: float = 0.5
+) -> dict:
+    """Pastes one mask and encodes it: arguments as in `paste_window`, result as `encode_rle`."""
+    return encode_window(paste_window(mask, box, height, width, threshold), height, width)

@@ -1,0 +1,99 @@
+"""From RPN outputs to proposals (Ren et al., NIPS 2015, section 3.3; per level as in FPN).
+
+Axes: B images, A anchors, L levels, P proposals.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import tensorflow as tf
+
+from data import boxes as box_ops
+from data.anchors import AnchorGrid
+from model.nms import suppress
+from model.rpn import RPNOutputs
+
+# Marks a slot that holds no box. Finite, so that arithmetic on it makes no NaN.
+EMPTY_SCORE = -1e30
+
+
+class Proposals(NamedTuple):
+    """Class-agnostic boxes in order of falling score; no gradient flows through them."""
+
+    boxes: tf.Tensor  # float32 [B, P, 4], zeros where not valid
+    scores: tf.Tensor  # float32 [B, P], objectness logits
+    valid: tf.Tensor  # bool [B, P]
+
+
+def generate_proposals(
+    outputs: RPNOutputs,
+    grid: AnchorGrid,
+    image_info: tf.Tensor,
+    *,
+    pre_nms: int,
+    post_nms: int,
+    nms_iou: float,
+    static: bool,
+) -> Proposals:
+    """Takes the best anchors of each level, decodes, clips and suppresses them level by level.
+
+    Args:
+        outputs: of the RPN head.
+        grid: the anchors that the outputs belong to.
+        image_info: float32 [B, 5]; its first two columns are the height and width to clip to.
+        pre_nms: anchors a level sends into NMS.
+        post_nms: P.
+        nms_iou: overlap above which the worse of two proposals goes.
+        static: see `suppress`.
+
+    Returns:
+        `Proposals`.
+    """
+    logits, deltas = tf.stop_gradient(outputs.logits), tf.stop_gradient(outputs.deltas)
+    boxes, scores = _best_of_each_level(logits, deltas, grid, image_info, pre_nms)
+    batch, levels, candidates = scores.shape
+    scores = tf.reshape(scores, [batch * levels, candidates])
+    # Logits may be negative, which `suppress` does not bear; their order in the level serves it.
+    ranks = tf.range(candidates, 0.0, -1.0)
+    ranks = tf.where(scores > EMPTY_SCORE / 2, ranks, 0.0)
+    kept = suppress(
+        tf.reshape(boxes, [batch * levels, candidates, 1, 4]),
+        ranks[..., None],
+        iou_threshold=nms_iou,
+        score_threshold=0.0,
+        max_output=min(post_nms, candidates),
+        static=static,
+    )
+    position = tf.where(kept.valid, candidates - tf.cast(kept.scores, tf.int32), 0)
+    scores = tf.where(kept.valid, tf.gather(scores, position, batch_dims=1), EMPTY_SCORE)
+    scores = tf.reshape(scores, [batch, -1])
+    boxes = tf.reshape(kept.boxes, [batch, -1, 4])
+    scores, best = tf.math.top_k(scores, min(post_nms, scores.shape[1]))
+    return Proposals(
+        boxes=tf.gather(boxes, best, batch_dims=1),
+        scores=scores,
+        valid=scores > EMPTY_SCORE / 2,
+    )
+
+
+def _best_of_each_level(logits, deltas, grid, image_info, pre_nms):
+    """Boxes [B, L, N, 4] and scores [B, L, N], N the most candidates a level has."""
+    anchors = tf.split(tf.constant(grid.boxes()), grid.level_sizes)
+    logits = tf.split(logits, grid.level_sizes, axis=1)
+    deltas = tf.split(deltas, grid.level_sizes, axis=1)
+    height, width = image_info[:, None, 0], image_info[:, None, 1]
+    most = min(pre_nms, max(grid.level_sizes))
+    all_boxes, all_scores = [], []
+    for level in range(len(anchors)):
+        count = min(pre_nms, grid.level_sizes[level])
+        scores, best = tf.math.top_k(logits[level], count)
+        boxes = box_ops.decode(
+            tf.gather(deltas[level], best, batch_dims=1), tf.gather(anchors[level], best)
+        )
+        boxes = box_ops.clip(boxes, height, width)
+        scores = tf.where(box_ops.area(boxes) > 0, scores, EMPTY_SCORE)
+        padding = [[0, 0], [0, most - count]]
+        all_boxes.append(tf.pad(boxes, [*padding, [0, 0]]))
+        all_scores.append(tf.pad(scores, padding, constant_values=EMPTY_SCORE))
+    return tf.stack(all_boxes, 1), tf.stack(all_scores, 1)

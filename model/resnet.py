@@ -1,0 +1,173 @@
+"""ResNet backbones (He et al., CVPR 2016, table 1), stride 2 in the 3×3 convolution.
+
+Axes: B images, H W rows and columns of the input, C channels.
+"""
+
+from __future__ import annotations
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from model.layers import ConvNorm
+
+DEPTHS = {
+    "resnet18": (2, 2, 2, 2),
+    "resnet34": (3, 4, 6, 3),
+    "resnet50": (3, 4, 6, 3),
+    "resnet101": (3, 4, 23, 3),
+    "resnet152": (3, 8, 36, 3),
+}
+BASIC = ("resnet18", "resnet34")
+STAGE_WIDTHS = (64, 128, 256, 512)
+
+
+class BasicBlock(keras.layers.Layer):
+    """Two 3×3 convolutions and a shortcut."""
+
+    expansion = 1
+
+    def __init__(
+        self,
+        rng: np.random.Generator,
+        in_channels: int,
+        width: int,
+        stride: int,
+        *,
+        norm: str,
+        dtype: str,
+    ):
+        super().__init__(dtype=dtype, autocast=False)
+        self.conv1 = ConvNorm(rng, in_channels, width, 3, stride=stride, norm=norm, dtype=dtype)
+        self.conv2 = ConvNorm(rng, width, width, 3, norm=norm, dtype=dtype)
+        self.shortcut = _shortcut(rng, in_channels, width, stride, norm, dtype)
+        self.built = True
+
+    def call(self, x: tf.Tensor, training: bool = False) -> tf.Tensor:
+        """[B, H, W, in_channels] → [B, H / stride, W / stride, width]."""
+        y = tf.nn.relu(self.conv1(x, training=training))
+        y = self.conv2(y, training=training)
+        shortcut = x if self.shortcut is None else self.shortcut(x, training=training)
+        return tf.nn.relu(y + shortcut)
+
+
+class Bottleneck(keras.layers.Layer):
+    """1×1, 3×3 and 1×1 convolutions and a shortcut; the output is 4 × `width` channels."""
+
+    expansion = 4
+
+    def __init__(
+        self,
+        rng: np.random.Generator,
+        in_channels: int,
+        width: int,
+        stride: int,
+        *,
+        norm: str,
+        dtype: str,
+    ):
+        super().__init__(dtype=dtype, autocast=False)
+        out = width * self.expansion
+        self.conv1 = ConvNorm(rng, in_channels, width, 1, norm=norm, dtype=dtype)
+        self.conv2 = ConvNorm(rng, width, width, 3, stride=stride, norm=norm, dtype=dtype)
+        self.conv3 = ConvNorm(rng, width, out, 1, norm=norm, dtype=dtype)
+        self.shortcut = _shortcut(rng, in_channels, out, stride, norm, dtype)
+        self.built = True
+
+    def call(self, x: tf.Tensor, training: bool = False) -> tf.Tensor:
+        """[B, H, W, in_channels] → [B, H / stride, W / stride, 4 width]."""
+        y = tf.nn.relu(self.conv1(x, training=training))
+        y = tf.nn.relu(self.conv2(y, training=training))
+        y = self.conv3(y, training=training)
+        shortcut = x if self.shortcut is None else self.shortcut(x, training=training)
+        return tf.nn.relu(y + shortcut)
+
+
+def _shortcut(rng, in_channels, out_channels, stride, norm, dtype) -> ConvNorm | None:
+    if in_channels == out_channels and stride == 1:
+        return None
+    return ConvNorm(rng, in_channels, out_channels, 1, stride=stride, norm=norm, dtype=dtype)
+
+
+class ResNet(keras.layers.Layer):
+    """A ResNet without its classifier.
+
+    Args:
+        rng: source of the initial weights.
+        name: a key of `DEPTHS`.
+        norm: see `model.layers.make_norm`.
+        freeze_at: stages that neither train nor pass gradients on: 1 the stem, 2 and res2, ….
+        static: use ops that XLA can compile in every mode.
+        dtype: Keras dtype policy.
+    """
+
+    def __init__(
+        self,
+        rng: np.random.Generator,
+        name: str,
+        *,
+        norm: str,
+        freeze_at: int = 0,
+        static: bool = False,
+        dtype: str = "float32",
+    ):
+        super().__init__(dtype=dtype, autocast=False)
+        self.pool = _pool_by_slices if static else _pool
+        block = BasicBlock if name in BASIC else Bottleneck
+        self.stem = ConvNorm(rng, 3, 64, 7, stride=2, norm=norm, dtype=dtype)
+        self.stages = []
+        channels = 64
+        for index, (depth, width) in enumerate(zip(DEPTHS[name], STAGE_WIDTHS, strict=True)):
+            blocks = []
+            for position in range(depth):
+                stride = 2 if index > 0 and position == 0 else 1
+                blocks.append(block(rng, channels, width, stride, norm=norm, dtype=dtype))
+                channels = width * block.expansion
+            self.stages.append(blocks)
+        self.out_channels = tuple(width * block.expansion for width in STAGE_WIDTHS)
+        self.freeze_at = freeze_at
+        for frozen in [[self.stem], *self.stages][:freeze_at]:
+            for layer in frozen:
+                layer.trainable = False
+        self.built = True
+
+    def call(self, x: tf.Tensor, training: bool = False) -> list[tf.Tensor]:
+        """Returns C2 … C5 of strides 4, 8, 16, 32 for normalised pixels [B, H, W, 3]."""
+
+        def trains(stage: int) -> bool:
+            return training and stage > self.freeze_at
+
+        x = tf.nn.relu(self.stem(x, training=trains(1)))
+        x = self.pool(x)
+        outputs = []
+        for stage, blocks in enumerate(self.stages, start=2):
+            for block in blocks:
+                x = block(x, training=trains(stage))
+            if stage <= self.freeze_at:
+                x = tf.stop_gradient(x)
+            outputs.append(x)
+        return outputs
+
+
+def _pad_border(x: tf.Tensor) -> tf.Tensor:
+    """Activations are not negative after the ReLU, so zeros are as good as minus infinity."""
+    return tf.pad(x, [[0, 0], [1, 1], [1, 1], [0, 0]])
+
+
+def _pool(x: tf.Tensor) -> tf.Tensor:
+    """3×3 max-pooling with stride 2 and one pixel of padding on every side."""
+    return tf.nn.max_pool2d(_pad_border(x), 3, 2, "VALID")
+
+
+def _pool_by_slices(x: tf.Tensor) -> tf.Tensor:
+    """The same from elementwise maxima: XLA has no deterministic gradient of MaxPool."""
+    x = _pad_border(x)
+    for axis in (1, 2):
+        size = (x.shape[axis] - 1) // 2
+        parts = []
+        for offset in range(3):
+            span = [slice(None)] * 4
+            span[axis] = slice(offset, offset + 2 * size, 2)
+            parts.append(x[tuple(span)])
+        x = tf.maximum(tf.maximum(parts[0], parts[1]), parts[2])
+    return x

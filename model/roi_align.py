@@ -1,0 +1,166 @@
+"""RoIAlign over a feature pyramid (He et al., Mask R-CNN, ICCV 2017, section 3).
+
+Axes: B images, N RoIs of all images, L levels P2 … P5, S samples along one side of a RoI,
+C channels.
+
+The aligned variant: a RoI's edges are moved by half a cell, because the value of a cell belongs
+to its centre. Each output bin averages `sampling_ratio`² bilinear samples. A sample up to one cell
+outside the map takes the value at its border; further outside it counts 0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import tensorflow as tf
+
+CANONICAL_SIZE = 224.0
+CANONICAL_LEVEL = 4
+
+
+def assign_levels(rois: tf.Tensor, min_level: int, max_level: int) -> tf.Tensor:
+    """The pyramid level each RoI is pooled from (FPN, CVPR 2017, equation 1).
+
+    Args:
+        rois: float32 [N, 4] in pixels.
+        min_level: finest level.
+        max_level: coarsest level.
+
+    Returns:
+        int32 [N], ⌊4 + log2(√area / 224)⌋ clamped to the levels there are.
+    """
+    sides = tf.maximum(rois[:, 2:] - rois[:, :2], 0.0)
+    size = tf.sqrt(sides[:, 0] * sides[:, 1])
+    # The epsilon keeps a size of exactly 224 on level 4 in spite of the logarithm's rounding.
+    level = CANONICAL_LEVEL + tf.math.log(size / CANONICAL_SIZE + 1e-8) / np.log(2.0).astype("f")
+    return tf.clip_by_value(tf.cast(tf.floor(level), tf.int32), min_level, max_level)
+
+
+def roi_align(
+    pyramid: Sequence[tf.Tensor],
+    rois: tf.Tensor,
+    image_index: tf.Tensor,
+    *,
+    output_size: int,
+    sampling_ratio: int,
+    static: bool,
+    min_level: int = 2,
+) -> tf.Tensor:
+    """Pools each RoI from the level its size asks for.
+
+    Args:
+        pyramid: the levels to pool from, finest first, [B, H_l, W_l, C] each.
+        rois: float32 [N, 4] in pixels; no gradient flows to them.
+        image_index: int32 [N], the image each RoI lies in.
+        output_size: bins along a side.
+        sampling_ratio: samples along a side of a bin.
+        static: use gathers that XLA can compile instead of one op a level.
+        min_level: level of `pyramid[0]`, which has stride 2 ** min_level.
+
+    Returns:
+        [N, output_size, output_size, C] in the dtype of the pyramid.
+    """
+    rois = tf.stop_gradient(rois)
+    levels = assign_levels(rois, min_level, min_level + len(pyramid) - 1) - min_level
+    pool = _pool_static if static else _pool_by_level
+    strides = [2 ** (min_level + level) for level in range(len(pyramid))]
+    return pool(pyramid, strides, levels, rois, image_index, output_size, sampling_ratio)
+
+
+def _first_and_step(rois, stride, output_size, sampling_ratio):
+    """Position of a RoI's first sample and their distance: [N, 2] (y, x) each, in cells."""
+    corner = rois[:, :2] / stride - 0.5
+    step = (rois[:, 2:] - rois[:, :2]) / stride / (output_size * sampling_ratio)
+    return corner + 0.5 * step, step
+
+
+def _pool_by_level(pyramid, strides, levels, rois, image_index, output_size, sampling_ratio):
+    _make_crop_gradient_exact()
+    members = tf.dynamic_partition(tf.range(tf.shape(rois)[0]), levels, len(pyramid))
+    pooled = [
+        _pool_level(
+            features,
+            *_first_and_step(tf.gather(rois, member), stride, output_size, sampling_ratio),
+            tf.gather(image_index, member),
+            output_size,
+            sampling_ratio,
+        )
+        for features, stride, member in zip(pyramid, strides, members, strict=True)
+    ]
+    pooled = tf.dynamic_stitch(members, pooled)
+    return tf.cast(pooled, pyramid[0].dtype)
+
+
+def _pool_level(features, first, step, image_index, output_size, sampling_ratio):
+    """CropAndResize takes exactly the samples of RoIAlign when it is told where they begin and
+    end; a border of one repeated cell gives it RoIAlign's behaviour at the edges."""
+    samples = output_size * sampling_ratio
+    padded = tf.pad(
+        tf.cast(features, tf.float32), [[0, 0], [1, 1], [1, 1], [0, 0]], mode="SYMMETRIC"
+    )
+    extent = tf.constant([features.shape[1] + 1.0, features.shape[2] + 1.0])
+    boxes = tf.concat([(first + 1.0) / extent, (first + 1.0 + step * (samples - 1)) / extent], -1)
+    crops = tf.image.crop_and_resize(padded, boxes, image_index, [samples, samples])
+    return tf.nn.avg_pool2d(crops, sampling_ratio, sampling_ratio, "VALID")
+
+
+def _make_crop_gradient_exact() -> None:
+    """CPU threads race in CropAndResizeGradImage and lose updates unless ops are deterministic.
+
+    On a CPU the switch costs nothing measurable; GPU kernels add atomically and need no switch.
+    """
+    if not tf.config.list_physical_devices("GPU"):
+        tf.config.experimental.enable_op_determinism()
+
+
+def _pool_static(pyramid, strides, levels, rois, image_index, output_size, sampling_ratio):
+    """Gathers the four neighbours of every sample from the flattened pyramid."""
+    shapes = np.array([level.shape[1:3] for level in pyramid], np.int32)
+    cells = np.prod(shapes, axis=1)
+    starts = np.concatenate([[0], np.cumsum(cells)[:-1]]).astype(np.int32)
+    flat = tf.concat(
+        [tf.reshape(p, [p.shape[0], n, p.shape[3]]) for p, n in zip(pyramid, cells, strict=True)], 1
+    )
+
+    stride = tf.gather(tf.constant(strides, tf.float32), levels)[:, None]
+    first, step = _first_and_step(rois, stride, output_size, sampling_ratio)
+    ramp = tf.range(output_size * sampling_ratio, dtype=tf.float32)
+    positions = first[:, None, :] + ramp[None, :, None] * step[:, None, :]
+    sizes = tf.gather(tf.constant(shapes), levels)
+    rows, row_weights = _neighbours(positions[..., 0], sizes[:, 0], sampling_ratio)
+    columns, column_weights = _neighbours(positions[..., 1], sizes[:, 1], sampling_ratio)
+
+    start = tf.gather(tf.constant(starts), levels) + image_index * int(cells.sum())
+    index = rows[:, :, None] * sizes[:, None, None, 1] + columns[:, None, :]
+    corners = tf.gather(tf.reshape(flat, [-1, flat.shape[2]]), start[:, None, None] + index)
+    taps = 2 * sampling_ratio
+    count = rois.shape[0] if rois.shape[0] is not None else tf.shape(rois)[0]
+    corners = tf.reshape(corners, [count, output_size, taps, output_size, taps, flat.shape[2]])
+    row_weights = tf.reshape(tf.cast(row_weights, flat.dtype), [count, output_size, taps])
+    column_weights = tf.reshape(tf.cast(column_weights, flat.dtype), [count, output_size, taps])
+    return tf.einsum("niajbc,nia,njb->nijc", corners, row_weights, column_weights)
+
+
+def _neighbours(position, size, sampling_ratio):
+    """The two cells beside each sample along one axis and their weights.
+
+    Args:
+        position: float32 [N, S] in cells.
+        size: int32 [N], cells of the RoI's level.
+        sampling_ratio: samples a bin averages along the axis.
+
+    Returns:
+        int32 [N, 2 S] and float32 [N, 2 S], neighbours of one sample side by side.
+    """
+    size = size[:, None]
+    limit = tf.cast(size, tf.float32)
+    inside = tf.cast((position >= -1.0) & (position <= limit), tf.float32) / sampling_ratio
+    position = tf.clip_by_value(position, 0.0, limit - 1.0)
+    low = tf.cast(tf.floor(position), tf.int32)
+    high = tf.minimum(low + 1, size - 1)
+    fraction = position - tf.cast(low, tf.float32)
+    shape = [-1, 2 * position.shape[1]]
+    indices = tf.reshape(tf.stack([low, high], -1), shape)
+    weights = tf.stack([(1.0 - fraction) * inside, fraction * inside], -1)
+    return indices, tf.reshape(weights, shape)

@@ -1,0 +1,90 @@
+"""Choosing the RoIs that the heads train on (Girshick, Fast R-CNN, section 2.3).
+
+Axes: B images, P proposals, G ground truths, R sampled RoIs.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import tensorflow as tf
+
+from data import boxes as box_ops
+from model.proposals import Proposals
+
+
+class SampledRoIs(NamedTuple):
+    """RoIs of a training step; an image's positives come before its negatives."""
+
+    boxes: tf.Tensor  # float32 [B, R, 4]
+    classes: tf.Tensor  # int32 [B, R], 0 = background
+    matches: tf.Tensor  # int32 [B, R], index into G of the box overlapped most
+    valid: tf.Tensor  # bool [B, R]
+
+    @property
+    def positive(self) -> tf.Tensor:
+        """bool [B, R]."""
+        return self.valid & (self.classes > 0)
+
+
+def sample_rois(
+    proposals: Proposals,
+    gt_boxes: tf.Tensor,
+    gt_classes: tf.Tensor,
+    seeds: tf.Tensor,
+    *,
+    num_rois: int,
+    positive_fraction: float,
+    positive_iou: float,
+) -> SampledRoIs:
+    """Draws RoIs at random from the proposals and the ground-truth boxes themselves.
+
+    Args:
+        proposals: of the RPN.
+        gt_boxes: float32 [B, G, 4].
+        gt_classes: int32 [B, G], 0 = padding.
+        seeds: int32 [B, 2], one an image, so that the draw is the same on every replica layout.
+        num_rois: R.
+        positive_fraction: at most this share of R is positive.
+        positive_iou: IoU with some ground truth from which a RoI is positive; all others are
+            negative.
+
+    Returns:
+        `SampledRoIs`, without gradient.
+    """
+    candidates = tf.concat([proposals.boxes, gt_boxes], axis=1)
+    usable = tf.concat([proposals.valid, gt_classes > 0], axis=1)
+    iou = box_ops.pairwise_iou(candidates, gt_boxes)
+    iou = tf.where((gt_classes > 0)[:, None, :], iou, -1.0)
+    matches = tf.argmax(iou, axis=-1, output_type=tf.int32)
+    positive = usable & (tf.reduce_max(iou, axis=-1) >= positive_iou)
+
+    priority = tf.stack(
+        [_uniform(seed, candidates.shape[1]) for seed in tf.unstack(seeds, num=gt_boxes.shape[0])]
+    )
+    most = min(int(num_rois * positive_fraction), candidates.shape[1])
+    chosen = positive & _among_the_first(tf.where(positive, priority, -1.0), most)
+    rank = tf.where(chosen, 1.0 + priority, tf.where(usable & ~positive, priority, -1.0))
+    rank, order = tf.math.top_k(rank, min(num_rois, candidates.shape[1]))
+    classes = tf.gather(gt_classes, matches, batch_dims=1)
+    classes = tf.where(chosen, classes, 0)
+    return SampledRoIs(
+        boxes=tf.gather(candidates, order, batch_dims=1),
+        classes=tf.gather(classes, order, batch_dims=1),
+        matches=tf.gather(matches, order, batch_dims=1),
+        valid=rank >= 0.0,
+    )
+
+
+def _uniform(seed: tf.Tensor, count: int) -> tf.Tensor:
+    """float32 [count] in [0, 1), made of bits: XLA draws the same bits but other floats."""
+    bits = tf.random.stateless_uniform([count], seed, None, None, tf.uint32, alg="philox")
+    return tf.cast(tf.bitwise.right_shift(bits, 9), tf.float32) * 2.0**-23
+
+
+def _among_the_first(values: tf.Tensor, count: int) -> tf.Tensor:
+    """Whether each of [B, N] is one of its row's `count` largest values, none of which tie."""
+    if count == 0:
+        return tf.zeros_like(values, tf.bool)
+    smallest = tf.math.top_k(values, count).values[:, -1:]
+    return values >= smallest

@@ -1,0 +1,92 @@
+"""Region Proposal Network (Ren et al., NIPS 2015, section 3.1) over a feature pyramid.
+
+Axes: B images, A anchors of all levels in the order of `AnchorGrid`, S sampled anchors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from model.layers import Conv, normal
+from model.losses import num_replicas, smooth_l1
+
+
+class RPNOutputs(NamedTuple):
+    """Objectness and box deltas of every anchor."""
+
+    logits: tf.Tensor  # float32 [B, A]
+    deltas: tf.Tensor  # float32 [B, A, 4], [dy, dx, dh, dw]
+
+
+class RPNHead(keras.layers.Layer):
+    """A 3×3 convolution and two 1×1 convolutions, shared by all levels."""
+
+    def __init__(
+        self,
+        rng: np.random.Generator,
+        channels: int,
+        anchors_per_cell: int,
+        *,
+        dtype: str = "float32",
+    ):
+        super().__init__(dtype=dtype, autocast=False)
+        kwargs = {"kernel_init": normal(0.01), "dtype": dtype}
+        self.conv = Conv(rng, channels, channels, 3, **kwargs)
+        self.objectness = Conv(rng, channels, anchors_per_cell, 1, **kwargs)
+        self.deltas = Conv(rng, channels, anchors_per_cell * 4, 1, **kwargs)
+        self.built = True
+
+    def call(self, pyramid: Sequence[tf.Tensor]) -> RPNOutputs:
+        """Scores the anchors of [P2, …, P6], each [B, H, W, channels]."""
+        hidden = [tf.nn.relu(self.conv(level)) for level in pyramid]
+        batch = tf.shape(hidden[0])[0]
+
+        def flatten(maps: list[tf.Tensor], shape: list[int]) -> tf.Tensor:
+            flat = [tf.reshape(m, [batch, _anchors(m, shape), *shape]) for m in maps]
+            return tf.cast(tf.concat(flat, axis=1), tf.float32)
+
+        return RPNOutputs(
+            logits=flatten([self.objectness(x) for x in hidden], []),
+            deltas=flatten([self.deltas(x) for x in hidden], [4]),
+        )
+
+
+def _anchors(level_map: tf.Tensor, shape: list[int]) -> int:
+    _, rows, columns, channels = level_map.shape
+    return rows * columns * channels // max(1, int(np.prod(shape)))
+
+
+def rpn_losses(
+    outputs: RPNOutputs, labels: dict[str, tf.Tensor], box_loss_beta: float
+) -> dict[str, tf.Tensor]:
+    """Losses on the anchors that the input pipeline sampled.
+
+    Args:
+        outputs: of the RPN head.
+        labels: `rpn_indices` int32 [B, S], `rpn_labels` int32 [B, S] (1, 0, -1 = padding) and
+            `rpn_deltas` float32 [B, S, 4].
+        box_loss_beta: see `smooth_l1`.
+
+    Returns:
+        `rpn_objectness_loss` and `rpn_box_loss`, both divided by S and the global batch, as in
+        Detectron2.
+    """
+    indices, sampled = labels["rpn_indices"], labels["rpn_labels"]
+    logits = tf.gather(outputs.logits, indices, batch_dims=1)
+    deltas = tf.gather(outputs.deltas, indices, batch_dims=1)
+    batch, samples = sampled.shape
+    normaliser = float(batch * samples * num_replicas())
+
+    positive = tf.cast(sampled == 1, tf.float32)
+    objectness = tf.nn.sigmoid_cross_entropy_with_logits(labels=positive, logits=logits)
+    objectness = tf.where(sampled >= 0, objectness, 0.0)
+    box = smooth_l1(deltas - labels["rpn_deltas"], box_loss_beta) * positive[..., None]
+    return {
+        "rpn_objectness_loss": tf.reduce_sum(objectness) / normaliser,
+        "rpn_box_loss": tf.reduce_sum(box) / normaliser,
+    }

@@ -1,0 +1,330 @@
+"""The whole network on a synthetic batch: training losses, detections, and their variants."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from toy_batch import NUM_CLASSES, toy_features, toy_labels, toy_params
+
+from model.layers import Conv, ConvTranspose, Dense
+from model.mask_scoring_rcnn import build_network, choose_slots
+
+LOSSES = {
+    "rpn_objectness_loss",
+    "rpn_box_loss",
+    "class_loss",
+    "box_loss",
+    "mask_loss",
+    "maskiou_loss",
+}
+
+
+@pytest.fixture(scope="module")
+def network():
+    return build_network(toy_params())
+
+
+def variant(network, **settings):
+    """The same layers under other settings."""
+    network.config = dataclasses.replace(network.config, **settings)
+    return network
+
+
+@pytest.fixture(autouse=True)
+def restore_settings(network):
+    settings = network.config
+    yield
+    network.config = settings
+
+
+def numbers(losses):
+    return {name: float(value) for name, value in losses.items()}
+
+
+def losses_and_gradients(network, labels, watched):
+    with tf.GradientTape() as tape:
+        losses, metrics = network.compute_losses(toy_features(), labels)
+        loss = tf.add_n(list(losses.values()))
+    return losses, metrics, tape.gradient(loss, [variable.value for variable in watched])
+
+
+def test_choose_slots_takes_the_wanted():
+    wanted = tf.constant([[True, True, False, False], [True, False, False, False]])
+    slots = choose_slots(wanted, 2, static=False)
+    np.testing.assert_array_equal(slots.index, [[0, 0], [0, 1], [1, 0]])
+    np.testing.assert_array_equal(slots.valid, [True] * 3)
+    np.testing.assert_array_equal(slots.image, [0, 0, 1])
+    values = tf.constant([[1, 2, 3, 4], [5, 6, 7, 8]])
+    np.testing.assert_array_equal(slots.take(values), [1, 2, 5])
+
+    static = choose_slots(wanted, 2, static=True)
+    np.testing.assert_array_equal(static.take(values), [1, 2, 5, 6])
+    np.testing.assert_array_equal(static.valid, [True, True, True, False])
+
+
+def test_choose_slots_keeps_one_when_none_is_wanted():
+    slots = choose_slots(tf.zeros([2, 4], tf.bool), 3, static=False)
+    np.testing.assert_array_equal(slots.index, [[0, 0]])
+    np.testing.assert_array_equal(slots.valid, [False])
+
+
+def test_every_loss_trains_its_part(network):
+    losses, metrics, gradients = losses_and_gradients(
+        network, toy_labels(), network.trainable_variables
+    )
+    assert set(losses) == LOSSES
+    assert all(value.shape == () and value.dtype == tf.float32 for value in losses.values())
+    assert all(0 < value < 10 for value in numbers(losses).values())
+    assert 0 < float(metrics["num_positive_rois"]) <= 2 * 6
+    for variable, gradient in zip(network.trainable_variables, gradients, strict=True):
+        assert gradient is not None, variable.path
+        assert np.isfinite(tf.convert_to_tensor(gradient)).all(), variable.path
+
+
+def test_same_seed_same_weights_and_losses(network):
+    again, other = build_network(toy_params()), build_network(toy_params(seed=1))
+    for a, b in zip(network.variables, again.variables, strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert np.any(network.trainable_variables[0].numpy() != other.trainable_variables[0].numpy())
+    ours, theirs = (n.compute_losses(toy_features(), toy_labels())[0] for n in (network, again))
+    assert numbers(ours) == numbers(theirs)
+
+
+def test_settings_of_the_losses(network):
+    features, labels = toy_features(), toy_labels()
+    plain = numbers(network.compute_losses(features, labels)[0])
+    assert plain == numbers(network.compute_losses(features, labels)[0])
+    weighted = variant(network, maskiou_loss_weight=3.0).compute_losses(features, labels)[0]
+    assert float(weighted["maskiou_loss"]) == pytest.approx(3 * plain["maskiou_loss"])
+    variant(network, maskiou_loss_weight=1.0, maskiou_target_area="ratio")
+    ratio = numbers(network.compute_losses(features, labels)[0])
+    assert ratio["maskiou_loss"] == pytest.approx(plain["maskiou_loss"], rel=0.5)
+    del ratio["maskiou_loss"]
+    assert ratio == {name: plain[name] for name in ratio}
+
+
+@pytest.mark.parametrize("stopped", [False, True])
+def test_maskiou_gradient_stops_only_when_asked(network, stopped):
+    variant(network, maskiou_stop_gradient=stopped)
+    with tf.GradientTape() as tape:
+        loss = network.compute_losses(toy_features(), toy_labels())[0]["maskiou_loss"]
+    watched = [
+        network.maskiou_head.convs[0].kernel,
+        network.mask_head.convs[0].kernel,
+        network.fpn.outputs[0].kernel,
+        network.backbone.stem.conv.kernel,
+    ]
+    gradients = tape.gradient(loss, [variable.value for variable in watched])
+    reached = [gradient is not None and bool(np.any(gradient)) for gradient in gradients]
+    assert reached == [True] + [not stopped] * 3
+
+
+def test_batch_without_ground_truth(network):
+    labels = toy_labels(num_objects=0)
+    losses, metrics, gradients = losses_and_gradients(
+        network, labels, network.mask_head.trainable_variables + network.fpn.trainable_variables
+    )
+    values = numbers(losses)
+    for name in ("mask_loss", "maskiou_loss", "box_loss", "rpn_box_loss"):
+        assert values[name] == 0.0, name
+    assert np.isfinite(values["class_loss"]) and values["class_loss"] > 0
+    assert float(metrics["num_positive_rois"]) == 0.0
+    for gradient in gradients:
+        assert np.isfinite(tf.convert_to_tensor(gradient)).all()
+
+
+def test_padding_of_the_image_is_not_seen(network):
+    features = toy_features()
+    height, width = 60, 56
+    noisy = features["image"].numpy()
+    noisy[:, height:] = 255
+    noisy[:, :, width:] = 7
+    changed = features | {"image": tf.constant(noisy)}
+    for a, b in zip(
+        network.extract_features(features["image"], features["image_info"], False),
+        network.extract_features(changed["image"], changed["image_info"], False),
+        strict=True,
+    ):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_pixels_are_normalised(network):
+    seen = []
+    backbone = network.backbone.call
+    network.backbone.call = lambda x, training: seen.append(x) or backbone(x, training)
+    try:
+        image = np.zeros((1, 64, 64, 3), np.uint8)
+        image[0, 0, 0] = [255, 0, 124]
+        network.extract_features(tf.constant(image), tf.constant([[2.0, 2, 1, 2, 2]]), False)
+    finally:
+        network.backbone.call = backbone
+    expected = [(255 - 123.675) / 58.395, -116.28 / 57.12, (124 - 103.53) / 57.375]
+    np.testing.assert_allclose(seen[0][0, 0, 0], expected, rtol=1e-5)
+    assert not np.any(seen[0][0, 2:]) and not np.any(seen[0][0, :, 2:])
+
+
+def test_detections(network):
+    variant(network, score_threshold=0.0)
+    found = network.detect(toy_features())
+    expected = {
+        "num_detections": ((2,), tf.int32),
+        "detection_boxes": ((2, 6, 4), tf.float32),
+        "detection_classes": ((2, 6), tf.int32),
+        "box_scores": ((2, 6), tf.float32),
+        "mask_ious": ((2, 6), tf.float32),
+        "mask_scores": ((2, 6), tf.float32),
+        "detection_masks": ((2, 6, 8, 8), tf.float32),
+    }
+    assert {name: (tuple(x.shape), x.dtype) for name, x in found.items()} == expected
+    found = {name: values.numpy() for name, values in found.items()}
+    np.testing.assert_array_equal(found["num_detections"], [6, 6])
+    assert set(np.unique(found["detection_classes"])) <= set(range(1, NUM_CLASSES))
+    assert (np.diff(found["box_scores"], axis=1) <= 0).all()
+    assert ((found["mask_ious"] >= 0) & (found["mask_ious"] <= 1)).all()
+    np.testing.assert_allclose(found["mask_scores"], found["box_scores"] * found["mask_ious"])
+    assert ((found["detection_masks"] > 0) & (found["detection_masks"] < 1)).all()
+    assert (found["detection_boxes"] <= [60, 56, 60, 56]).all()
+    assert (found["detection_boxes"] >= 0).all()
+
+
+def test_rescoring_can_be_switched_off(network):
+    variant(network, score_threshold=0.0)
+    rescored = network.detect(toy_features())
+    plain = variant(network, rescore=False).detect(toy_features())
+    np.testing.assert_array_equal(plain["mask_scores"], plain["box_scores"])
+    for name in set(rescored) - {"mask_scores"}:
+        np.testing.assert_array_equal(plain[name], rescored[name])
+
+
+@pytest.mark.parametrize("static", [False, True])
+def test_detections_may_be_none_or_few(network, static):
+    scores = variant(network, score_threshold=0.0, jit_compile=static).detect(toy_features())
+    between = float(scores["box_scores"][0, 1:3].numpy().mean())
+    for threshold, first in ((1.0, 0), (between, 2)):
+        found = variant(network, score_threshold=threshold).detect(toy_features())
+        count = found["num_detections"].numpy()
+        assert count[0] == first
+        empty = np.arange(6)[None] >= count[:, None]
+        for name in set(found) - {"num_detections"}:
+            assert not found[name].numpy()[empty].any(), name
+
+
+def test_images_do_not_influence_each_other(network):
+    variant(network, score_threshold=0.0)
+    features = toy_features()
+    together = network.detect(features)
+    alone = network.detect({name: values[1:] for name, values in features.items()})
+    for name in together:
+        np.testing.assert_allclose(together[name][1], alone[name][0], rtol=1e-3, atol=1e-4)
+
+
+def test_static_slots_give_the_same_losses_and_detections(network):
+    labels = toy_labels()
+    watched = network.trainable_variables
+    plain, metrics, gradients = losses_and_gradients(network, labels, watched)
+    detections = variant(network, score_threshold=0.0).detect(toy_features())
+
+    static = build_network(toy_params(jit_compile=True))
+    theirs, static_metrics, static_gradients = losses_and_gradients(
+        static, labels, static.trainable_variables
+    )
+    assert numbers(theirs) == pytest.approx(numbers(plain), rel=1e-5)
+    assert numbers(metrics) == numbers(static_metrics)
+    for variable, a, b in zip(watched, gradients, static_gradients, strict=True):
+        a, b = (tf.convert_to_tensor(gradient).numpy() for gradient in (a, b))
+        np.testing.assert_allclose(a, b, atol=1e-3 * np.abs(a).max() + 1e-7, err_msg=variable.path)
+
+    static_detections = variant(static, score_threshold=0.0).detect(toy_features())
+    for name, values in detections.items():
+        np.testing.assert_allclose(static_detections[name], values, rtol=1e-4, atol=1e-4)
+
+
+def test_xla_gives_the_same():
+    # Frozen norms and a frozen backbone keep the compilation short; the heads all train.
+    settings = {"norm": "frozen_bn", "freeze_at": 5}
+    plain = build_network(toy_params(**settings))
+    compiled = build_network(toy_params(jit_compile=True, **settings))
+    labels = toy_labels()
+
+    @tf.function(jit_compile=True)
+    def step():
+        losses, _, gradients = losses_and_gradients(compiled, labels, compiled.trainable_variables)
+        return losses, [tf.convert_to_tensor(gradient) for gradient in gradients]
+
+    losses, _, gradients = losses_and_gradients(plain, labels, plain.trainable_variables)
+    xla_losses, xla_gradients = step()
+    assert numbers(xla_losses) == pytest.approx(numbers(losses), rel=1e-4)
+    for variable, a, b in zip(plain.trainable_variables, gradients, xla_gradients, strict=True):
+        a = tf.convert_to_tensor(a).numpy()
+        np.testing.assert_allclose(a, b, atol=1e-2 * np.abs(a).max() + 1e-6, err_msg=variable.path)
+
+
+def test_bfloat16_losses_are_close(network):
+    features, labels = toy_features(), toy_labels()
+    # All candidates are sampled, so that rounding the scores cannot change who is.
+    settings = {"rois_per_image": 80, "rpn_post_nms_train": 15}
+    exact = variant(network, **settings).compute_losses(features, labels)[0]
+    mixed = build_network(toy_params(precision="mixed_bfloat16", **settings))
+    assert {variable.dtype for variable in mixed.variables} == {"float32"}
+    close = mixed.compute_losses(features, labels)[0]
+    assert all(value.dtype == tf.float32 for value in close.values())
+    for name, value in numbers(exact).items():
+        assert float(close[name]) == pytest.approx(value, rel=0.08), name
+
+
+def test_decayed_variables_are_the_trainable_kernels():
+    network = build_network(toy_params(freeze_at=2))
+    decayed = network.decayed_variables
+    expected = {v.path for v in network.trainable_variables if v.path.endswith("kernel")}
+    assert {variable.path for variable in decayed} == expected
+    assert len(decayed) == len(expected)
+    assert all(len(variable.shape) >= 2 for variable in decayed)
+    frozen = network.backbone.stem.conv.kernel
+    assert all(variable is not frozen for variable in decayed)
+    layers = [l for l in network._flatten_layers() if isinstance(l, (Conv, ConvTranspose, Dense))]
+    in_frozen_stages = 1 + 4  # the stem, and two convolutions in each of two blocks
+    assert len(decayed) == len(layers) - in_frozen_stages
+
+
+def test_frozen_stages_are_not_trainable_variables():
+    trainable = [
+        len(build_network(toy_params(freeze_at=freeze_at)).trainable_variables)
+        for freeze_at in (0, 1, 2)
+    ]
+    # A convolution with group norm has three variables.
+    assert trainable == [trainable[0], trainable[0] - 3, trainable[0] - 3 - 12]
+
+
+def test_without_maskiou_head():
+    network = build_network(toy_params(include_maskiou=False, score_threshold=0.0))
+    assert network.maskiou_head is None
+    losses, _ = network.compute_losses(toy_features(), toy_labels())
+    assert set(losses) == LOSSES - {"maskiou_loss"}
+    found = network.detect(toy_features())
+    assert "mask_ious" not in found
+    np.testing.assert_array_equal(found["mask_scores"], found["box_scores"])
+    assert found["detection_masks"].shape == (2, 6, 8, 8)
+
+
+def test_without_mask_head_masks_are_not_read():
+    settings = {"include_mask": False, "include_maskiou": False, "score_threshold": 0.0}
+    network = build_network(toy_params(**settings))
+    assert network.mask_head is None
+    labels = toy_labels()
+    del labels["gt_masks"], labels["gt_areas"]
+    losses, _ = network.compute_losses(toy_features(), labels)
+    assert set(losses) == LOSSES - {"mask_loss", "maskiou_loss"}
+    assert set(network.detect(toy_features())) == {
+        "num_detections",
+        "detection_boxes",
+        "detection_classes",
+        "box_scores",
+    }
+
+
+def test_fewer_heads_leave_the_other_weights():
+    whole = build_network(toy_params())
+    part = build_network(toy_params(include_mask=False, include_maskiou=False))
+    for a, b in zip(part.box_head.variables, whole.box_head.variables, strict=True):
+        np.testing.assert_array_equal(a, b)

@@ -1,0 +1,130 @@
+"""Both variants of non-maximum suppression against a greedy loop."""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from greedy_nms import greedy_nms_by_class
+
+from model.nms import suppress
+
+both_ways = pytest.mark.parametrize("static", [False, True], ids=["combined", "static"])
+
+
+def run(boxes, scores, *, static, iou=0.5, score=0.0, most=10):
+    return suppress(
+        tf.constant(boxes, tf.float32),
+        tf.constant(scores, tf.float32),
+        iou_threshold=iou,
+        score_threshold=score,
+        max_output=most,
+        static=static,
+    )
+
+
+def random_case(batch=2, num_boxes=60, columns=1, classes=1, seed=0):
+    rng = np.random.default_rng(seed)
+    corner = rng.uniform(0, 60, (batch, num_boxes, columns, 2))
+    boxes = np.concatenate([corner, corner + rng.uniform(5, 40, corner.shape)], -1)
+    ranks = rng.permuted(np.arange(batch * num_boxes * classes)) / (batch * num_boxes * classes)
+    return boxes.astype(np.float32), ranks.reshape(batch, num_boxes, classes).astype(np.float32)
+
+
+@both_ways
+def test_by_hand(static):
+    boxes = [[0, 0, 10, 10], [0, 0, 10, 8], [0, 5, 10, 15], [20, 20, 30, 30]]
+    # IoU of box 0 with box 1 is 0.8, with box 2 it is 1/3.
+    kept = run(
+        np.reshape(boxes, (1, 4, 1, 4)), [[[0.9], [0.8], [0.7], [0.95]]], static=static, most=5
+    )
+    np.testing.assert_allclose(kept.scores, [[0.95, 0.9, 0.7, 0, 0]])
+    np.testing.assert_array_equal(kept.valid, [[True, True, True, False, False]])
+    expected = [boxes[3], boxes[0], boxes[2], [0] * 4, [0] * 4]
+    np.testing.assert_array_equal(kept.boxes, [expected])
+    np.testing.assert_array_equal(kept.classes, np.zeros((1, 5)))
+    assert (kept.classes.dtype, kept.valid.dtype) == (tf.int32, tf.bool)
+
+
+@both_ways
+def test_iou_equal_to_the_threshold_stays(static):
+    boxes = np.reshape([[0, 0, 10, 10], [0, 0, 10, 5]], (1, 2, 1, 4))  # IoU exactly 0.5
+    scores = [[[0.9], [0.8]]]
+    assert run(boxes, scores, static=static, iou=0.5).valid.numpy().sum() == 2
+    assert run(boxes, scores, static=static, iou=0.499).valid.numpy().sum() == 1
+
+
+@both_ways
+def test_score_equal_to_the_threshold_goes(static):
+    boxes = np.reshape([[0, 0, 1, 1], [5, 5, 6, 6], [9, 9, 10, 10]], (1, 3, 1, 4))
+    kept = run(boxes, [[[0.75], [0.5], [0.25]]], static=static, score=0.5, most=3)
+    np.testing.assert_array_equal(kept.valid, [[True, False, False]])
+    np.testing.assert_allclose(kept.scores, [[0.75, 0, 0]])
+    np.testing.assert_array_equal(kept.boxes[0, 1:], np.zeros((2, 4)))
+
+
+@both_ways
+def test_classes_do_not_suppress_each_other(static):
+    boxes = np.tile(np.float32([0, 0, 10, 10]), (1, 2, 1, 1))
+    scores = [[[0.9, 0.6, 0.0], [0.8, 0.7, 0.3]]]
+    kept = run(boxes, scores, static=static, score=0.1, most=4)
+    np.testing.assert_allclose(kept.scores, [[0.9, 0.7, 0.3, 0.0]], rtol=1e-6)
+    np.testing.assert_array_equal(kept.classes, [[0, 1, 2, 0]])
+    np.testing.assert_array_equal(kept.valid, [[True, True, True, False]])
+
+
+@both_ways
+def test_box_without_area_is_a_box(static):
+    # What lies outside the image is clipped to a point, [0, 0, 0, 0] among others.
+    boxes = np.reshape([[0, 0, 0, 0], [0, 0, 10, 10]], (1, 2, 1, 4))
+    kept = run(boxes, [[[0.9], [0.8]]], static=static, most=2)
+    np.testing.assert_allclose(kept.scores, [[0.9, 0.8]])
+
+
+@both_ways
+def test_nothing_survives(static):
+    boxes, scores = random_case(num_boxes=5)
+    kept = run(boxes, np.zeros_like(scores), static=static, most=3)
+    assert not kept.valid.numpy().any()
+    assert not any(np.any(values) for values in kept)
+
+
+@both_ways
+@pytest.mark.parametrize("columns, classes", [(1, 1), (1, 4), (4, 4)])
+@pytest.mark.parametrize("iou, score, most", [(0.5, 0.05, 100), (0.3, 0.6, 12), (0.7, 0.0, 7)])
+def test_equals_the_greedy_loop(static, columns, classes, iou, score, most):
+    boxes, scores = random_case(columns=columns, classes=classes, seed=most)
+    kept = run(boxes, scores, static=static, iou=iou, score=score, most=most)
+    assert kept.boxes.shape == (2, most, 4)
+    for image in range(2):
+        expected = greedy_nms_by_class(
+            boxes[image], scores[image], iou_threshold=iou, score_threshold=score, most=most
+        )
+        valid = kept.valid[image].numpy()
+        np.testing.assert_array_equal(valid, np.arange(most) < len(expected))
+        for name, column in (("scores", 0), ("classes", 1), ("boxes", 2)):
+            ours = getattr(kept, name)[image].numpy()
+            np.testing.assert_allclose(
+                ours[valid], [entry[column] for entry in expected], rtol=1e-6, err_msg=name
+            )
+            assert not ours[~valid].any()
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_variants_agree_also_off_the_canvas(seed):
+    boxes, scores = random_case(batch=3, columns=3, classes=3, seed=seed)
+    boxes = boxes - 40.0
+    combined, static = (run(boxes, scores, static=s, score=0.2, most=20) for s in (False, True))
+    for name in combined._fields:
+        a, b = getattr(combined, name), getattr(static, name)
+        np.testing.assert_array_equal(a, b, err_msg=name)
+
+
+def test_static_compiles_to_the_same():
+    boxes, scores = random_case(columns=2, classes=2)
+
+    def suppressed():
+        return run(boxes, scores, static=True, score=0.3, most=9)
+
+    for plain, compiled in zip(
+        suppressed(), tf.function(suppressed, jit_compile=True)(), strict=True
+    ):
+        np.testing.assert_array_equal(plain, compiled)
