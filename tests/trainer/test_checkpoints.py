@@ -1,0 +1,140 @@
+"""Checkpoints: resume, strictness, the best one."""
+
+import json
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from toy_model import ToyNetwork, toy_params, weights_of
+
+from data.errors import UserError
+from trainer.checkpoints import Checkpoints, check_fit, list_shapes, load_network
+from trainer.optimizer import Updater
+
+
+def make(tmp_path, width=4, **settings):
+    network = ToyNetwork(width)
+    updater = Updater(network, toy_params(tmp_path, **settings))
+    step = tf.Variable(0, dtype=tf.int64)
+    return network, updater, Checkpoints(str(tmp_path), network, updater, step, keep=2)
+
+
+def change(network, updater):
+    """Takes an update by hand so that weights and momentum are no longer the initial ones."""
+    with tf.GradientTape() as tape:
+        loss = tf.add_n([tf.reduce_sum(v * v + v) for v in network.trainable_variables])
+    gradients, norm = updater.gradients(tape, loss)
+    updater.apply(tf.distribute.get_strategy(), gradients, norm)
+
+
+def test_resume_brings_back_weights_optimizer_and_step(tmp_path):
+    network, updater, checkpoints = make(tmp_path)
+    assert checkpoints.resume() == 0
+    change(network, updater)
+    checkpoints.step.assign(5)
+    checkpoints.save()
+    other, other_updater, other_checkpoints = make(tmp_path)
+    assert other_checkpoints.resume() == 5
+    for one, two in zip(weights_of(network), weights_of(other), strict=True):
+        np.testing.assert_array_equal(one, two)
+    pairs = zip(updater.optimizer.variables, other_updater.optimizer.variables, strict=True)
+    for one, two in pairs:
+        np.testing.assert_array_equal(one.numpy(), two.numpy())
+    assert int(other_updater.optimizer.iterations) == 1
+    assert any(np.any(v.numpy()) for v in other_updater.optimizer.momentums)
+
+
+def test_names_are_those_in_the_file(tmp_path):
+    _, _, checkpoints = make(tmp_path)
+    path = checkpoints.save()
+    suffix = "/.ATTRIBUTES/VARIABLE_VALUE"
+    stored = {
+        name.removesuffix(suffix): shape
+        for name, shape in tf.train.list_variables(path)
+        if name.endswith(suffix) and not name.startswith("save_counter")
+    }
+    assert list_shapes(checkpoints._checkpoint) == stored
+    assert stored["network/hidden/_kernel"] == [3, 4]
+
+
+def test_recent_checkpoints_are_kept_and_one_step_is_saved_once(tmp_path):
+    _, _, checkpoints = make(tmp_path)
+    for step in (1, 2, 3, 3):
+        checkpoints.step.assign(step)
+        checkpoints.save()
+    names = sorted(path.stem for path in tmp_path.glob("ckpt-*.index"))
+    assert names == ["ckpt-2", "ckpt-3"]
+
+
+def test_another_architecture_is_refused_and_nothing_is_loaded(tmp_path):
+    make(tmp_path, width=4)[2].save()
+    network, _, checkpoints = make(tmp_path, width=5)
+    before = weights_of(network)
+    with pytest.raises(UserError) as refused:
+        checkpoints.resume()
+    sentence = str(refused.value)
+    assert "network/hidden/_kernel is [3, 4] there and [3, 5] here" in sentence
+    assert "and " in sentence and "more" in sentence
+    for one, two in zip(before, weights_of(network), strict=True):
+        np.testing.assert_array_equal(one, two)
+
+
+def test_another_optimizer_is_refused(tmp_path):
+    make(tmp_path)[2].save()
+    with pytest.raises(UserError, match="optimizer/variables"):
+        make(tmp_path, optimizer="adamw")[2].resume()
+
+
+def test_missing_and_unknown_tensors_are_named():
+    with pytest.raises(UserError) as refused:
+        check_fit({"network/a": [1], "network/b": [2]}, {"network/b": [2], "network/c": [3]}, "P")
+    assert "network/a is missing there and [1] here" in str(refused.value)
+    assert "network/c is [3] there and unknown here" in str(refused.value)
+    check_fit({"network/a": [1]}, {"network/a": [1], "optimizer/variables/0": []}, "P")
+
+
+def test_init_checkpoint_gives_weights_only(tmp_path):
+    network, updater, checkpoints = make(tmp_path / "one")
+    change(network, updater)
+    checkpoints.step.assign(9)
+    path = checkpoints.save()
+    for source in (path, str(tmp_path / "one")):
+        other, other_updater, fresh = make(tmp_path / "two", optimizer="adamw")
+        assert fresh.resume(source) == 0
+        assert int(other_updater.optimizer.iterations) == 0
+        for one, two in zip(weights_of(network), weights_of(other), strict=True):
+            np.testing.assert_array_equal(one, two)
+
+
+def test_evaluation_takes_the_latest_and_its_step(tmp_path):
+    network, updater, checkpoints = make(tmp_path)
+    change(network, updater)
+    checkpoints.step.assign(4)
+    checkpoints.save()
+    other, _, for_evaluation = make(tmp_path, optimizer="adamw")
+    assert for_evaluation.load_for_evaluation() == 4
+    np.testing.assert_array_equal(weights_of(network)[0], weights_of(other)[0])
+
+
+def test_no_checkpoint_is_a_sentence(tmp_path):
+    network, _, checkpoints = make(tmp_path)
+    with pytest.raises(UserError, match="no checkpoint in --model_dir"):
+        checkpoints.load_for_evaluation()
+    for path in (str(tmp_path / "nothing"), str(tmp_path)):
+        with pytest.raises(UserError, match="no readable checkpoint"):
+            load_network(network, path)
+
+
+def test_the_best_is_kept_over_restarts(tmp_path):
+    network, updater, checkpoints = make(tmp_path)
+    kept = []
+    for step, metric in ((1, 0.2), (2, 0.5), (3, 0.5), (4, 0.4)):
+        checkpoints.step.assign(step)
+        kept.append(checkpoints.save_if_best(metric))
+    assert kept == [True, True, False, False]
+    restarted = make(tmp_path)[2]
+    restarted.step.assign(5)
+    assert not restarted.save_if_best(0.45)
+    assert json.loads((tmp_path / "best" / "best.json").read_text()) == {"step": 2, "AP": 0.5}
+    assert [path.stem for path in (tmp_path / "best").glob("*.index")] == ["ckpt-2"]
+    load_network(network, str(tmp_path / "best"))

@@ -1,0 +1,343 @@
+"""COCO evaluation: numbers worked out by hand, files that pycocotools reads, and COCO's own."""
+
+import contextlib
+import io
+import json
+
+import numpy as np
+import pytest
+from pycocotools import mask as coco_mask
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+
+from data.errors import UserError
+from trainer.coco_metrics import (
+    METRICS,
+    CocoEvaluator,
+    evaluate_results,
+    load_ground_truth,
+    segmentation_to_rle,
+)
+
+CATEGORIES = [{"label": 1, "id": 4, "name": "cat"}, {"label": 2, "id": 9, "name": "dog"}]
+
+
+def square(image_id, x, y, side, category_id=4, **more):
+    """A square annotation."""
+    corners = [x, y, x + side, y, x + side, y + side, x, y + side]
+    return {
+        "image_id": image_id,
+        "category_id": category_id,
+        "bbox": [x, y, side, side],
+        "area": side * side,
+        "iscrowd": 0,
+        "segmentation": [corners],
+        **more,
+    }
+
+
+def ground_truth(*annotations, num_images=1):
+    """A COCO dict of 100 x 120 images whose annotation ids start at 0."""
+    return {
+        "images": [{"id": n, "height": 100, "width": 120} for n in range(1, num_images + 1)],
+        "annotations": [{"id": number, **a} for number, a in enumerate(annotations)],
+        "categories": [{"id": c["id"], "name": c["name"]} for c in CATEGORIES],
+    }
+
+
+def predict(image_id, *detections, masks=True, scale=1.0):
+    """A prediction whose detections are (box, label, box_score, mask_iou[, mask])."""
+    detections = [detection if len(detection) == 5 else (*detection, 1) for detection in detections]
+    boxes, labels, scores, ious, fills = zip(*detections, strict=True) if detections else [()] * 5
+    padding = 2
+    count = len(detections)
+
+    def pad(values, shape=()):
+        padded = np.full((count + padding, *shape), 0.9, np.float32)
+        padded[:count] = np.reshape(values, (count, *shape))
+        return padded
+
+    prediction = {
+        "image_id": np.int64(image_id),
+        "image_info": np.array([100 * scale, 120 * scale, scale, 100, 120], np.float32),
+        "num_detections": np.int32(count),
+        "detection_boxes": pad(np.multiply(boxes, scale), (4,)),
+        "detection_classes": pad(labels).astype(np.int32),
+        "box_scores": pad(scores),
+    }
+    if masks:
+        prediction["mask_ious"] = pad(ious)
+        prediction["mask_scores"] = pad(np.multiply(scores, ious))
+        fills = [np.broadcast_to(fill, (28, 28)) for fill in fills]
+        prediction["detection_masks"] = pad(fills, (28, 28))
+    return prediction
+
+
+def left_half():
+    """A mask of which only the left half is set: IoU 0.5 with the whole box."""
+    mask = np.zeros((28, 28))
+    mask[:, :14] = 1
+    return mask
+
+
+def evaluate(truth, *predictions):
+    """Metrics of some predictions."""
+    evaluator = CocoEvaluator(truth, CATEGORIES)
+    for prediction in predictions:
+        evaluator.add(prediction)
+    return evaluator.evaluate()
+
+
+def test_perfect_detection_has_ap_1():
+    metrics = evaluate(
+        ground_truth(square(1, 20, 10, 40)), predict(1, ([10, 20, 50, 60], 1, 0.8, 0.5))
+    )
+    assert list(metrics["bbox"]) == list(METRICS)
+    for kind in ("bbox", "segm", "segm_class_score"):
+        assert metrics[kind]["AP"] == pytest.approx(1)
+        assert metrics[kind]["APm"] == pytest.approx(1)
+        assert metrics[kind]["APs"] == metrics[kind]["APl"] == -1
+        assert metrics[kind]["AR1"] == metrics[kind]["AR100"] == 1
+    assert metrics["per_category"]["cat"]["segm"] == pytest.approx(1)
+    assert metrics["per_category"]["dog"] == {"bbox": -1, "segm": -1, "segm_class_score": -1}
+
+
+def test_mask_score_reorders_masks_but_not_boxes():
+    # Two objects found, and a false detection between them by class score, last by mask score.
+    # By class score: TP, FP, TP. Precision is 1 up to recall 0.5 (51 of the 101 recall points),
+    # then 2/3 (50 points): (51 + 50 * 2 / 3) / 101. By mask score: TP, TP, FP, so 1.
+    truth = ground_truth(square(1, 0, 0, 40), square(1, 60, 50, 40))
+    detections = (
+        ([0, 0, 40, 40], 1, 0.9, 0.9),
+        ([50, 0, 90, 40], 1, 0.8, 0.1),
+        ([50, 60, 90, 100], 1, 0.7, 0.9),
+    )
+    metrics = evaluate(truth, predict(1, *detections))
+    by_class_score = (51 + 50 * 2 / 3) / 101
+    assert metrics["segm"]["AP"] == pytest.approx(1, abs=1e-12)
+    assert metrics["segm_class_score"]["AP"] == pytest.approx(by_class_score, abs=1e-12)
+    assert metrics["bbox"]["AP"] == pytest.approx(by_class_score, abs=1e-12)
+    assert metrics["segm"]["AR1"] == metrics["segm"]["AR100"] / 2 == 0.5
+
+
+def test_masks_are_measured_by_their_pixels():
+    # Half of the object is covered: a match at IoU 0.5 alone, one of the ten thresholds.
+    truth = ground_truth(square(1, 20, 10, 40))
+    metrics = evaluate(truth, predict(1, ([10, 20, 50, 60], 1, 0.8, 0.5, left_half())))
+    assert metrics["bbox"]["AP"] == pytest.approx(1)
+    assert metrics["segm"]["AP"] == pytest.approx(0.1)
+    assert metrics["segm"]["AP50"] == pytest.approx(1)
+    assert metrics["segm"]["AP75"] == 0
+
+
+def test_no_detections_give_zero_not_a_crash():
+    metrics = evaluate(ground_truth(square(1, 20, 10, 40)), predict(1))
+    assert metrics["bbox"]["AP"] == metrics["segm"]["AP"] == metrics["segm"]["AR100"] == 0
+
+
+def test_boxes_alone_are_measured_without_masks():
+    metrics = evaluate(
+        ground_truth(square(1, 20, 10, 40)),
+        predict(1, ([10, 20, 50, 60], 1, 0.8, 1), masks=False),
+    )
+    assert set(metrics) == {"bbox", "per_category"}
+    assert metrics["per_category"]["cat"] == {"bbox": pytest.approx(1)}
+
+
+def test_first_annotation_with_id_0_can_be_found():
+    truth = ground_truth(square(1, 20, 10, 40))
+    assert truth["annotations"][0]["id"] == 0
+    assert evaluate(truth, predict(1, ([10, 20, 50, 60], 1, 0.8, 1)))["bbox"]["AP"] > 0.99
+
+
+def test_network_pixels_become_original_pixels(tmp_path):
+    detection = ([10, 20, 50, 60], 2, 0.75, 0.5)
+    for scale in (1.0, 2.5):
+        evaluator = CocoEvaluator(None, CATEGORIES)
+        evaluator.add(predict(1, detection, scale=scale))
+        evaluator.write_results(tmp_path / str(scale))
+        (box,) = json.loads((tmp_path / str(scale) / "bbox.json").read_text())
+        (mask,) = json.loads((tmp_path / str(scale) / "segm.json").read_text())
+        scores = {"box_score": 0.75, "mask_iou": 0.5, "mask_score": 0.375}
+        assert box == {
+            "image_id": 1, "category_id": 9, "bbox": [20, 10, 40, 40], "score": 0.75, **scores,
+        }  # fmt: skip
+        assert {key: mask[key] for key in scores} == scores
+        assert mask["score"] == 0.375
+        expected = np.zeros((100, 120), np.uint8)
+        expected[10:50, 20:60] = 1
+        np.testing.assert_array_equal(coco_mask.decode(mask["segmentation"]), expected)
+
+
+def test_boxes_are_clipped_to_the_image(tmp_path):
+    evaluator = CocoEvaluator(None, CATEGORIES)
+    evaluator.add(predict(1, ([-5, -6, 50, 130], 1, 0.9, 1)))
+    evaluator.write_results(tmp_path)
+    (box,) = json.loads((tmp_path / "bbox.json").read_text())
+    assert box["bbox"] == [0, 0, 120, 50]
+
+
+def test_files_give_pycocotools_the_same_numbers(tmp_path):
+    truth = ground_truth(square(1, 20, 10, 40), square(2, 0, 0, 20), num_images=2)
+    evaluator = CocoEvaluator(truth, CATEGORIES)
+    evaluator.add(predict(1, ([10, 20, 52, 60], 1, 0.8, 0.4), ([0, 0, 30, 30], 1, 0.5, 0.9)))
+    evaluator.add(predict(2, ([0, 0, 20, 22], 1, 0.6, 0.9)))
+    evaluator.write_results(tmp_path)
+    metrics = evaluator.evaluate()
+    for annotation in truth["annotations"]:
+        annotation["id"] += 1
+    (tmp_path / "truth.json").write_text(json.dumps(truth))
+    for kind in ("bbox", "segm"):
+        with contextlib.redirect_stdout(io.StringIO()):
+            coco = COCO(str(tmp_path / "truth.json"))
+            results = coco.loadRes(str(tmp_path / f"{kind}.json"))
+            evaluation = COCOeval(coco, results, kind)
+            evaluation.evaluate()
+            evaluation.accumulate()
+            evaluation.summarize()
+        assert list(metrics[kind].values()) == evaluation.stats.tolist()
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "bbox.json",
+        "segm.json",
+        "truth.json",
+    ]
+
+
+def test_crowds_are_neither_missed_nor_wrong():
+    counts = segmentation_to_rle(square(1, 0, 0, 90)["segmentation"], 100, 120)
+    crowd = square(1, 0, 0, 90, iscrowd=1) | {"segmentation": counts}
+    truth = ground_truth(crowd, square(1, 95, 0, 20))
+    hits = [
+        ([0, 95, 20, 115], 1, 0.5, 1),
+        ([0, 0, 30, 30], 1, 0.9, 1),
+        ([40, 40, 80, 80], 1, 0.8, 1),
+    ]
+    metrics = evaluate(truth, predict(1, *hits))
+    assert metrics["segm"]["AP"] == pytest.approx(1)
+    assert metrics["bbox"]["AP"] == pytest.approx(1)
+
+
+def test_image_predicted_twice_is_refused():
+    evaluator = CocoEvaluator(ground_truth(square(1, 0, 0, 9)), CATEGORIES)
+    evaluator.add(predict(1))
+    with pytest.raises(UserError, match="image 1 was predicted twice"):
+        evaluator.add(predict(1))
+
+
+def test_image_unknown_to_the_ground_truth_is_refused():
+    evaluator = CocoEvaluator(ground_truth(square(1, 0, 0, 9)), CATEGORIES)
+    with pytest.raises(UserError, match="image 7 was predicted but is not in the ground truth"):
+        evaluator.add(predict(7))
+
+
+def test_padding_entries_are_passed_over():
+    evaluator = CocoEvaluator(ground_truth(square(1, 20, 10, 40)), CATEGORIES)
+    evaluator.add(predict(-1, ([10, 20, 50, 60], 1, 0.8, 1)))
+    evaluator.add(predict(-1))
+    evaluator.add(predict(1, ([10, 20, 50, 60], 1, 0.8, 1)))
+    assert evaluator.evaluate()["bbox"]["AP"] == pytest.approx(1)
+
+
+def test_category_of_another_name_is_refused():
+    truth = ground_truth(square(1, 0, 0, 9))
+    truth["categories"][0]["name"] = "tiger"
+    with pytest.raises(UserError, match="category 4 is 'cat' in the records but 'tiger'"):
+        CocoEvaluator(truth, CATEGORIES)
+
+
+def test_label_without_category_stands_for_itself(tmp_path):
+    evaluator = CocoEvaluator(None, [])
+    evaluator.add(predict(1, ([0, 0, 9, 9], 17, 0.9, 1)))
+    evaluator.write_results(tmp_path)
+    assert json.loads((tmp_path / "bbox.json").read_text())[0]["category_id"] == 17
+
+
+def test_measuring_without_ground_truth_is_an_error():
+    with pytest.raises(ValueError, match="ground truth"):
+        CocoEvaluator(None, CATEGORIES).evaluate()
+
+
+def test_every_minus_one_is_explained():
+    evaluator = CocoEvaluator(ground_truth(square(1, 20, 10, 40), num_images=3), CATEGORIES)
+    evaluator.add(predict(1))
+    sentences = evaluator.explain(evaluator.evaluate())
+    kinds = "bbox, segm and segm_class_score"
+    assert sentences == [
+        "2 of the 3 images of the ground truth were not predicted and take no part (image 2 is "
+        "one).",
+        f"APs of {kinds} is -1: the evaluated images have no small object (area below 32² pixels).",
+        f"APl of {kinds} is -1: the evaluated images have no large object (area above 96² pixels).",
+        "AP of category 'dog' is -1: the evaluated images have no object of it.",
+    ]
+
+
+def test_missing_ground_truth_is_explained():
+    evaluator = CocoEvaluator(ground_truth(square(1, 0, 0, 40, iscrowd=1)), CATEGORIES)
+    evaluator.add(predict(1, masks=False))
+    metrics = evaluator.evaluate()
+    assert metrics["bbox"]["AP"] == -1
+    sentences = evaluator.explain(metrics)
+    assert len(sentences) == 6
+    assert all("no annotated object (crowds do not count)" in sentence for sentence in sentences)
+
+
+def test_ground_truth_without_outlines_measures_boxes_and_says_so():
+    truth = ground_truth(square(1, 20, 10, 40))
+    del truth["annotations"][0]["segmentation"]
+    evaluator = CocoEvaluator(truth, CATEGORIES)
+    evaluator.add(predict(1, ([10, 20, 50, 60], 1, 0.8, 1)))
+    metrics = evaluator.evaluate()
+    assert "segm" not in metrics
+    assert "without a segmentation" in evaluator.explain(metrics)[0]
+
+
+def test_table_shows_all_numbers():
+    evaluator = CocoEvaluator(ground_truth(square(1, 20, 10, 40)), CATEGORIES)
+    evaluator.add(predict(1, ([10, 20, 50, 60], 1, 0.8, 0.5, left_half())))
+    lines = evaluator.table({"step": 5, **evaluator.evaluate()}).split("\n")
+    assert lines[0].split() == list(METRICS)
+    assert lines[1].split()[:5] == ["bbox", "1.000", "1.000", "1.000", "-1"]
+    assert lines[2].split()[:4] == ["segm", "0.100", "1.000", "0.000"]
+    assert lines[3].startswith("segm_class_score")
+    assert lines[5].split() == ["AP", "by", "category", "bbox", "segm", "segm_class_score"]
+    assert lines[6].split() == ["cat", "1.000", "0.100", "0.100"]
+    assert lines[7].split() == ["dog", "-1", "-1", "-1"]
+
+
+def test_annotation_file_is_read_and_broken_annotations_left_out(tmp_path, caplog):
+    truth = ground_truth(square(1, 20, 10, 40), square(1, 0, 0, 9), square(1, 0, 0, 9))
+    for image in truth["images"]:
+        image["file_name"] = "a.jpg"
+    truth["annotations"][0].pop("area")
+    truth["annotations"][1]["segmentation"] = [[1, 2]]
+    truth["annotations"][2]["bbox"] = [0, 0, None, 4]
+    path = tmp_path / "truth.json"
+    path.write_text(json.dumps(truth))
+    loaded = load_ground_truth(str(path), "")
+    (annotation,) = loaded["annotations"]
+    assert annotation["area"] == 1600
+    assert coco_mask.area(annotation["segmentation"]) == 1600
+    assert "2 images or annotations cannot be used" in caplog.text
+    assert evaluate(loaded, predict(1, ([10, 20, 50, 60], 1, 0.8, 1)))["segm"]["AP"] > 0.99
+
+
+@pytest.mark.parametrize("content", [None, "{", "[]", '{"images": [], "annotations": []}'])
+def test_unusable_annotation_file_is_one_sentence(tmp_path, content):
+    path = tmp_path / "truth.json"
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(UserError, match="truth.json"):
+        load_ground_truth(str(path), "")
+
+
+@pytest.mark.parametrize("kind", ["bbox", "segm"])
+def test_cocos_own_results_to_the_last_digit(shared_data, kind):
+    folder = shared_data / "results" / "cocoapi_val2014_fake100"
+    expected = json.loads((folder / "expected_stats.json").read_text())["pycocotools_2_0_11"][kind]
+    results = json.loads((folder / f"instances_val2014_fake{kind}100_results.json").read_text())
+    with contextlib.redirect_stdout(io.StringIO()):
+        truth = COCO(str(folder / "instances_val2014_100.json"))
+    stats, by_category = evaluate_results(truth, results, kind, truth.imgs)
+    assert stats == expected
+    measured = [value for value in by_category.values() if value > -1]
+    assert np.mean(measured) == pytest.approx(stats["AP"], abs=1e-12)

@@ -1,0 +1,171 @@
+"""Settings survive the way through flags, flagfiles compose, and mistakes are sentences."""
+
+import dataclasses
+import pathlib
+import subprocess
+import sys
+
+import pytest
+from absl import flags
+from hypothesis import given
+from hypothesis import strategies as st
+
+from data.config import DataConfig
+from model.config import ModelConfig
+from trainer.config import Params, TrainConfig
+from trainer.flags import (
+    define_flags,
+    list_settings,
+    params_from_flags,
+    parse_flags,
+    write_flagfile,
+)
+
+ROOT = pathlib.Path(__file__).parents[2]
+
+
+def parse(*arguments: str) -> Params:
+    return parse_flags(["prog", *arguments])
+
+
+def refusal(capsys, *arguments: str) -> str:
+    with pytest.raises(SystemExit) as leaving:
+        parse(*arguments)
+    assert leaving.value.code == 2
+    said = capsys.readouterr().err
+    assert "Traceback" not in said
+    return said
+
+
+def test_no_flags_give_the_dataclasses_defaults():
+    assert parse() == Params()
+
+
+def test_every_field_is_a_flag_with_help():
+    fields = {
+        field.name
+        for config in (DataConfig, ModelConfig, TrainConfig)
+        for field in dataclasses.fields(config)
+    }
+    settings = list(list_settings())
+    assert {setting.name for setting in settings} == fields
+    assert len(settings) == len(fields), "two rooms share a name"
+    assert all(setting.help for setting in settings)
+
+
+def test_each_kind_of_value_is_parsed():
+    params = parse(
+        "--num_classes=81",
+        "--learning_rate=1e-3",
+        "--backbone=resnet18",
+        "--anchor_ratios=0.5,1,2,3",
+        "--learning_rate_steps=1,2",
+        "--canvases=64x64, 64x96",
+        "--noinclude_maskiou",
+        "--deterministic",
+    )
+    assert params.model.num_classes == 81
+    assert params.train.learning_rate == 1e-3
+    assert params.model.backbone == "resnet18"
+    assert params.data.anchor_ratios == (0.5, 1.0, 2.0, 3.0)
+    assert params.train.learning_rate_steps == (1, 2)
+    assert params.data.canvases == ("64x64", "64x96")
+    assert params.model.include_maskiou is False
+    assert params.data.deterministic is True
+
+
+def test_flags_of_the_process_work_too():
+    values = flags.FlagValues()
+    define_flags(values)
+    values(["prog", "--train_steps=7"])
+    assert params_from_flags(values).train.train_steps == 7
+
+
+@given(
+    rate=st.floats(1e-9, 10.0),
+    steps=st.lists(st.integers(0, 10**6), max_size=4),
+    deterministic=st.booleans(),
+    seed=st.integers(-(2**31), 2**31),
+)
+def test_flagfile_round_trip(tmp_path_factory, rate, steps, deterministic, seed):
+    params = Params(
+        data=DataConfig(deterministic=deterministic, seed=seed, canvases=("64x96",)),
+        model=ModelConfig(include_mask=False, include_maskiou=False, pixel_std=(1.0, 0.1, 3e-7)),
+        train=TrainConfig(learning_rate=rate, learning_rate_steps=tuple(sorted(steps))),
+    )
+    path = str(tmp_path_factory.mktemp("flags") / "config.flags")
+    write_flagfile(params, path)
+    assert parse(f"--flagfile={path}") == params
+
+
+def test_flagfile_records_every_setting(tmp_path):
+    path = tmp_path / "config.flags"
+    write_flagfile(Params(), str(path))
+    lines = [line for line in path.read_text().splitlines() if line.startswith("--")]
+    assert len(lines) == len(list(list_settings()))
+    assert "--anchor_sizes=32.0,64.0,128.0,256.0,512.0" in lines
+    assert "--nodeterministic" in lines
+
+
+def test_flagfiles_compose_and_later_flags_win(tmp_path):
+    base, own = tmp_path / "base.flags", tmp_path / "own.flags"
+    base.write_text("# shared\n--train_steps=10\n--seed=1\n--norm=gn\n")
+    own.write_text(f"--flagfile={base}\n--seed=2\n")
+    params = parse(f"--flagfile={own}", "--norm=bn")
+    assert params.train.train_steps == 10
+    assert params.data.seed == 2
+    assert params.model.norm == "bn"
+
+
+@pytest.mark.parametrize(
+    ("argument", "words"),
+    [
+        ("--learning_rat=1", "learning_rat"),
+        ("--train_steps=many", "train_steps"),
+        ("--learning_rate_steps=1,x", "learning_rate_steps"),
+        ("--train_steps=0", "--train_steps=0: expected a positive number"),
+        ("--mode=fly", "--mode=fly: expected one of train"),
+        ("--canvases=33x64", "33x64"),
+        ("--include_mask=perhaps", "include_mask"),
+        ("train", "'train' is not a flag"),
+        ("--flagfile=/nowhere/x.flags", "/nowhere/x.flags"),
+        ("--learning_rate", "Missing value"),
+    ],
+)
+def test_bad_flags_are_one_sentence_and_exit_2(capsys, argument, words):
+    said = refusal(capsys, argument)
+    assert words in said
+    assert said.startswith("error: ")
+    assert len(said.strip().splitlines()) == 1
+
+
+def test_help_exits_0_without_tensorflow():
+    program = (
+        "import sys; sys.argv = ['prog', sys.argv[1]]\n"
+        "from trainer.main import main\n"
+        "try: main(sys.argv)\n"
+        "except SystemExit as e: print(e.code, 'tensorflow' in sys.modules, 'keras' in sys.modules)"
+    )
+    for flag, shown in (("--help", "Steps in all"), ("--helpshort", "--train_steps=90000")):
+        done = subprocess.run(
+            [sys.executable, "-c", program, flag], cwd=ROOT, capture_output=True, text=True
+        )
+        assert done.stdout.endswith("0 False False\n"), done.stderr
+        assert shown in done.stdout
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.flags")), ids=lambda p: p.stem)
+def test_shipped_flagfiles_parse_and_say_what_to_expect(path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    parse(f"--flagfile=configs/{path.name}")
+    comments = [line for line in path.read_text().splitlines() if line.startswith("#")]
+    for word in ("Command:", "Hardware:", "Time:", "Expected AP:"):
+        assert any(word in line for line in comments), word
+
+
+def test_r50_is_the_papers_recipe(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    params = parse("--flagfile=configs/r50.flags")
+    assert params.model.backbone == "resnet50"
+    assert params.train.learning_rate_steps == (60000, 80000)
+    assert (params.train.learning_rate, params.train.learning_rate_batch_size) == (0.02, 16)

@@ -1,0 +1,190 @@
+"""The command line from end to end over a toy, and what it refuses."""
+
+import json
+import sys
+import types
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from toy_model import build_network, make_train_input_fn, toy_model_fn
+
+from data.manifest import Manifest, write_manifest
+from trainer.flags import parse_flags
+from trainer.main import main
+
+CATEGORIES = ({"label": 1, "id": 7, "name": "cell"},)
+FLAGS = [
+    "--train_batch_size=2",
+    "--eval_batch_size=2",
+    "--train_steps=4",
+    "--log_every_steps=2",
+    "--save_every_steps=2",
+    "--eval_every_steps=2",
+    "--num_eval_images_shown=1",
+]
+
+
+def write_records(folder, name, **changes) -> str:
+    """A manifest beside an empty shard; the toy's input does not read it."""
+    (folder / f"{name}-00000-of-00001.tfrecord").touch()
+    fields = dict(
+        num_images=2,
+        num_instances=2,
+        num_crowds=0,
+        max_instances_per_image=1,
+        include_masks=True,
+        categories=CATEGORIES,
+        skipped={"images": 0, "annotations": 0, "items": []},
+        shards=(),
+    )
+    write_manifest(f"{folder}/{name}.manifest.json", Manifest(**{**fields, **changes}))
+    return f"{folder}/{name}-*.tfrecord"
+
+
+def toy_input_fn(mode, params, context=None):
+    if mode == "train":
+        return make_train_input_fn([1.0, 2.0])(mode, params, context)
+    batch = {"image": np.zeros((1, 2, 8, 8, 3), np.uint8), "image_id": np.array([[1, 3]])}
+    return tf.data.Dataset.from_tensor_slices(batch)
+
+
+@pytest.fixture
+def workplace(tmp_path, monkeypatch):
+    """Records, an annotation file, and the toy in the place of the real network and input."""
+    parts = {
+        "model.mask_scoring_rcnn": {"build_network": build_network},
+        "model.model_fn": {"model_fn": toy_model_fn},
+        "data.input_fn": {"input_fn": toy_input_fn},
+    }
+    for name, content in parts.items():
+        module = types.ModuleType(name)
+        module.__dict__.update(content)
+        monkeypatch.setitem(sys.modules, name, module)
+    annotation = {"id": 1, "image_id": 1, "category_id": 7, "bbox": [2, 1, 3, 2], "area": 6}
+    ground_truth = {
+        "images": [{"id": i, "height": 8, "width": 8, "file_name": f"{i}.png"} for i in (1, 3)],
+        "annotations": [{**annotation, "iscrowd": 0}],
+        "categories": [{"id": 7, "name": "cell"}],
+    }
+    (tmp_path / "val.json").write_text(json.dumps(ground_truth))
+    write_records(tmp_path, "train")
+    write_records(tmp_path, "val")
+    return tmp_path
+
+
+def run(folder, mode: str, *more: str) -> int:
+    return main(
+        [
+            "prog",
+            *FLAGS,
+            f"--mode={mode}",
+            f"--model_dir={folder}/m",
+            f"--train_file_pattern={folder}/train-*.tfrecord",
+            f"--eval_file_pattern={folder}/val-*.tfrecord",
+            f"--eval_annotation_file={folder}/val.json",
+            *more,
+        ]
+    )
+
+
+def refusal(capsys) -> str:
+    said = capsys.readouterr().err.strip()
+    assert said.startswith("error: ")
+    assert "Traceback" not in said
+    return said
+
+
+def test_train_and_eval_leaves_everything_promised(workplace, capsys):
+    assert run(workplace, "train_and_eval") == 0
+    folder = workplace / "m"
+    metrics = json.loads((folder / "eval" / "metrics.json").read_text())
+    assert metrics["step"] == 4
+    assert 0 <= metrics["bbox"]["AP"] <= 1
+    assert [entry["category_id"] for entry in json.loads((folder / "eval/bbox.json").read_text())]
+    assert [json.loads(line)["step"] for line in (folder / "train.jsonl").open()] == [2, 4]
+    assert json.loads((folder / "best" / "best.json").read_text())["step"] == 2
+    assert list((folder / "summaries" / "eval").glob("events.*"))
+    recorded = parse_flags(["prog", f"--flagfile={folder}/config.flags"])
+    assert recorded.model.num_classes == 2
+    assert recorded.train.train_steps == 4
+    assert "Evaluation at step 4" in capsys.readouterr().out
+
+
+def test_rerun_ends_well_and_a_larger_number_continues(workplace, capsys):
+    assert run(workplace, "train") == 0
+    assert run(workplace, "train") == 0
+    assert "nothing is left to train" in capsys.readouterr().out
+    assert run(workplace, "train", "--train_steps=6") == 0
+    steps = [json.loads(line)["step"] for line in (workplace / "m" / "train.jsonl").open()]
+    assert steps == [2, 4, 6]
+
+
+def test_eval_and_predict_use_the_latest_checkpoint(workplace):
+    assert run(workplace, "train") == 0
+    assert run(workplace, "eval") == 0
+    metrics = json.loads((workplace / "m" / "eval" / "metrics.json").read_text())
+    assert metrics["step"] == 4
+    assert run(workplace, "predict") == 0
+    results = json.loads((workplace / "m" / "predictions" / "bbox.json").read_text())
+    assert {entry["image_id"] for entry in results} == {1, 3}
+    assert {entry["category_id"] for entry in results} == {7}
+
+
+@pytest.mark.parametrize("mode", ["eval", "predict"])
+def test_no_checkpoint_is_refused(workplace, capsys, mode):
+    assert run(workplace, mode) == 1
+    assert "no checkpoint" in refusal(capsys)
+
+
+def test_flags_the_mode_needs(capsys):
+    for arguments, missing in (
+        ([], "--model_dir"),
+        (["--model_dir=m"], "--train_file_pattern"),
+        (["--model_dir=m", "--mode=eval"], "--eval_file_pattern"),
+        (["--model_dir=m", "--mode=train_and_eval", "--train_file_pattern=x"], "--eval_file"),
+    ):
+        with pytest.raises(SystemExit) as leaving:
+            main(["prog", *arguments])
+        assert leaving.value.code == 2
+        assert missing in refusal(capsys)
+
+
+def test_records_without_manifest_need_num_classes(workplace, capsys):
+    (workplace / "train.manifest.json").unlink()
+    assert run(workplace, "train") == 1
+    assert "--num_classes" in refusal(capsys)
+    assert run(workplace, "train", "--num_classes=2") == 0
+
+
+def test_too_few_classes_are_refused(workplace, capsys):
+    two = ({"label": 1, "id": 7, "name": "a"}, {"label": 2, "id": 8, "name": "b"})
+    write_records(workplace, "train", categories=two)
+    assert run(workplace, "train", "--num_classes=2") == 1
+    assert "--num_classes=2 is too small" in refusal(capsys)
+
+
+def test_records_without_masks_are_refused_for_a_mask_network(workplace, capsys):
+    write_records(workplace, "train", include_masks=False)
+    assert run(workplace, "train") == 1
+    assert "--noinclude_mask --noinclude_maskiou" in refusal(capsys)
+    assert run(workplace, "train", "--noinclude_mask", "--noinclude_maskiou") == 0
+
+
+def test_crowded_images_are_warned_about(workplace, capsys):
+    write_records(workplace, "train", max_instances_per_image=150)
+    assert run(workplace, "train") == 0
+    assert "150 objects and --max_instances=100" in capsys.readouterr().err
+
+
+def test_differing_categories_are_refused(workplace, capsys):
+    write_records(workplace, "val", categories=({"label": 1, "id": 9, "name": "dog"},))
+    assert run(workplace, "train_and_eval") == 1
+    assert "different categories" in refusal(capsys)
+
+
+def test_nothing_matches_and_no_folder(workplace, capsys):
+    assert run(workplace, "train", f"--train_file_pattern={workplace}/none-*") == 1
+    assert "none-*" in refusal(capsys)
+    assert run(workplace, "train", f"--model_dir={workplace}/val.json") == 1
+    assert "cannot be made" in refusal(capsys)

@@ -1,0 +1,203 @@
+"""Checkpoints: saving, resuming, the best one, and strict loading of network weights.
+
+A checkpoint holds `network`, `optimizer` (its variables in order) and `step`. Before anything is
+restored, the names and shapes in the file are compared with what is to receive them, so that a
+checkpoint of another architecture is refused as a whole instead of loaded in part.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import deque
+
+import tensorflow as tf
+
+from data.errors import UserError
+from trainer.optimizer import Updater
+
+_SUFFIX = "/.ATTRIBUTES/VARIABLE_VALUE"
+_MISMATCHES_NAMED = 3
+
+
+class Checkpoints:
+    """The checkpoints of one model_dir.
+
+    Attributes:
+      step: int64 variable, the number of training steps taken.
+    """
+
+    def __init__(self, model_dir: str, network, updater: Updater, step: tf.Variable, keep: int):
+        self._model_dir = model_dir
+        self._network = network
+        self.step = step
+        self._checkpoint = tf.train.Checkpoint(
+            network=network, optimizer=updater.state(), step=step
+        )
+        self._recent = tf.train.CheckpointManager(
+            self._checkpoint, model_dir, max_to_keep=keep, checkpoint_name="ckpt"
+        )
+        self._best = tf.train.CheckpointManager(
+            self._checkpoint, os.path.join(model_dir, "best"), max_to_keep=1, checkpoint_name="ckpt"
+        )
+
+    def resume(self, init_checkpoint: str = "") -> int:
+        """Restores the latest checkpoint, or the network of `init_checkpoint` in a fresh folder.
+
+        Returns:
+          The number of steps taken so far; 0 in a fresh folder.
+
+        Raises:
+          UserError: the checkpoint does not fit, or `init_checkpoint` is none.
+        """
+        if self._recent.latest_checkpoint:
+            restore(self._checkpoint, self._recent.latest_checkpoint)
+        elif init_checkpoint:
+            load_network(self._network, init_checkpoint)
+        return self._steps()
+
+    def load_for_evaluation(self, init_checkpoint: str = "") -> int:
+        """Loads the network of the latest checkpoint (else of `init_checkpoint`).
+
+        Returns:
+          The step at which it was saved; 0 for weights that come without one.
+
+        Raises:
+          UserError: there is no checkpoint, or it does not fit the network.
+        """
+        path = self._recent.latest_checkpoint or init_checkpoint
+        if not path:
+            raise UserError(
+                f"There is no checkpoint in --model_dir={self._model_dir}: train first "
+                "(--mode=train), or name weights by --init_checkpoint."
+            )
+        load_network(self._network, path)
+        shapes = _read_shapes(path)
+        if "step" in shapes:
+            self.step.assign(tf.train.load_variable(path, "step" + _SUFFIX))
+        return self._steps()
+
+    def save(self) -> str:
+        """Saves everything under the current step and returns the checkpoint's path."""
+        latest = f"ckpt-{self._steps()}"
+        if os.path.basename(self._recent.latest_checkpoint or "") == latest:
+            return self._recent.latest_checkpoint
+        return self._recent.save(checkpoint_number=self._steps())
+
+    def save_if_best(self, metric: float) -> bool:
+        """Keeps the current step in `best/` if `metric` exceeds that of the one kept there.
+
+        The record is a file of its own beside the checkpoint: an evaluation comes after the save of
+        its step, so a number inside the checkpoint would be forgotten by a run that is cut off.
+        """
+        record = os.path.join(self._model_dir, "best", "best.json")
+        if metric <= _read_best(record):
+            return False
+        self._best.save(checkpoint_number=self._steps())
+        write_json({"step": self._steps(), "AP": metric}, record)
+        return True
+
+    def _steps(self) -> int:
+        return int(self.step.numpy())
+
+
+def load_network(network, path: str) -> None:
+    """Loads the network's weights, all of them, from a checkpoint (or a folder's latest).
+
+    Raises:
+      UserError: there is no checkpoint at `path`, or its network differs in names or shapes.
+    """
+    path = tf.train.latest_checkpoint(path) or path if os.path.isdir(path) else path
+    restore(tf.train.Checkpoint(network=network), path)
+
+
+def restore(checkpoint: tf.train.Checkpoint, path: str) -> None:
+    """Restores `checkpoint` from `path` after checking that every tensor has its place.
+
+    Raises:
+      UserError: names or shapes differ between the file and the parts of `checkpoint`.
+    """
+    check_fit(list_shapes(checkpoint), _read_shapes(path), path)
+    checkpoint.restore(path).assert_existing_objects_matched().expect_partial()
+
+
+def check_fit(wanted: dict[str, list[int]], found: dict[str, list[int]], path: str) -> None:
+    """Compares tensors by name and shape; those of parts that nobody wants are left alone.
+
+    Raises:
+      UserError: names the first mismatches and says how many more there are.
+    """
+    parts = {name.split("/")[0] for name in wanted}
+    found = {name: shape for name, shape in found.items() if name.split("/")[0] in parts}
+    mismatches = [
+        f"{name} is {found.get(name, 'missing')} there and {wanted.get(name, 'unknown')} here"
+        for name in sorted(wanted.keys() | found.keys())
+        if wanted.get(name) != found.get(name)
+    ]
+    if not mismatches:
+        return
+    more = len(mismatches) - _MISMATCHES_NAMED
+    listed = "; ".join(mismatches[:_MISMATCHES_NAMED]) + (f"; and {more} more" if more > 0 else "")
+    raise UserError(
+        f"Checkpoint {path} does not fit this network and optimizer: {listed}; use the flags it "
+        "was trained with (config.flags beside it), or another --model_dir or --init_checkpoint."
+    )
+
+
+def list_shapes(checkpoint: tf.train.Checkpoint) -> dict[str, list[int]]:
+    """Names, as a checkpoint file spells them, and shapes of the variables below `checkpoint`."""
+    view = tf.train.TrackableView(checkpoint)
+    shapes: dict[str, list[int]] = {}
+    seen = {id(checkpoint)}
+    queue = deque([(checkpoint, "")])
+    # Breadth first like the file's writer: a variable is filed under its shortest path.
+    while queue:
+        parent, prefix = queue.popleft()
+        for name, child in view.children(parent).items():
+            if id(child) in seen:
+                continue
+            seen.add(id(child))
+            path = prefix + _escape(name)
+            if hasattr(child, "shape") and hasattr(child, "assign"):
+                shapes[path] = list(child.shape)
+            else:
+                queue.append((child, path + "/"))
+    shapes.pop("save_counter", None)
+    return shapes
+
+
+def write_json(content: dict, path: str) -> None:
+    """Writes JSON, all of it or nothing."""
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    partial = f"{path}.partial"
+    with open(partial, "w", encoding="utf-8") as file:
+        json.dump(content, file, indent=2)
+        file.write("\n")
+    os.replace(partial, path)
+
+
+def _read_shapes(path: str) -> dict[str, list[int]]:
+    try:
+        shapes = dict(tf.train.list_variables(path))
+    except (tf.errors.OpError, ValueError) as error:
+        raise UserError(
+            f"There is no readable checkpoint at {path}: name one by its prefix, such as "
+            "runs/x/ckpt-1000, or by its folder."
+        ) from error
+    return {
+        name.removesuffix(_SUFFIX): shape
+        for name, shape in shapes.items()
+        if name.endswith(_SUFFIX) and not name.startswith("save_counter/")
+    }
+
+
+def _read_best(record: str) -> float:
+    if not os.path.exists(record):
+        return float("-inf")
+    with open(record, encoding="utf-8") as file:
+        return float(json.load(file)["AP"])
+
+
+def _escape(name: str) -> str:
+    """Spells a local name as checkpoint files do."""
+    return name.replace(".", "..").replace("/", ".S")

@@ -1,0 +1,369 @@
+"""COCO evaluation of boxes and masks, with the class score and the mask score kept apart.
+
+Boxes are ranked by `box_score` (the class probability); masks by `mask_score`, which is the class
+probability times the predicted IoU of the mask (Mask Scoring R-CNN, section 3.3), and once more by
+`box_score`, so that one evaluation shows what the mask score is worth. The numbers are
+pycocotools' own.
+
+Axes: N detections an image; M mask side; H, W original image.
+"""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import io
+import json
+import logging
+import os
+import pathlib
+from collections.abc import Iterable, Mapping, Sequence
+
+import numpy as np
+from pycocotools import mask as coco_mask
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+
+from data.coco import (
+    InvalidAnnotation,
+    SkippedItems,
+    is_finite_number,
+    load_dataset,
+    run_lengths,
+)
+from data.errors import UserError
+from model.paste import encode_counts, paste_rle
+from trainer.coco_report import METRICS, explain_unmeasured, format_table
+
+
+def load_ground_truth(annotation_file: str, eval_file_pattern: str) -> dict:
+    """Reads the ground truth to evaluate against, as a COCO-format dict.
+
+    Args:
+      annotation_file: COCO JSON, of which broken images and annotations are left out with a
+        warning; "" rebuilds the ground truth from the evaluation records.
+      eval_file_pattern: glob of the evaluation records.
+
+    Raises:
+      UserError: the file cannot be read, is no JSON, or is no COCO instance file.
+    """
+    if not annotation_file:
+        # Here because it brings TensorFlow, which nothing else in this module needs.
+        from data.ground_truth import ground_truth_from_records
+
+        return ground_truth_from_records(eval_file_pattern)
+    skipped = SkippedItems(tolerate=True)
+    dataset = load_dataset(annotation_file, skipped)
+    annotations = []
+    for image in dataset.images:
+        for annotation in image.annotations:
+            try:
+                annotations.append(_complete(annotation, image.height, image.width))
+            except InvalidAnnotation as error:
+                skipped.add_annotation(str(error), annotation["id"], image.id)
+    if skipped.items:
+        logging.warning(
+            "%s: %d images or annotations cannot be used and take no part in the evaluation; the "
+            "first is %s", annotation_file, len(skipped.items), skipped.items[0],
+        )  # fmt: skip
+    images = [
+        {"id": image.id, "file_name": image.file_name, "height": image.height,
+         "width": image.width}
+        for image in dataset.images
+    ]  # fmt: skip
+    return {"images": images, "annotations": annotations, "categories": dataset.categories}
+
+
+def segmentation_to_rle(segmentation: Mapping | Sequence, height: int, width: int) -> Mapping:
+    """COCO's compressed RLE of a segmentation in any of its forms.
+
+    Args:
+      segmentation: a list of polygons [x, y, x, y, ...], or {"size", "counts"} with the counts as
+        a list or compressed.
+      height: H of the image, pixels.
+      width: W of the image, pixels.
+
+    Raises:
+      InvalidAnnotation: the segmentation is malformed.
+    """
+    return encode_counts(run_lengths(segmentation, height, width).tolist(), height, width)
+
+
+def _complete(annotation: Mapping, height: int, width: int) -> dict:
+    """A copy with area and iscrowd, and with the outline, if there is one, as compressed RLE."""
+    bbox = annotation["bbox"]
+    is_list = isinstance(bbox, Sequence) and len(bbox) == 4
+    if not is_list or not all(is_finite_number(side) for side in bbox):
+        raise InvalidAnnotation(f"the box {bbox!r} is not four finite numbers")
+    complete = {"area": bbox[2] * bbox[3], "iscrowd": 0, **annotation}
+    if not is_finite_number(complete["area"]):
+        raise InvalidAnnotation(f"the area {complete['area']!r} is no number")
+    if annotation.get("segmentation"):
+        complete["segmentation"] = segmentation_to_rle(annotation["segmentation"], height, width)
+    return complete
+
+
+def evaluate_results(
+    ground_truth: COCO, results: Sequence[Mapping], kind: str, image_ids: Iterable[int]
+) -> tuple[dict[str, float], dict[int, float]]:
+    """Runs COCO's evaluation of one kind of result.
+
+    Args:
+      ground_truth: the ground truth; every annotation has area and iscrowd, and with kind "segm"
+        a segmentation.
+      results: entries in COCO results format, with bbox or segmentation as the kind asks; may be
+        empty.
+      kind: "bbox" or "segm".
+      image_ids: images that take part.
+
+    Returns:
+      The 12 numbers of `METRICS`, and AP by COCO category id; -1 where no ground truth exists.
+    """
+    with contextlib.redirect_stdout(io.StringIO()):
+        evaluation = COCOeval(ground_truth, _index_results(ground_truth, results, kind), kind)
+        evaluation.params.imgIds = sorted(image_ids)
+        evaluation.evaluate()
+        evaluation.accumulate()
+        evaluation.summarize()
+    by_category = {}
+    for index, category_id in enumerate(evaluation.params.catIds):
+        precision = evaluation.eval["precision"][:, :, index, 0, -1]
+        measured = precision[precision > -1]
+        by_category[category_id] = float(measured.mean()) if measured.size else -1.0
+    return dict(zip(METRICS, evaluation.stats.tolist(), strict=True)), by_category
+
+
+def _index_results(ground_truth: COCO, results: Sequence[Mapping], kind: str) -> COCO:
+    """What `COCO.loadRes` does, for an empty list of results as well."""
+    annotations = []
+    for number, result in enumerate(results, 1):
+        if kind == "segm":
+            area = float(coco_mask.area(result["segmentation"]))
+        else:
+            area = result["bbox"][2] * result["bbox"][3]
+        annotations.append({**result, "id": number, "area": area, "iscrowd": 0})
+    indexed = COCO()
+    indexed.dataset = {**ground_truth.dataset, "annotations": annotations}
+    indexed.createIndex()
+    return indexed
+
+
+class CocoEvaluator:
+    """Collects predictions image by image, writes them as COCO results and measures them."""
+
+    def __init__(self, ground_truth: Mapping | None, categories: Sequence[Mapping]):
+        """Prepares for the predictions of one evaluation or prediction run.
+
+        Args:
+          ground_truth: COCO-format dict as `load_ground_truth` returns it; None when predictions
+            are only written, not measured.
+          categories: {"label", "id", "name"} of every class: the network's label, COCO's id. A
+            label that is not listed stands for the COCO id itself.
+
+        Raises:
+          UserError: the ground truth calls a category by another name.
+        """
+        self._ids_by_label = {c["label"]: c["id"] for c in categories}
+        self._names_by_id = {c["id"]: c["name"] for c in categories}
+        self._ground_truth = None
+        if ground_truth is not None:
+            self._check_categories(ground_truth["categories"])
+            self._ground_truth = _index_ground_truth(ground_truth, self._names_by_id)
+        self._predicted: set[int] = set()
+        self._boxes: list[dict] = []
+        self._masks: list[dict] = []
+        self._masks_predicted = False
+
+    def _check_categories(self, theirs: Sequence[Mapping]) -> None:
+        for category in theirs:
+            name = self._names_by_id.setdefault(category["id"], category["name"])
+            if name != category["name"]:
+                raise UserError(
+                    f"category {category['id']} is {name!r} in the records but "
+                    f"{category['name']!r} in the ground truth; evaluate against the annotation "
+                    "file that the evaluation records were converted from."
+                )
+
+    def add(self, prediction: Mapping[str, np.ndarray]) -> None:
+        """Takes the predictions of one image.
+
+        Args:
+          prediction: image_id [] (-1, a padding entry, is passed over), image_info [5],
+            num_detections [], detection_boxes [N, 4] (y1, x1, y2, x2 in network pixels),
+            detection_classes [N], box_scores [N]; with masks also detection_masks [N, M, M]
+            (probabilities over the box), mask_ious [N] and mask_scores [N].
+
+        Raises:
+          UserError: the image was added before, or the ground truth does not know it.
+        """
+        image_id = int(prediction["image_id"])
+        if image_id == -1:
+            return
+        self._check_image(image_id)
+        self._predicted.add(image_id)
+        self._masks_predicted |= "detection_masks" in prediction
+        boxes = boxes_in_original(prediction)
+        height, width = original_size(prediction)
+        for index, box in enumerate(boxes):
+            label = int(prediction["detection_classes"][index])
+            entry = {
+                "image_id": image_id,
+                "category_id": self._ids_by_label.get(label, label),
+                "score": _short(prediction["box_scores"][index]),
+                "box_score": _short(prediction["box_scores"][index]),
+            }
+            if "detection_masks" in prediction:
+                entry["mask_iou"] = _short(prediction["mask_ious"][index])
+                entry["mask_score"] = _short(prediction["mask_scores"][index])
+                rle = paste_rle(prediction["detection_masks"][index], box, height, width)
+                # No bbox here: pycocotools would take the area from it instead of the mask.
+                self._masks.append({**entry, "score": entry["mask_score"], "segmentation": rle})
+            self._boxes.append({**entry, "bbox": _to_coco_box(box, height, width)})
+
+    def _check_image(self, image_id: int) -> None:
+        if image_id in self._predicted:
+            raise UserError(
+                f"image {image_id} was predicted twice; every image id may stand once in the "
+                "evaluation records, so convert them again from a file without duplicates."
+            )
+        if self._ground_truth is not None and image_id not in self._ground_truth.imgs:
+            raise UserError(
+                f"image {image_id} was predicted but is not in the ground truth; evaluate against "
+                "the annotation file that the evaluation records were converted from."
+            )
+
+    def write_results(self, folder: str) -> None:
+        """Writes bbox.json and, with masks, segm.json in COCO results format.
+
+        `score` is box_score in the first and mask_score in the second; both also carry box_score
+        and, with masks, mask_iou and mask_score. Each file appears whole or not at all.
+        """
+        os.makedirs(folder, exist_ok=True)
+        _write_json(pathlib.Path(folder, "bbox.json"), self._boxes)
+        if self._masks_predicted:
+            _write_json(pathlib.Path(folder, "segm.json"), self._masks)
+
+    def evaluate(self) -> dict:
+        """Measures what was added, over the images that were added.
+
+        Returns:
+          {"bbox": {the 12 of `METRICS`}, "per_category": {name: {"bbox": AP}}}, and with masks
+          also "segm" (ranked by mask score) and "segm_class_score" (the same masks ranked by
+          class score) in both places. 0 where there is nothing detected, -1 where there is
+          nothing to detect.
+        """
+        if self._ground_truth is None:
+            raise ValueError("evaluate() needs the ground truth that __init__ was given None for.")
+        results = {"bbox": self._boxes}
+        if self._measures_masks():
+            results["segm"] = self._masks
+            results["segm_class_score"] = [
+                {**mask, "score": mask["box_score"]} for mask in self._masks
+            ]
+        metrics: dict = {}
+        per_category: dict = {name: {} for name in self._category_names().values()}
+        for kind, entries in results.items():
+            metrics[kind], by_category = evaluate_results(
+                self._ground_truth, entries, kind.split("_")[0], self._predicted
+            )
+            for category_id, name in self._category_names().items():
+                per_category[name][kind] = by_category[category_id]
+        return {**metrics, "per_category": per_category}
+
+    def _category_names(self) -> dict[int, str]:
+        """COCO id to a name that no other category has."""
+        counts = collections.Counter(self._names_by_id.values())
+        return {
+            category_id: name if counts[name] == 1 else f"{name} ({category_id})"
+            for category_id, name in sorted(self._names_by_id.items())
+        }
+
+    def _measures_masks(self) -> bool:
+        annotations = self._ground_truth.dataset["annotations"]
+        return self._masks_predicted and all(a.get("segmentation") for a in annotations)
+
+    def explain(self, metrics: Mapping) -> list[str]:
+        """Says of every AP that is -1, and of everything left out, why it is so."""
+        sentences = []
+        missing = self._ground_truth.imgs.keys() - self._predicted
+        if missing:
+            sentences.append(
+                f"{len(missing)} of the {len(self._ground_truth.imgs)} images of the ground truth "
+                f"were not predicted and take no part (image {min(missing)} is one)."
+            )
+        if self._masks_predicted and not self._measures_masks():
+            sentences.append(
+                "Mask AP is not measured because the ground truth has objects without a "
+                "segmentation."
+            )
+        return sentences + explain_unmeasured(metrics, self._areas())
+
+    def _areas(self) -> np.ndarray:
+        """Annotated areas of the objects that count: in evaluated images, no crowds."""
+        return np.array([
+            annotation["area"]
+            for annotation in self._ground_truth.dataset["annotations"]
+            if annotation["image_id"] in self._predicted and not annotation["iscrowd"]
+        ])  # fmt: skip
+
+    def table(self, metrics: Mapping) -> str:
+        """The metrics as plain text, as `format_table` says."""
+        return format_table(metrics)
+
+
+def original_size(prediction: Mapping[str, np.ndarray]) -> tuple[int, int]:
+    """Height and width in pixels of the picture that a prediction was made from."""
+    return int(prediction["image_info"][3]), int(prediction["image_info"][4])
+
+
+def boxes_in_original(prediction: Mapping[str, np.ndarray]) -> np.ndarray:
+    """Detected boxes in pixels of the original image: float64 [num_detections, 4], not clipped.
+
+    Args:
+      prediction: one image's; image_info [5], num_detections [], detection_boxes [N, 4] as
+        (y1, x1, y2, x2) in network pixels.
+    """
+    valid_height, valid_width, _, height, width = np.asarray(prediction["image_info"], np.float64)
+    stretch = np.array([height / valid_height, width / valid_width] * 2)
+    count = int(prediction["num_detections"])
+    return np.asarray(prediction["detection_boxes"], np.float64)[:count] * stretch
+
+
+def _to_coco_box(box: np.ndarray, height: int, width: int) -> list[float]:
+    """(y1, x1, y2, x2) to COCO's [x, y, width, height], clipped to the image."""
+    y1, x1, y2, x2 = np.clip(box, 0, [height, width, height, width])
+    return [round(float(value), 3) for value in (x1, y1, x2 - x1, y2 - y1)]
+
+
+def _short(score: np.ndarray) -> float:
+    """The shortest decimal that reads back as the same float32: scores keep their order."""
+    return float(str(np.float32(score)))
+
+
+def _index_ground_truth(ground_truth: Mapping, names_by_id: Mapping[int, str]) -> COCO:
+    """A COCO index over a complete copy, whose annotations are numbered from 1.
+
+    pycocotools takes annotation id 0 for "no match", and changes annotations while it evaluates.
+    """
+    images = {image["id"]: image for image in ground_truth["images"]}
+    annotations = []
+    for number, annotation in enumerate(ground_truth["annotations"], 1):
+        image = images[annotation["image_id"]]
+        complete = _complete(annotation, image["height"], image["width"])
+        annotations.append({**complete, "id": number})
+    indexed = COCO()
+    indexed.dataset = {
+        "images": ground_truth["images"],
+        "annotations": annotations,
+        "categories": [{"id": key, "name": name} for key, name in names_by_id.items()],
+    }
+    with contextlib.redirect_stdout(io.StringIO()):
+        indexed.createIndex()
+    return indexed
+
+
+def _write_json(path: pathlib.Path, entries: Sequence[Mapping]) -> None:
+    partial = path.with_name(path.name + ".partial")
+    with open(partial, "w", encoding="utf-8") as file:
+        json.dump(entries, file)
+    os.replace(partial, path)

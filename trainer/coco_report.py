@@ -1,0 +1,79 @@
+"""COCO metrics in words: a table, and why a number could not be measured."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl",
+           "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")  # fmt: skip
+KINDS = ("bbox", "segm", "segm_class_score")
+_SIZES = {
+    "APs": ("small", "below 32² pixels"),
+    "APm": ("medium-sized", "32² to 96² pixels"),
+    "APl": ("large", "above 96² pixels"),
+}
+
+
+def explain_unmeasured(metrics: Mapping, areas: np.ndarray) -> list[str]:
+    """Says of every AP that is -1 why it is so.
+
+    Args:
+      metrics: as `CocoEvaluator.evaluate` returns them.
+      areas: float [objects], pixels of the objects in the evaluated images, crowds left out.
+    """
+    sentences = []
+    for metric in METRICS:
+        kinds = [kind for kind in KINDS if kind in metrics and metrics[kind][metric] == -1]
+        if kinds and metric.startswith("AP"):
+            sentences.append(f"{metric} of {_join(kinds)} is -1: {_reason(metric, areas)}.")
+    for name, values in metrics["per_category"].items():
+        if -1 in values.values() and areas.size:
+            sentences.append(
+                f"AP of category {name!r} is -1: the evaluated images have no object of it."
+            )
+    return sentences
+
+
+def format_table(metrics: Mapping) -> str:
+    """Metrics as plain text: the 12 numbers of each kind, then AP by category.
+
+    Args:
+      metrics: as `CocoEvaluator.evaluate` returns them; other keys are passed over.
+    """
+    kinds = [kind for kind in KINDS if kind in metrics]
+    rows = [["", *METRICS]]
+    rows += [[kind, *(_number(metrics[kind][metric]) for metric in METRICS)] for kind in kinds]
+    by_category = [["AP by category", *kinds]]
+    by_category += [
+        [name, *(_number(values[kind]) for kind in kinds)]
+        for name, values in metrics["per_category"].items()
+    ]
+    return _align(rows) + "\n\n" + _align(by_category)
+
+
+def _reason(metric: str, areas: np.ndarray) -> str:
+    if not areas.size:
+        return "the evaluated images have no annotated object (crowds do not count)"
+    name, words = _SIZES[metric]
+    return f"the evaluated images have no {name} object (area {words})"
+
+
+def _join(words: Sequence[str]) -> str:
+    return words[0] if len(words) == 1 else ", ".join(words[:-1]) + " and " + words[-1]
+
+
+def _number(value: float) -> str:
+    return "-1" if value == -1 else f"{value:.3f}"
+
+
+def _align(rows: Sequence[Sequence[str]]) -> str:
+    """Columns of text: the first flush left, the others flush right."""
+    widths = [max(len(row[index]) for row in rows) for index in range(len(rows[0]))]
+    lines = []
+    for row in rows:
+        cells = [row[0].ljust(widths[0])]
+        cells += [cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)]
+        lines.append("  ".join(cells).rstrip())
+    return "\n".join(lines)

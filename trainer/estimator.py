@@ -1,0 +1,231 @@
+"""Train, evaluate and predict over any model function.
+
+A model function maps `(features, labels, mode, params, network)` to an `EstimatorSpec`; the network
+is whatever has `variables`, `trainable_variables` and `decayed_variables`. The outer loop here
+fetches batches and decides when to act; the inner steps are in `trainer/steps.py`; the actions
+(log, save, evaluate) are plain callables that take the step.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import NamedTuple, Protocol
+
+import numpy as np
+import tensorflow as tf
+
+from data.errors import UserError
+from trainer.checkpoints import Checkpoints
+from trainer.config import Params
+from trainer.hooks import FiniteGuard, Progress, Stopwatch, Summaries, TrainLog
+from trainer.optimizer import Updater
+from trainer.steps import PredictStep, StepResult, TrainStep, group_batches, split_images
+
+InputFn = Callable[[str, Params, tf.distribute.InputContext | None], tf.data.Dataset]
+Prediction = dict[str, np.ndarray]
+
+
+class Evaluator(Protocol):
+    """What `Estimator.evaluate` feeds."""
+
+    def add(self, prediction: Mapping[str, np.ndarray]) -> None:
+        """Takes the predictions of one image."""
+
+    def evaluate(self) -> dict:
+        """Measures all of them."""
+
+
+class Action(NamedTuple):
+    """Something to do after every so many steps, and after the last one."""
+
+    every_steps: int
+    run: Callable[[int], None]
+
+
+class Estimator:
+    """Trains, evaluates and predicts with one network in one model_dir.
+
+    Args:
+      model_fn: `(features, labels, mode, params, network) -> EstimatorSpec`; in training its loss
+        is the replica's share of the global loss.
+      network: has `variables`, `trainable_variables` and `decayed_variables`, and was made under
+        the strategy's scope.
+      params: settings; those of `params.data` and `params.model` are only handed on, except for
+        batch sizes, precision and jit_compile.
+      strategy: spreads batches over replicas.
+    """
+
+    def __init__(
+        self, model_fn: Callable, network, params: Params, strategy: tf.distribute.Strategy
+    ):
+        self._params = params
+        self._strategy = strategy
+        with strategy.scope():
+            step = tf.Variable(0, dtype=tf.int64, trainable=False, name="step")
+            self._updater = Updater(network, params)
+        self.checkpoints = Checkpoints(
+            params.train.model_dir, network, self._updater, step, params.train.keep_checkpoints
+        )
+        self._train_step = TrainStep(model_fn, network, self._updater, strategy, params)
+        self._predict_step = PredictStep(model_fn, network, strategy, params)
+
+    @property
+    def step(self) -> int:
+        """Training steps taken."""
+        return int(self.checkpoints.step.numpy())
+
+    def train(
+        self,
+        input_fn: InputFn,
+        evaluate: Callable[[int], None] | None = None,
+    ) -> int:
+        """Trains up to `--train_steps`, going on from the model_dir's latest checkpoint.
+
+        Args:
+          input_fn: `(mode, params, input_context)` to a dataset of (features, labels) that does
+            not end.
+          evaluate: called with the step after every `--eval_every_steps` and after the last.
+
+        Returns:
+          The number of steps taken; 0 if the run was complete.
+
+        Raises:
+          UserError: a loss or gradient is not finite, the input ends, or a checkpoint does not fit.
+        """
+        config = self._params.train
+        start = self.checkpoints.resume(config.init_checkpoint)
+        if start >= config.train_steps:
+            print(
+                f"{config.model_dir} has {start} steps of --train_steps={config.train_steps}: "
+                "nothing is left to train; raise --train_steps to go on."
+            )
+            return 0
+        report = TrainReport(self._params, self._updater, start)
+        untimed = report.stopwatch.untimed
+        actions = [
+            Action(config.log_every_steps, report.write),
+            Action(config.save_every_steps, untimed(lambda step: self.checkpoints.save())),
+        ]
+        if evaluate is not None:
+            actions.append(Action(config.eval_every_steps, untimed(evaluate)))
+        batches = iter(
+            self._strategy.distribute_datasets_from_function(
+                lambda context: input_fn("train", self._params, context)
+            )
+        )
+        self._run_steps(batches, start, report, actions)
+        return config.train_steps - start
+
+    def load(self) -> int:
+        """Loads the weights to evaluate or predict with and returns the step they were saved at.
+
+        Raises:
+          UserError: the model_dir has no checkpoint and `--init_checkpoint` names none.
+        """
+        return self.checkpoints.load_for_evaluation(self._params.train.init_checkpoint)
+
+    def evaluate(self, input_fn: InputFn, evaluator: Evaluator) -> dict:
+        """Feeds the predictions of all images to the evaluator; its metrics, and the step."""
+        for prediction in self.predict(input_fn, mode="eval"):
+            evaluator.add(prediction)
+        return {"step": self.step, **evaluator.evaluate()}
+
+    def predict(
+        self, input_fn: InputFn, mode: str = "predict", num_images_shown: int = 0
+    ) -> Iterator[Prediction]:
+        """Yields the predictions of each image, padding left out, in no particular order.
+
+        Args:
+          input_fn: `(mode, params, input_context)` to a dataset of features that ends.
+          mode: "predict" or "eval", for `input_fn`.
+          num_images_shown: so many of the first predictions also have `image`, uint8
+            [valid height, valid width, 3], and no more are made.
+
+        Yields:
+          NumPy arrays by name: image_id [], image_info [5], num_detections [], and N detections'
+          detection_boxes [N, 4], detection_classes [N] and so on.
+        """
+        replicas = self._strategy.num_replicas_in_sync
+        context = tf.distribute.InputContext(num_replicas_in_sync=replicas)
+        shown = 0
+        for group in group_batches(input_fn(mode, self._params, context), replicas):
+            results = self._predict_step(group)
+            for features, predictions in zip(group, results, strict=True):
+                for image in split_images(features, predictions, num_images_shown > 0):
+                    yield image
+                    shown += 1
+                    if shown == num_images_shown:
+                        return
+
+    def _run_steps(
+        self,
+        batches: Iterator,
+        start: int,
+        report: TrainReport,
+        actions: Sequence[Action],
+    ) -> None:
+        """The outer loop: fetch, step, and at the right steps act."""
+        last = self._params.train.train_steps
+        guard = FiniteGuard(self._strategy, check_gradients=self._updater.loss_scale is None)
+        report.stopwatch.restart()
+        for step in range(start + 1, last + 1):
+            fetched = time.perf_counter()
+            features, labels = _next_batch(batches, step)
+            report.stopwatch.count(time.perf_counter() - fetched)
+            report.result = self._train_step(features, labels)
+            self.checkpoints.step.assign(step)
+            guard.keep(step, report.result, features["image_id"])
+            due = [action for action in actions if step % action.every_steps == 0 or step == last]
+            if due:
+                guard.check()
+            for action in due:
+                action.run(step)
+
+
+class TrainReport:
+    """Writes a logged step to train.jsonl, to the progress line and to TensorBoard.
+
+    Attributes:
+      result: the latest step's scalars.
+      stopwatch: times the steps since the latest report.
+    """
+
+    def __init__(self, params: Params, updater: Updater, start: int):
+        model_dir = params.train.model_dir
+        self.result: StepResult | None = None
+        self.stopwatch = Stopwatch(params.data.train_batch_size)
+        self._updater = updater
+        self._log = TrainLog(model_dir, start)
+        self._progress = Progress(params.train.train_steps)
+        self._summaries = Summaries(os.path.join(model_dir, "summaries", "train"))
+
+    def write(self, step: int) -> None:
+        """Reports the latest step; its own values, no averages, so that reruns compare."""
+        timing = self.stopwatch.report()
+        steps_per_second = timing.pop("steps_per_second")
+        losses = {name: float(value) for name, value in self.result.losses.items()}
+        scalars = {
+            "loss": float(self.result.loss),
+            **losses,
+            "learning_rate": self._updater.latest_learning_rate(),
+            **timing,
+            "gradient_norm": float(self.result.gradient_norm),
+            **{name: float(value) for name, value in self.result.metrics.items()},
+        }
+        record = {"step": step, **scalars}
+        self._log.write(record)
+        self._progress.write(record, list(losses), steps_per_second)
+        self._summaries.write_scalars(step, scalars)
+        self.stopwatch.restart()
+
+
+def _next_batch(batches: Iterator, step: int) -> tuple:
+    try:
+        return next(batches)
+    except StopIteration:
+        raise UserError(
+            f"The training input ended before step {step}: --train_file_pattern has no image to "
+            "train on, or fewer than a batch."
+        ) from None

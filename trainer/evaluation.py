@@ -1,0 +1,110 @@
+"""Evaluation of a model_dir: metrics.json, COCO results, the table, TensorBoard, the best one.
+
+Axes: H, W original image.
+"""
+
+from __future__ import annotations
+
+import collections
+import os
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from PIL import Image
+
+from trainer.checkpoints import write_json
+from trainer.coco_metrics import CocoEvaluator, original_size
+from trainer.estimator import Estimator, InputFn, Prediction
+from trainer.hooks import Summaries
+from trainer.overlays import annotation_instances, draw_comparison, prediction_instances
+
+
+class Evaluation:
+    """Evaluates an estimator against a ground truth as often as it is called.
+
+    Args:
+      estimator: whose current weights are evaluated.
+      input_fn: gives the evaluation images in mode "eval".
+      ground_truth: COCO-format dict.
+      categories: {"label", "id", "name"} of every class.
+      model_dir: where `eval/` and the summaries are written.
+      num_images_shown: predictions drawn into TensorBoard.
+    """
+
+    def __init__(
+        self,
+        estimator: Estimator,
+        input_fn: InputFn,
+        ground_truth: Mapping,
+        categories: Sequence[Mapping],
+        model_dir: str,
+        num_images_shown: int,
+    ):
+        self._estimator = estimator
+        self._input_fn = input_fn
+        self._ground_truth = ground_truth
+        self._categories = categories
+        self._folder = os.path.join(model_dir, "eval")
+        self._summaries = Summaries(os.path.join(model_dir, "summaries", "eval"))
+        self._num_images_shown = num_images_shown
+
+    def run(self) -> dict:
+        """Evaluates, writes and prints the results, and returns the metrics with the step."""
+        evaluator = CocoEvaluator(self._ground_truth, self._categories)
+        metrics = self._estimator.evaluate(self._input_fn, evaluator)
+        evaluator.write_results(self._folder)
+        write_json(metrics, os.path.join(self._folder, "metrics.json"))
+        self._summaries.write_scalars(metrics["step"], flatten_metrics(metrics))
+        self._draw(metrics["step"])
+        print(f"Evaluation at step {metrics['step']}:\n{evaluator.table(metrics)}", flush=True)
+        for sentence in evaluator.explain(metrics):
+            print(sentence, flush=True)
+        return metrics
+
+    def run_in_training(self, step: int) -> None:
+        """Evaluates at `step` and keeps the checkpoint if it is the best so far."""
+        average_precision = ranking_metric(self.run())
+        if average_precision >= 0 and self._estimator.checkpoints.save_if_best(average_precision):
+            print(f"Step {step} is the best so far: AP {average_precision:.4f}.", flush=True)
+
+    def _draw(self, step: int) -> None:
+        if not self._num_images_shown:
+            return
+        annotations = collections.defaultdict(list)
+        for annotation in self._ground_truth["annotations"]:
+            annotations[annotation["image_id"]].append(annotation)
+        shown = self._estimator.predict(
+            self._input_fn, mode="eval", num_images_shown=self._num_images_shown
+        )
+        pictures = {
+            f"image_{number}": self._compare(image, annotations[int(image["image_id"])])
+            for number, image in enumerate(shown)
+        }
+        self._summaries.write_images(step, pictures)
+
+    def _compare(self, prediction: Prediction, annotations: Sequence[Mapping]) -> np.ndarray:
+        """Ground truth and prediction side by side on the image at its original size."""
+        height, width = original_size(prediction)
+        image = np.asarray(Image.fromarray(prediction["image"]).resize((width, height)))
+        names_by_id = {category["id"]: category["name"] for category in self._categories}
+        names_by_label = {category["label"]: category["name"] for category in self._categories}
+        return draw_comparison(
+            image,
+            annotation_instances(annotations, names_by_id, height, width),
+            prediction_instances(prediction, names_by_label, height, width),
+        )
+
+
+def flatten_metrics(metrics: Mapping) -> dict[str, float]:
+    """`{"bbox": {"AP": 0.3}}` to `{"bbox/AP": 0.3}`, without the categories."""
+    return {
+        f"{kind}/{name}": value
+        for kind, values in metrics.items()
+        if isinstance(values, Mapping) and kind != "per_category"
+        for name, value in values.items()
+    }
+
+
+def ranking_metric(metrics: Mapping) -> float:
+    """The AP that the best checkpoint is chosen by: of masks, or of boxes where there are none."""
+    return float(metrics["segm" if "segm" in metrics else "bbox"]["AP"])

@@ -1,0 +1,195 @@
+"""What is told about a run: train.jsonl, the progress line, TensorBoard; and the non-finite guard.
+
+Each hook is a small object that is given numbers; none of them knows the model or the loop.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+import math
+import os
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import TextIO
+
+import numpy as np
+import tensorflow as tf
+from tensorflow.core.framework import summary_pb2
+
+from data.errors import UserError
+from trainer.steps import StepResult
+
+
+class FiniteGuard:
+    """Keeps the scalars of each step, unsynchronised, until they are looked at.
+
+    Args:
+      strategy: where image ids come from, one part a replica.
+      check_gradients: also refuse gradients that are not finite; off under dynamic loss scaling,
+        which skips such steps by itself.
+    """
+
+    def __init__(self, strategy: tf.distribute.Strategy, check_gradients: bool):
+        self._strategy = strategy
+        self._check_gradients = check_gradients
+        self._kept: list[tuple[int, tf.Tensor, tf.Tensor, tf.Tensor]] = []
+
+    def keep(self, step: int, result: StepResult, image_ids: tf.Tensor) -> None:
+        """Remembers a step; `image_ids` int64 [B] in each replica."""
+        self._kept.append((step, result.loss, result.gradient_norm, image_ids))
+
+    def check(self) -> None:
+        """Looks at the steps kept and forgets them.
+
+        Raises:
+          UserError: names the first step whose loss or gradient is not finite, and its images.
+        """
+        kept, self._kept = self._kept, []
+        for step, loss, norm, image_ids in kept:
+            for what, value in (("loss", loss), ("gradient", norm)):
+                if math.isfinite(value) or (what == "gradient" and not self._check_gradients):
+                    continue
+                parts = self._strategy.experimental_local_results(image_ids)
+                ids = ", ".join(str(i) for part in parts for i in part.numpy().ravel())
+                raise UserError(
+                    f"The {what} of step {step} is {float(value)} (image ids {ids}): no checkpoint "
+                    "was saved since; look at those images' annotations, or lower --learning_rate, "
+                    "raise --warmup_steps or set --gradient_clip_norm."
+                )
+
+
+class Stopwatch:
+    """Times steps between two reports: images a second and the share spent waiting for input."""
+
+    def __init__(self, images_per_step: int):
+        self._images_per_step = images_per_step
+        self.restart()
+
+    def restart(self) -> None:
+        """Starts a new interval."""
+        self._started = time.perf_counter()
+        self._waited = 0.0
+        self._steps = 0
+
+    def count(self, waited: float) -> None:
+        """Counts a step whose batch took `waited` seconds to come."""
+        self._waited += waited
+        self._steps += 1
+
+    def untimed(self, action: Callable[[int], None]) -> Callable[[int], None]:
+        """The action, with the time that it takes left out of the interval."""
+
+        def run(step: int) -> None:
+            began = time.perf_counter()
+            action(step)
+            self._started += time.perf_counter() - began
+
+        return run
+
+    def report(self) -> dict[str, float]:
+        """`images_per_second`, `input_wait_share` and `steps_per_second` of the interval."""
+        elapsed = max(time.perf_counter() - self._started, 1e-9)
+        return {
+            "images_per_second": self._steps * self._images_per_step / elapsed,
+            "input_wait_share": min(self._waited / elapsed, 1.0),
+            "steps_per_second": self._steps / elapsed,
+        }
+
+
+class TrainLog:
+    """`train.jsonl`: one JSON object a line, in the order of the steps.
+
+    Lines after `first_step` (those of a run that was cut off after its last checkpoint) and a line
+    that was cut short are taken out when the file is opened again.
+    """
+
+    def __init__(self, model_dir: str, first_step: int):
+        os.makedirs(model_dir, exist_ok=True)
+        self._path = os.path.join(model_dir, "train.jsonl")
+        self._drop_after(first_step)
+
+    def write(self, record: Mapping[str, float]) -> None:
+        """Appends a line; what is not finite becomes null, since JSON has no word for it."""
+        line = {name: value if math.isfinite(value) else None for name, value in record.items()}
+        with open(self._path, "a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+
+    def _drop_after(self, step: int) -> None:
+        if not os.path.exists(self._path):
+            return
+        with open(self._path, encoding="utf-8") as file:
+            lines = [line for line in file if _step_of(line) <= step]
+        partial = f"{self._path}.partial"
+        with open(partial, "w", encoding="utf-8") as file:
+            file.writelines(lines)
+        os.replace(partial, self._path)
+
+
+class Progress:
+    """One line of text a report: step, losses, speed, waiting and the time left."""
+
+    def __init__(self, train_steps: int, stream: TextIO | None = None):
+        self._train_steps = train_steps
+        self._stream = stream or sys.stderr
+
+    def write(self, record: Mapping[str, float], losses: Sequence[str], speed: float) -> None:
+        """Writes the line; `losses` are the parts to show, `speed` is in steps a second."""
+        parts = "  ".join(f"{name} {record[name]:.4f}" for name in losses)
+        seconds = (self._train_steps - record["step"]) / max(speed, 1e-9)
+        self._stream.write(
+            f"step {record['step']}/{self._train_steps}  loss {record['loss']:.4f}  ({parts})  "
+            f"{record['images_per_second']:.2f} images/s  "
+            f"input wait {100 * record['input_wait_share']:.0f} %  "
+            f"left {datetime.timedelta(seconds=round(seconds))}\n"
+        )
+        self._stream.flush()
+
+
+class Summaries:
+    """Scalars and images for TensorBoard in a folder of their own.
+
+    They are written as TensorBoard's own plugins would write them, so that the `tensorboard`
+    package, which TensorFlow does not always bring, is needed to look at them only.
+    """
+
+    def __init__(self, folder: str):
+        self._folder = folder
+        self._writer: tf.summary.SummaryWriter | None = None
+
+    def write_scalars(self, step: int, scalars: Mapping[str, float]) -> None:
+        """Writes numbers of a step under their names."""
+        metadata = _plugin("scalars", summary_pb2.DATA_CLASS_SCALAR)
+        tensors = {name: tf.constant(value, tf.float32) for name, value in scalars.items()}
+        self._write(step, tensors, metadata)
+
+    def write_images(self, step: int, images: Mapping[str, np.ndarray]) -> None:
+        """Writes uint8 [H, W, 3] images of any sizes under their names."""
+        metadata = _plugin("images", summary_pb2.DATA_CLASS_BLOB_SEQUENCE)
+        tensors = {}
+        for name, image in images.items():
+            height, width = (str(side).encode() for side in image.shape[:2])
+            tensors[name] = tf.stack([width, height, tf.io.encode_png(image)])
+        self._write(step, tensors, metadata)
+
+    def _write(self, step: int, tensors: Mapping[str, tf.Tensor], metadata) -> None:
+        if self._writer is None:
+            self._writer = tf.summary.create_file_writer(self._folder)
+        with self._writer.as_default(), tf.device("cpu:0"):
+            for name, tensor in tensors.items():
+                tf.summary.write(name, tensor, step=step, metadata=metadata)
+        self._writer.flush()
+
+
+def _plugin(name: str, data_class: int) -> summary_pb2.SummaryMetadata:
+    plugin_data = summary_pb2.SummaryMetadata.PluginData(plugin_name=name)
+    return summary_pb2.SummaryMetadata(plugin_data=plugin_data, data_class=data_class)
+
+
+def _step_of(line: str) -> float:
+    """The step of a line of train.jsonl; infinity where the line cannot be read."""
+    try:
+        return json.loads(line)["step"] if line.endswith("\n") else math.inf
+    except (ValueError, KeyError, TypeError):
+        return math.inf

@@ -1,0 +1,257 @@
+"""Learning-rate schedule, optimizers, clipping and loss scaling.
+
+Keras optimizers sum the replicas' gradients themselves, but only after clipping each replica's own
+and after deciding on weight decay. Here the gradients are summed first, once, by
+`sum_over_replicas`; what is clipped, tested for overflow and applied is the gradient of the global
+batch, so that the number of replicas does not change the result.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+
+import keras
+import tensorflow as tf
+
+from trainer.config import Params, TrainConfig
+
+_INITIAL_LOSS_SCALE = 2.0**15
+_LOSS_SCALE_GROWTH_STEPS = 2000
+
+
+class WarmupSchedule(keras.optimizers.schedules.LearningRateSchedule):
+    """Linear warm-up to the peak rate, then steps, a cosine or a constant.
+
+    At step s < warmup_steps the rate is `peak * (f + (1 - f) * s / warmup_steps)` with f the
+    warm-up factor (Goyal et al. 2017, section 2.2). The cosine falls from the peak at the end of
+    the warm-up to 0 at `train_steps` (Loshchilov & Hutter 2017).
+    """
+
+    def __init__(self, peak: float, config: TrainConfig):
+        self.peak = peak
+        self._config = config
+
+    def __call__(self, step: tf.Tensor) -> tf.Tensor:
+        """Float32 scalar rate of the update number `step` (integer scalar, from 0)."""
+        step = tf.cast(step, tf.float32)
+        return self.peak * self._warmup(step) * self._decay(step)
+
+    def _warmup(self, step: tf.Tensor) -> tf.Tensor:
+        config = self._config
+        progress = tf.minimum(step / max(config.warmup_steps, 1), 1.0)
+        if config.warmup_steps == 0:
+            progress = tf.ones_like(step)
+        return config.warmup_factor + (1.0 - config.warmup_factor) * progress
+
+    def _decay(self, step: tf.Tensor) -> tf.Tensor:
+        config = self._config
+        if config.learning_rate_schedule == "constant":
+            return tf.ones_like(step)
+        if config.learning_rate_schedule == "step":
+            milestones = tf.constant(config.learning_rate_steps, tf.float32)
+            passed = tf.reduce_sum(tf.cast(step >= milestones, tf.float32))
+            return tf.pow(tf.constant(config.learning_rate_decay, tf.float32), passed)
+        length = max(config.train_steps - config.warmup_steps, 1)
+        progress = tf.clip_by_value((step - config.warmup_steps) / length, 0.0, 1.0)
+        return 0.5 * (1.0 + tf.cos(math.pi * progress))
+
+
+def peak_learning_rate(params: Params) -> float:
+    """The peak rate, scaled with the batch if `--learning_rate_batch_size` asks for it."""
+    reference = params.train.learning_rate_batch_size
+    scale = params.data.train_batch_size / reference if reference else 1.0
+    return params.train.learning_rate * scale
+
+
+class _SummedGradients:
+    """Mixin: the gradients given to `apply` are sums over the replicas already."""
+
+    def _all_reduce_sum_gradients(self, grads_and_vars):
+        return grads_and_vars
+
+
+class CoupledSGD(_SummedGradients, keras.optimizers.SGD):
+    """SGD whose decay joins the gradient: `b = momentum * b + g + decay * w ; w = w - rate * b`.
+
+    This is PyTorch's and Detectron2's rule. Keras' own decay is decoupled (it leaves the momentum
+    alone), and its momentum buffer has the rate multiplied in, which lags behind rate changes.
+    """
+
+    def __init__(
+        self, learning_rate, momentum: float, weight_decay: float, decayed: frozenset[int]
+    ):
+        super().__init__(learning_rate=learning_rate, momentum=momentum)
+        self._coupled_decay = weight_decay
+        self._decayed_keys = decayed
+        self._decay_of = ()
+
+    def build(self, variables: Sequence) -> None:
+        """Makes the momentum buffers and looks up which of the variables decay."""
+        super().build(variables)
+        self._decay_of = tuple(
+            self._coupled_decay if variable_key(variable) in self._decayed_keys else 0.0
+            for variable in variables
+        )
+
+    def update_step(self, gradient: tf.Tensor, variable: tf.Variable, learning_rate) -> None:
+        """Updates one variable by its gradient, both float32 of one shape."""
+        index = self._get_variable_index(variable)
+        step = tf.cast(gradient, variable.dtype)
+        if self._decay_of[index]:
+            step += self._decay_of[index] * variable
+        if self.momentum:
+            buffer = self.momentums[index]
+            self.assign(buffer, self.momentum * buffer + step)
+            step = tf.convert_to_tensor(buffer)
+        self.assign_sub(variable, tf.cast(learning_rate, variable.dtype) * step)
+
+
+class DecoupledAdamW(_SummedGradients, keras.optimizers.AdamW):
+    """AdamW (Loshchilov & Hutter 2019): the decay is apart from the gradient."""
+
+
+class LossScale(tf.Module):
+    """Dynamic loss scale for float16: halved at each overflow, doubled after a quiet spell.
+
+    Micikevicius et al. 2018, section 3.2. Keras' LossScaleOptimizer asks the first replica alone
+    whether its gradients are finite, and asks before they are summed.
+    """
+
+    def __init__(self, growth_steps: int = _LOSS_SCALE_GROWTH_STEPS):
+        super().__init__()
+        self.scale = tf.Variable(_INITIAL_LOSS_SCALE, trainable=False, name="loss_scale")
+        self.quiet_steps = tf.Variable(0, trainable=False, name="quiet_steps")
+        self._growth_steps = growth_steps
+
+    def update(self, finite: tf.Tensor) -> None:
+        """Takes note of whether the step's gradients were finite (bool scalar)."""
+        quiet = tf.where(finite, self.quiet_steps + 1, 0)
+        grown = quiet >= self._growth_steps
+        factor = tf.where(finite, tf.where(grown, 2.0, 1.0), 0.5)
+        # Below 1 the scale would do the opposite of what it is for.
+        self.scale.assign(tf.maximum(self.scale * factor, 1.0))
+        self.quiet_steps.assign(tf.where(grown, 0, quiet))
+
+
+class Updater:
+    """Turns a replica's loss into one update of the variables; call it under the scope.
+
+    Attributes:
+      optimizer: the Keras optimizer, built for the network's trainable variables.
+      loss_scale: `LossScale` under mixed_float16, else None.
+    """
+
+    def __init__(self, network, params: Params):
+        self._variables = list(network.trainable_variables)
+        self._clip_norm = params.train.gradient_clip_norm
+        self._schedule = WarmupSchedule(peak_learning_rate(params), params.train)
+        self.optimizer = make_optimizer(network, params.train, self._schedule)
+        self.optimizer.build(self._variables)
+        self.loss_scale = LossScale() if params.model.precision == "mixed_float16" else None
+
+    def latest_learning_rate(self) -> float:
+        """The rate of the latest update, which `iterations` counts already."""
+        return float(self._schedule(max(int(self.optimizer.iterations.numpy()) - 1, 0)))
+
+    def state(self) -> tf.train.Checkpoint:
+        """What a checkpoint has to keep of the optimizer.
+
+        The optimizer itself is not tracked: it holds references to the network's variables, under
+        which the checkpoint would then file them.
+        """
+        loss_scale = {} if self.loss_scale is None else {"loss_scale": self.loss_scale}
+        return tf.train.Checkpoint(variables=list(self.optimizer.variables), **loss_scale)
+
+    def gradients(
+        self, tape: tf.GradientTape, loss: tf.Tensor
+    ) -> tuple[list[tf.Tensor | None], tf.Tensor]:
+        """Clipped gradients of the global loss and their global norm before clipping.
+
+        Call it in a replica, outside the tape. `loss` is the replica's share as `scaled` gave it.
+        """
+        gradients = tape.gradient(loss, [_native(variable) for variable in self._variables])
+        gradients = sum_over_replicas(gradients)
+        if self.loss_scale is not None:
+            gradients = [_map(lambda g: g / self.loss_scale.scale, g) for g in gradients]
+        norm = tf.linalg.global_norm(gradients)
+        if self._clip_norm:
+            factor = tf.minimum(1.0, self._clip_norm / tf.maximum(norm, 1e-12))
+            gradients = [_map(lambda g: g * factor, g) for g in gradients]
+        return gradients, norm
+
+    def scaled(self, loss: tf.Tensor) -> tf.Tensor:
+        """The loss to differentiate; call it inside the tape."""
+        return loss if self.loss_scale is None else loss * self.loss_scale.scale
+
+    def apply(self, strategy: tf.distribute.Strategy, gradients, norm: tf.Tensor) -> None:
+        """Updates the variables; call it outside the replicas.
+
+        Args:
+          gradients: what `gradients` returned in each replica.
+          norm: float32 scalar, the global norm; under float16 a step where it is not finite
+            is skipped.
+        """
+
+        def update():
+            strategy.run(self._apply_in_replica, args=(gradients,))
+
+        if self.loss_scale is None:
+            update()
+            return
+        finite = tf.math.is_finite(norm)
+        # The condition stands outside the replicas: they may not synchronise within a branch.
+        _run_if(finite, update)
+        self.loss_scale.update(finite)
+
+    def _apply_in_replica(self, gradients) -> None:
+        pairs = [
+            (gradient, variable)
+            for gradient, variable in zip(gradients, self._variables, strict=True)
+            if gradient is not None
+        ]
+        self.optimizer.apply([g for g, _ in pairs], [v for _, v in pairs])
+
+
+def make_optimizer(
+    network, config: TrainConfig, schedule: WarmupSchedule
+) -> keras.optimizers.Optimizer:
+    """The optimizer that `--optimizer` names, decaying `network.decayed_variables` only."""
+    decayed = frozenset(variable_key(variable) for variable in network.decayed_variables)
+    if config.optimizer == "sgd":
+        return CoupledSGD(schedule, config.momentum, config.weight_decay, decayed)
+    optimizer = DecoupledAdamW(schedule, weight_decay=config.weight_decay, epsilon=1e-8)
+    optimizer.exclude_from_weight_decay(
+        [v for v in network.trainable_variables if variable_key(v) not in decayed]
+    )
+    return optimizer
+
+
+def sum_over_replicas(gradients: Iterable[tf.Tensor | None]) -> list[tf.Tensor | None]:
+    """Sums each gradient over the replicas (dense; None stays None); call it in a replica."""
+    gradients = [_map(tf.convert_to_tensor, gradient) for gradient in gradients]
+    present = [gradient for gradient in gradients if gradient is not None]
+    context = tf.distribute.get_replica_context()
+    summed = iter(context.all_reduce(tf.distribute.ReduceOp.SUM, present))
+    return [None if gradient is None else next(summed) for gradient in gradients]
+
+
+def variable_key(variable) -> int:
+    """Identity of a variable, the same for a Keras variable and the TensorFlow one inside it."""
+    return id(_native(variable))
+
+
+def _native(variable) -> tf.Variable:
+    return variable.value if isinstance(variable, keras.Variable) else variable
+
+
+def _map(function: Callable, gradient: tf.Tensor | None) -> tf.Tensor | None:
+    return None if gradient is None else function(gradient)
+
+
+def _run_if(condition: tf.Tensor, action: Callable[[], None]) -> None:
+    def act():
+        action()
+        return tf.constant(True)
+
+    tf.cond(condition, act, lambda: tf.constant(False))

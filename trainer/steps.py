@@ -1,0 +1,158 @@
+"""The inner steps: what happens to one batch on the devices.
+
+They know a model only as `(features, labels, mode, params, network) -> EstimatorSpec`. Batches are
+handed over as eager tensors, so each canvas gets a trace of its own in which every shape is static.
+Axes: B images of a replica, N detections.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator
+from typing import NamedTuple
+
+import numpy as np
+import tensorflow as tf
+
+from trainer.config import Params
+from trainer.optimizer import Updater
+
+IMAGE_ID_OF_PADDING = -1
+_PER_IMAGE = frozenset({"image_id", "image_info", "num_detections"})
+
+Features = dict[str, tf.Tensor]
+
+
+class StepResult(NamedTuple):
+    """Scalars of one training step over all replicas, still on the device."""
+
+    loss: tf.Tensor
+    losses: dict[str, tf.Tensor]
+    metrics: dict[str, tf.Tensor]
+    gradient_norm: tf.Tensor
+
+
+class TrainStep:
+    """Forward, backward and update of one batch."""
+
+    def __init__(
+        self,
+        model_fn: Callable,
+        network,
+        updater: Updater,
+        strategy: tf.distribute.Strategy,
+        params: Params,
+    ):
+        self._model_fn = model_fn
+        self._network = network
+        self._updater = updater
+        self._strategy = strategy
+        self._params = params
+        self._function = tf.function(self._step, jit_compile=params.model.jit_compile or None)
+
+    def __call__(self, features: Features, labels: Features) -> StepResult:
+        """Takes one step; each replica has its own `[B, ...]` of features and labels."""
+        return self._function(features, labels)
+
+    def _step(self, features: Features, labels: Features) -> StepResult:
+        shares, gradients, norms = self._strategy.run(self._differentiate, args=(features, labels))
+        norm = self._strategy.experimental_local_results(norms)[0]
+        self._updater.apply(self._strategy, gradients, norm)
+        totals = tf.nest.map_structure(
+            lambda share: self._strategy.reduce("SUM", share, axis=None), shares
+        )
+        return StepResult(**totals, gradient_norm=norm)
+
+    def _differentiate(self, features: Features, labels: Features):
+        with tf.GradientTape() as tape:
+            spec = self._model_fn(features, labels, "train", self._params, self._network)
+            loss = self._updater.scaled(spec.loss)
+        gradients, norm = self._updater.gradients(tape, loss)
+        shares = {"loss": spec.loss, "losses": dict(spec.losses), "metrics": dict(spec.metrics)}
+        return shares, gradients, norm
+
+
+class PredictStep:
+    """Predictions for a group of batches, one batch for each replica."""
+
+    def __init__(
+        self, model_fn: Callable, network, strategy: tf.distribute.Strategy, params: Params
+    ):
+        self._model_fn = model_fn
+        self._network = network
+        self._strategy = strategy
+        self._params = params
+        self._function = tf.function(self._step, jit_compile=params.model.jit_compile or None)
+
+    def __call__(self, group: list[Features]) -> list[dict[str, np.ndarray]]:
+        """Predictions of each batch of the group, in its order."""
+        if len(group) == 1:
+            features = group[0]
+        else:
+            features = self._strategy.experimental_distribute_values_from_function(
+                lambda context: group[context.replica_id_in_sync_group]
+            )
+        results = self._function(features)
+        local = {
+            name: self._strategy.experimental_local_results(value)
+            for name, value in results.items()
+        }
+        return [
+            {name: values[replica].numpy() for name, values in local.items()}
+            for replica in range(len(group))
+        ]
+
+    def _step(self, features: Features) -> dict[str, tf.Tensor]:
+        return self._strategy.run(self._predict, args=(features,))
+
+    def _predict(self, features: Features) -> dict[str, tf.Tensor]:
+        spec = self._model_fn(features, None, "predict", self._params, self._network)
+        return dict(spec.predictions)
+
+
+def group_batches(batches: Iterable[Features], size: int) -> Iterator[list[Features]]:
+    """Groups `size` batches of equal shapes, one for each replica.
+
+    Batches wait until enough others of their shapes have come, so that there are as many traces as
+    canvases instead of one for each combination of them. What is left at the end is filled up with
+    copies whose image ids say that they are padding.
+    """
+    waiting: dict[tuple, list[Features]] = defaultdict(list)
+    for batch in batches:
+        key = tuple((name, tuple(value.shape)) for name, value in sorted(batch.items()))
+        waiting[key].append(batch)
+        if len(waiting[key]) == size:
+            yield waiting.pop(key)
+    for group in waiting.values():
+        padding = dict(group[0])
+        padding["image_id"] = tf.fill(tf.shape(padding["image_id"]), _padding_id(padding))
+        yield group + [padding] * (size - len(group))
+
+
+def split_images(
+    features: Features, predictions: dict[str, np.ndarray], with_images: bool = False
+) -> Iterator[dict[str, np.ndarray]]:
+    """Yields the predictions of each image of a batch, padding entries left out.
+
+    Args:
+      features: `image` uint8 [B, H, W, 3] is read when `with_images`.
+      predictions: `image_id` [B], `image_info` [B, 5], `num_detections` [B] and arrays [B, N, ...],
+        which are cut to the image's number of detections.
+      with_images: adds `image`, uint8 [valid height, valid width, 3].
+    """
+    for index, image_id in enumerate(predictions["image_id"]):
+        if image_id == IMAGE_ID_OF_PADDING:
+            continue
+        count = int(predictions["num_detections"][index])
+        image = {
+            name: value[index] if name in _PER_IMAGE else value[index][:count]
+            for name, value in predictions.items()
+        }
+        if with_images:
+            height, width = (round(float(side)) for side in image["image_info"][:2])
+            image["image"] = features["image"][index, :height, :width].numpy()
+        yield image
+
+
+def _padding_id(features: Features) -> tf.Tensor:
+    return tf.constant(IMAGE_ID_OF_PADDING, features["image_id"].dtype)

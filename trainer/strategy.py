@@ -1,0 +1,78 @@
+"""Devices: how many there are, how they are prepared, and the strategy that spreads a batch."""
+
+from __future__ import annotations
+
+import keras
+import tensorflow as tf
+
+from data.errors import UserError
+from trainer.config import Params
+
+
+def prepare_runtime(params: Params) -> None:
+    """Seeds every generator and prepares the devices; call it before TensorFlow is used.
+
+    Raises:
+      UserError: the CPU cannot be split any more because TensorFlow already runs.
+    """
+    keras.utils.set_random_seed(params.data.seed)
+    if params.data.deterministic:
+        tf.config.experimental.enable_op_determinism()
+    try:
+        # Taking all memory at once would lock out whoever shares the card.
+        for gpu in tf.config.list_physical_devices("GPU"):
+            tf.config.experimental.set_memory_growth(gpu, True)
+        if params.train.num_logical_cpus > 1:
+            _split_cpu(params.train.num_logical_cpus)
+    except RuntimeError as error:
+        raise UserError(
+            f"--num_logical_cpus={params.train.num_logical_cpus} cannot be honoured because "
+            "TensorFlow is already running in this process; start a fresh one."
+        ) from error
+
+
+def make_strategy(params: Params) -> tf.distribute.Strategy:
+    """The strategy that `--distribution` asks for on the devices at hand.
+
+    Raises:
+      UserError: a batch that cannot be split evenly, or XLA over several replicas.
+    """
+    devices = find_devices(params.train.num_logical_cpus)
+    mirrored = params.train.distribution == "mirrored" or (
+        params.train.distribution == "auto" and len(devices) > 1
+    )
+    if not mirrored:
+        return tf.distribute.OneDeviceStrategy(devices[0])
+    _check_replicas(params, len(devices))
+    return tf.distribute.MirroredStrategy(devices)
+
+
+def find_devices(num_logical_cpus: int) -> list[str]:
+    """Names of the devices to train on: the visible GPUs, else the CPU or the parts it is in."""
+    gpus = [device.name for device in tf.config.list_logical_devices("GPU")]
+    if gpus and num_logical_cpus < 2:
+        return gpus
+    cpus = [device.name for device in tf.config.list_logical_devices("CPU")]
+    return cpus[: max(num_logical_cpus, 1)]
+
+
+def _split_cpu(count: int) -> None:
+    cpu = tf.config.list_physical_devices("CPU")[0]
+    tf.config.set_logical_device_configuration(
+        cpu, [tf.config.LogicalDeviceConfiguration()] * count
+    )
+
+
+def _check_replicas(params: Params, replicas: int) -> None:
+    if replicas > 1 and params.model.jit_compile:
+        raise UserError(
+            f"--jit_compile cannot be used over {replicas} mirrored replicas: give "
+            "--nojit_compile, or --distribution=one_device."
+        )
+    for name in ("train_batch_size", "eval_batch_size"):
+        size = getattr(params.data, name)
+        if size % replicas:
+            raise UserError(
+                f"--{name}={size} cannot be split over {replicas} replicas: give a multiple of "
+                f"{replicas}, or --distribution=one_device."
+            )
