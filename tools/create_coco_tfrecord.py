@@ -1,0 +1,141 @@
+"""Converts a data set in COCO format to TFRecord shards with a manifest.
+
+  python tools/create_coco_tfrecord.py --image_dir=train2017 \\
+      --object_annotations_file=instances_train2017.json \\
+      --output_file_prefix=records/train --num_shards=32
+
+The flags are spelt as in Model Garden's converter; masks are on by default.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+
+if __package__ is None:  # started as a script, which may be without the package installed
+    sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+
+from absl import flags
+
+from data.conversion import Conversion, convert
+from data.errors import UserError
+from data.manifest import Manifest, manifest_name
+
+
+def _define_flags() -> flags.FlagValues:
+    values = flags.FlagValues()
+
+    def define(define_flag, name, default, *rest, required=False):
+        holder = define_flag(name, default, *rest, flag_values=values)
+        if required:
+            flags.mark_flag_as_required(holder)
+        values[name].allow_overwrite = False  # a repeated flag is a mistake, not a wish
+
+    define(flags.DEFINE_string, "image_dir", None, "Folder of the images.", required=True)
+    define(
+        flags.DEFINE_string,
+        "object_annotations_file",
+        None,
+        "JSON with COCO instance annotations.",
+        required=True,
+    )
+    define(
+        flags.DEFINE_string,
+        "output_file_prefix",
+        None,
+        "P of the shards' names P-00000-of-0000N.tfrecord and of P.manifest.json.",
+        required=True,
+    )
+    define(flags.DEFINE_integer, "num_shards", 32, "Number of shards.")
+    define(flags.DEFINE_bool, "include_masks", True, "Whether to store the masks.")
+    define(
+        flags.DEFINE_integer,
+        "num_processes",
+        os.cpu_count(),
+        "Processes to work with; 0 works without others.",
+    )
+    define(
+        flags.DEFINE_enum,
+        "on_invalid",
+        "error",
+        ["error", "skip"],
+        "What to do with an image or annotation that cannot be used: stop, or leave it out and "
+        "list it in the manifest.",
+    )
+    define(
+        flags.DEFINE_bool,
+        "logtostderr",
+        True,
+        "Accepted for Model Garden's command lines; progress always goes to stderr.",
+    )
+    define(flags.DEFINE_bool, "help", False, "Show these flags.")
+    return values
+
+
+def _read_flags(argv: Sequence[str]) -> Conversion | str:
+    """Returns what to convert, or the help text that was asked for.
+
+    Raises:
+      flags.Error, ValueError: the flags cannot be used.
+    """
+    values = _define_flags()
+    if any(argument in ("-h", "-help", "--help") for argument in argv):
+        return f"{__doc__}\n{values.get_help()}"
+    if extra := values(argv)[1:]:
+        raise flags.Error(f"unexpected argument {extra[0]!r}; every setting is a --flag=value")
+    return Conversion(
+        image_dir=values.image_dir,
+        annotations_file=values.object_annotations_file,
+        output_prefix=values.output_file_prefix,
+        num_shards=values.num_shards,
+        include_masks=values.include_masks,
+        skip_invalid=values.on_invalid == "skip",
+        num_processes=values.num_processes,
+    )
+
+
+def _summary(settings: Conversion, written: Manifest) -> str:
+    counts = (
+        f"wrote {written.num_images} images with {written.num_instances} instances and "
+        f"{written.num_crowds} crowds to {len(written.shards)} shards "
+        f"{settings.output_prefix}-*-of-{settings.num_shards:05d}.tfrecord"
+    )
+    skipped = written.skipped
+    if not skipped["items"]:
+        return counts
+    return (
+        f"{counts}; left out {skipped['images']} images and {skipped['annotations']} annotations, "
+        f"listed in {manifest_name(settings.output_prefix)}"
+    )
+
+
+def run(argv: Sequence[str]) -> int:
+    """Runs the command line `argv`, whose first entry is the program; returns the exit status."""
+    try:
+        settings = _read_flags(argv)
+    except (flags.Error, ValueError) as error:
+        print(f"error: {str(error).splitlines()[0]}", file=sys.stderr)
+        return 2
+    if isinstance(settings, str):
+        print(settings)
+        return 0
+    try:
+        written = convert(settings)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("error: interrupted; run the same command again to go on.", file=sys.stderr)
+        return 1
+    print(_summary(settings, written))
+    return 0
+
+
+def main() -> None:
+    """Console entry point."""
+    sys.exit(run(sys.argv))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,142 @@
+"""Draws results in COCO format beside the ground truth, one picture an image.
+
+    python tools/write_samples.py --results_dir=M/eval --image_dir=D \\
+        --object_annotations_file=F --output_dir=O
+
+reads M/eval/bbox.json and, where it exists, M/eval/segm.json, as an evaluation writes them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import json
+import os
+import pathlib
+import sys
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from PIL import Image
+
+from data.errors import UserError
+from trainer.coco_metrics import load_ground_truth
+from trainer.overlays import annotation_instances, draw_comparison
+
+
+def read_results(folder: pathlib.Path, min_score: float) -> dict[int, list[dict]]:
+    """Results by image id, best box_score first; masks and boxes of one detection are joined.
+
+    Args:
+      folder: holds bbox.json and maybe segm.json, whose entries are in the same order.
+      min_score: results with a lower box_score are left out.
+
+    Raises:
+      UserError: bbox.json is missing or no JSON, or the two files do not belong together.
+    """
+    results = _read_json(folder / "bbox.json")
+    if (folder / "segm.json").exists():
+        masks = _read_json(folder / "segm.json")
+        if len(masks) != len(results):
+            raise UserError(
+                f"{folder}: bbox.json has {len(results)} entries but segm.json {len(masks)}; "
+                "evaluate again to write both."
+            )
+        results = [{**box, **mask} for box, mask in zip(results, masks, strict=True)]
+    by_image = collections.defaultdict(list)
+    for result in sorted(results, key=lambda result: -result["box_score"]):
+        if result["box_score"] >= min_score:
+            by_image[result["image_id"]].append(result)
+    return by_image
+
+
+def _read_json(path: pathlib.Path) -> list[dict]:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read ({error}); evaluate first.") from error
+
+
+def draw_sample(
+    path: pathlib.Path,
+    annotations: Sequence[Mapping],
+    results: Sequence[Mapping],
+    names: Mapping[int, str],
+) -> np.ndarray:
+    """Reads an image and draws its ground truth and its results: uint8 [H', W', 3].
+
+    Raises:
+      UserError: the image cannot be read.
+    """
+    try:
+        pixels = np.asarray(Image.open(path).convert("RGB"))
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read as an image ({error}).") from error
+    height, width = pixels.shape[:2]
+    return draw_comparison(
+        pixels,
+        annotation_instances(annotations, names, height, width),
+        annotation_instances(results, names, height, width),
+    )
+
+
+def write_samples(flags: argparse.Namespace) -> int:
+    """Writes the pictures and returns how many.
+
+    Raises:
+      UserError: something cannot be read or written.
+    """
+    ground_truth = load_ground_truth(flags.object_annotations_file, "")
+    results = read_results(pathlib.Path(flags.results_dir), flags.min_score)
+    names = {category["id"]: category["name"] for category in ground_truth["categories"]}
+    annotations = collections.defaultdict(list)
+    for annotation in ground_truth["annotations"]:
+        annotations[annotation["image_id"]].append(annotation)
+    output_dir = pathlib.Path(flags.output_dir)
+    images = ground_truth["images"]
+    chosen = images[:: max(1, len(images) // flags.num_samples)][: flags.num_samples]
+    for image in chosen:
+        path = pathlib.Path(flags.image_dir, image["file_name"])
+        picture = draw_sample(path, annotations[image["id"]], results[image["id"]], names)
+        _write_png(output_dir / f"{path.stem}.png", picture)
+    return len(chosen)
+
+
+def _write_png(path: pathlib.Path, picture: np.ndarray) -> None:
+    partial = path.with_name(path.name + ".partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(picture).save(partial, format="PNG")
+        os.replace(partial, path)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error.strerror}).") from error
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Draws what the command line asks for; returns the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0], allow_abbrev=False)
+    parser.add_argument("--results_dir", required=True, help="Folder of bbox.json and segm.json.")
+    parser.add_argument("--image_dir", required=True, help="Folder of the images.")
+    parser.add_argument("--object_annotations_file", required=True, help="Their COCO JSON.")
+    parser.add_argument("--output_dir", required=True, help="Folder for the pictures.")
+    parser.add_argument("--num_samples", type=int, default=12, help="Pictures, spread evenly.")
+    parser.add_argument("--min_score", type=float, default=0.3, help="Lowest box_score shown.")
+    flags = parser.parse_args(argv)
+    if flags.num_samples < 1:
+        parser.error("--num_samples must be at least 1")
+    try:
+        count = write_samples(flags)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    print(f"{count} pictures in {flags.output_dir}")
+    return 0
+
+
+def run() -> None:
+    """Entry point of msrcnn-write-samples."""
+    sys.exit(main())
+
+
+if __name__ == "__main__":
+    run()
