@@ -1,0 +1,41 @@
+"""Packaging of Mask Scoring R-CNN for TensorFlow 2."""
+
+import pathlib
+
+from setuptools import setup
+
+setup(
+    name="mask-scoring-rcnn",
+    version="0.1.0.dev0",
+    description="Mask Scoring R-CNN on TensorFlow 2: instance segmentation that knows how good "
+    "each mask is",
+    long_description=pathlib.Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="MIT",
+    packages=["data", "model", "trainer", "tools"],
+    python_requires=">=3.10",
+    # The lock file brings tensorflow-cpu, which is a distribution of its own: the Makefile
+    # therefore installs this package without its dependencies.
+    install_requires=[
+        "absl-py>=2.0",
+        "google-crc32c>=1.5",
+        "numpy>=1.26",
+        "Pillow>=10.1",
+        "pycocotools>=2.0.7",
+        "tensorflow>=2.20,<2.22",
+        "tensorflow-datasets>=4.9",
+        "tqdm>=4.60",
+    ],
+    extras_require={
+        "dev": ["hypothesis", "pytest", "pytest-timeout", "ruff"],
+    },
+    entry_points={
+        "console_scripts": [
+            "msrcnn-train=trainer.main:run",
+            "msrcnn-create-tfrecord=tools.create_coco_tfrecord:main",
+            "msrcnn-benchmark=tools.benchmark:run",
+            "msrcnn-draw-shapes=tools.draw_shapes:run",
+            "msrcnn-write-samples=tools.write_samples:run",
+        ]
+    },
+)
