@@ -142,10 +142,9 @@ def match(
     best = tf.math.unsorted_segment_max(ious, pairs.boxes, tf.shape(gt_boxes)[0])
     tied = tf.gather(best * (1.0 - TIE_TOLERANCE), pairs.boxes)
     is_positive = (ious > 0.0) & (ious >= tf.minimum(tied, positive_iou))
+    # 2 makes an anchor positive, 1 keeps it out of the negatives. An anchor's highest verdict,
+    # which the last of its sorted keys carries, decides.
     verdicts = tf.where(is_positive, 2, tf.cast(ious >= negative_iou, tf.int32))
-
-    # 2 makes the anchor positive, 1 keeps it out of the negatives: the highest verdict, last among
-    # the sorted keys of an anchor, decides.
     keys = pairs.anchors * 4 + verdicts
     if ignore_crowds:
         keys = tf.concat([keys, anchors_inside(crowd_boxes, shapes) * 4 + 1], 0)

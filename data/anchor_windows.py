@@ -168,7 +168,7 @@ def ious_with_all(gt_boxes: tf.Tensor, anchors: CentredBoxes) -> tf.Tensor:
 def _centre_and_size(boxes: tf.Tensor) -> CentredBoxes:
     """Boxes float32 [G, 4] -> CentredBoxes [G, 1]."""
     y1, x1, y2, x2 = tf.split(boxes, 4, axis=1)
-    heights, widths = y2 - y1, x2 - x1
+    heights, widths = tf.maximum(y2 - y1, 0.0), tf.maximum(x2 - x1, 0.0)
     return CentredBoxes(0.5 * (y1 + y2), 0.5 * (x1 + x2), heights, widths, heights * widths)
 
 

@@ -239,7 +239,7 @@ class MaskScoringRCNN(keras.layers.Layer):
     def _mask_losses(self, pyramid, rois: SampledRoIs, labels: Tensors) -> Tensors:
         config = self.config
         most = min(int(config.rois_per_image * config.roi_positive_fraction), rois.valid.shape[1])
-        slots = choose_slots(rois.positive, most, config.jit_compile)
+        slots = choose_slots(rois.positive, max(1, most), config.jit_compile)
         boxes, classes = slots.take(rois.boxes), slots.take(rois.classes)
         match = tf.stack([slots.image, slots.take(rois.matches)], -1)
         windows = tf.gather_nd(labels["gt_boxes"], match)

@@ -13,7 +13,7 @@ import os
 import sys
 import textwrap
 import typing
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from absl import flags
 
@@ -105,8 +105,16 @@ def parse_flags(argv: Sequence[str], description: str = "") -> Params:
     Exits with status 0 after --help and --helpshort, and with status 2 and one sentence on stderr
     when a flag is unknown or its value cannot be used.
     """
+    return parse_flags_with(argv, description, lambda flag_values: None)[0]
+
+
+def parse_flags_with(
+    argv: Sequence[str], description: str, define_more: Callable[[flags.FlagValues], None]
+) -> tuple[Params, flags.FlagValues]:
+    """The same for a program with flags of its own, which `define_more` defines."""
     flag_values = flags.FlagValues()
     define_flags(flag_values)
+    define_more(flag_values)
     for name, meaning in _HELP_FLAGS.items():
         flags.DEFINE_boolean(name, False, meaning, flag_values=flag_values)
     try:
@@ -116,7 +124,7 @@ def parse_flags(argv: Sequence[str], description: str = "") -> Params:
             raise SystemExit(0)
         if rest:
             raise ValueError(f"{rest[0]!r} is not a flag: flags look like --name=value.")
-        return params_from_flags(flag_values)
+        return params_from_flags(flag_values), flag_values
     except (flags.Error, ValueError) as error:
         refuse_flags(str(error))
 

@@ -48,7 +48,9 @@ class TrainStep:
         self._updater = updater
         self._strategy = strategy
         self._params = params
-        self._function = tf.function(self._step, jit_compile=params.model.jit_compile or None)
+        self._function = tf.function(
+            self._step, autograph=False, jit_compile=params.model.jit_compile or None
+        )
 
     def __call__(self, features: Features, labels: Features) -> StepResult:
         """Takes one step; each replica has its own `[B, ...]` of features and labels."""
@@ -82,7 +84,9 @@ class PredictStep:
         self._network = network
         self._strategy = strategy
         self._params = params
-        self._function = tf.function(self._step, jit_compile=params.model.jit_compile or None)
+        self._function = tf.function(
+            self._step, autograph=False, jit_compile=params.model.jit_compile or None
+        )
 
     def __call__(self, group: list[Features]) -> list[dict[str, np.ndarray]]:
         """Predictions of each batch of the group, in its order."""

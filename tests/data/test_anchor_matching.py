@@ -78,12 +78,12 @@ def float32_ious(grid, boxes):
     overlaps = []
     for axis in (0, 1):
         low, high = boxes[:, None, axis], boxes[:, None, axis + 2]
-        size, anchor_size = high - low, sizes[None, :, axis]
+        size, anchor_size = np.maximum(high - low, 0), sizes[None, :, axis]
         distance = np.abs(half * (low + high) - centres[None, :, axis])
         overlap = np.minimum(half * (size + anchor_size) - distance, np.minimum(size, anchor_size))
         overlaps.append(np.maximum(overlap, 0))
     intersections = overlaps[0] * overlaps[1]
-    box_areas = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
+    box_areas = np.maximum(boxes[:, 2:] - boxes[:, :2], 0).prod(1)
     return intersections / (box_areas[:, None] + areas[None] - intersections), intersections
 
 
@@ -128,6 +128,7 @@ def random_boxes(rng, grid, count):
         "no height": lambda: spread(np.array([0, rng.uniform(1, 60)])),
         "no width": lambda: spread(np.array([rng.uniform(1, 60), 0])),
         "padding": lambda: np.zeros(4),
+        "upside down": lambda: spread(rng.uniform(1, 60, 2))[[2, 1, 0, 3]],
     }
 
     def spread(size):
@@ -288,6 +289,7 @@ def test_a_box_off_the_grid_takes_the_nearest_anchors():
         [30, 30, 30, 40],  # no height
         [30, 30, 40, 30],  # no width
         [0, 0, 0, 0],  # padding
+        [62, 30, 30, 62],  # upside down
         [0, 0, 1e-21, 1e-21],  # an area too small for float32
     ],
 )

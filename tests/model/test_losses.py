@@ -66,7 +66,8 @@ rng = np.random.default_rng(0)
 f = lambda *shape: tf.constant(rng.normal(size=shape), tf.float32)
 B, R, K, A, S = 2, 6, 3, 20, 5
 corner = rng.uniform(0, 20, (B, R, 2))
-boxes = tf.constant(np.concatenate([corner, corner + rng.uniform(5, 30, (B, R, 2))], -1), tf.float32)
+boxes = np.concatenate([corner, corner + rng.uniform(5, 30, (B, R, 2))], -1)
+boxes = tf.constant(boxes, tf.float32)
 inputs = dict(
     logits=f(B, A), deltas=f(B, A, 4), class_logits=f(B, R, K), box_deltas=f(B, R, K, 4),
     rpn_indices=tf.constant(rng.integers(0, A, (B, S)), tf.int32),
@@ -111,6 +112,5 @@ def test_losses_of_two_replicas_add_up_to_that_of_the_whole_batch():
         [sys.executable, "-c", TWO_REPLICAS], cwd=root, capture_output=True, text=True, timeout=240
     )
     assert result.returncode == 0, result.stderr[-2000:]
-    assert result.stdout.split() == [
-        "equal:", "box_loss", "class_loss", "mask", "maskiou", "rpn_box_loss", "rpn_objectness_loss",
-    ]  # fmt: skip
+    names = "box_loss class_loss mask maskiou rpn_box_loss rpn_objectness_loss"
+    assert result.stdout.split() == ["equal:", *names.split()]

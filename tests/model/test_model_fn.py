@@ -62,7 +62,11 @@ def test_unknown_mode_is_refused(network):
 
 def test_runs_in_a_graph_and_updates_nothing(network):
     before = [variable.numpy() for variable in network.variables]
-    step = tf.function(lambda f, l: model_fn(f, l, TRAIN, PARAMS, network).loss)
+
+    @tf.function
+    def step(features, labels):
+        return model_fn(features, labels, TRAIN, PARAMS, network).loss
+
     eager = model_fn(toy_features(), toy_labels(), TRAIN, PARAMS, network).loss
     assert float(step(toy_features(), toy_labels())) == pytest.approx(float(eager), rel=1e-4)
     for variable, value in zip(network.variables, before, strict=True):
