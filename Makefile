@@ -1,6 +1,7 @@
 # make install     .venv with everything, the package itself editable
 # make test        the whole test suite
 # make lint        style and code checks
+# make proofs     the slow proofs of docs/RESULTS.md: hours
 # make quickstart  draw a small data set, convert, train, evaluate, show
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
@@ -15,7 +16,7 @@ RUN := runs/quickstart
 SHAPES := $(RUN)/shapes
 RECORDS := $(RUN)/records
 
-.PHONY: help install test lint quickstart
+.PHONY: help install test lint proofs quickstart
 
 help:
 	@sed -n 's/^# //p' Makefile
@@ -36,6 +37,9 @@ test: install
 lint: install
 	$(BIN)/ruff check $(ROOMS)
 	$(BIN)/ruff format --check $(ROOMS)
+
+proofs: install
+	$(BIN)/python -m pytest -m proof tests/proofs $(PYTEST_ARGS)
 
 quickstart: install
 	$(BIN)/python tools/draw_shapes.py --output_dir=$(SHAPES) --num_train=300 --num_val=60

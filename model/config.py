@@ -24,8 +24,12 @@ class ModelConfig:
     )
 
     backbone: str = setting("resnet50", "One of " + ", ".join(BACKBONES) + ".")
-    norm: str = setting("frozen_bn", "Normalisation: frozen_bn, bn, sync_bn or gn.")
-    freeze_at: int = setting(2, "Backbone stages that stay as they are: 1 the stem, 2 and res2…")
+    norm: str = setting(
+        "gn", "Normalisation: gn from scratch, frozen_bn when fine-tuning, bn or sync_bn."
+    )
+    freeze_at: int = setting(
+        0, "Backbone stages that stay as they are: 1 the stem, 2 the stem and res2, ..."
+    )
     fpn_channels: int = setting(256, "Channels of the pyramid and the convolutional heads.")
     pixel_mean: tuple[float, ...] = setting((123.675, 116.28, 103.53), "Subtracted from RGB.")
     pixel_std: tuple[float, ...] = setting((58.395, 57.12, 57.375), "Divides what is left.")

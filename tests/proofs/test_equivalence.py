@@ -1,0 +1,55 @@
+"""The same training run in other arrangements: two devices, and compiled with XLA."""
+
+import pytest
+from commands import draw_shapes, losses, train
+
+pytestmark = pytest.mark.proof
+
+# With more slots than candidates every RoI is taken, so no draw depends on the arrangement.
+EXHAUSTIVE = ("--rois_per_image=512", "--roi_positive_fraction=1.0")
+SETTINGS = (
+    "--flagfile=configs/quickstart.flags",
+    "--precision=float32",
+    "--deterministic",
+    "--log_every_steps=1",
+    "--train_batch_size=4",
+    "--mode=train",
+)
+
+
+@pytest.fixture(scope="module")
+def records(tmp_path_factory):
+    return draw_shapes(tmp_path_factory.mktemp("shapes"))
+
+
+@pytest.fixture(scope="module")
+def one_device(records, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("one")
+    pattern = f"--train_file_pattern={records}"
+    return train(folder, *SETTINGS, *EXHAUSTIVE, pattern, "--train_steps=10")
+
+
+def test_two_devices_take_the_same_steps_as_one(records, one_device, tmp_path):
+    two = train(
+        tmp_path,
+        *SETTINGS,
+        *EXHAUSTIVE,
+        f"--train_file_pattern={records}",
+        "--train_steps=10",
+        "--num_logical_cpus=2",
+    )
+    assert losses(two[0]) == pytest.approx(losses(one_device[0]), rel=1e-5)
+    for ours, theirs in zip(two, one_device, strict=True):
+        assert losses(ours) == pytest.approx(losses(theirs), rel=1e-3), ours["step"]
+
+
+def test_a_compiled_step_has_the_plain_graph_s_losses(records, one_device, tmp_path):
+    compiled = train(
+        tmp_path,
+        *SETTINGS,
+        *EXHAUSTIVE,
+        f"--train_file_pattern={records}",
+        "--train_steps=1",
+        "--jit_compile",
+    )
+    assert losses(compiled[0]) == pytest.approx(losses(one_device[0]), rel=1e-4)
