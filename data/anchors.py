@@ -14,7 +14,7 @@ import dataclasses
 
 import numpy as np
 
-from data.config import DataConfig
+from data.config import MAX_LEVEL, MIN_LEVEL, DataConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,8 +56,8 @@ class AnchorGrid:
         return cls(
             height=canvas[0],
             width=canvas[1],
-            min_level=config.min_level,
-            max_level=config.max_level,
+            min_level=MIN_LEVEL,
+            max_level=MAX_LEVEL,
             sizes=tuple(config.anchor_sizes),
             ratios=tuple(config.anchor_ratios),
         )

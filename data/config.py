@@ -5,6 +5,9 @@ from __future__ import annotations
 import dataclasses
 import re
 
+# Pyramid levels that have anchors, P2 to P6; level l has stride 2**l.
+MIN_LEVEL, MAX_LEVEL = 2, 6
+
 
 def setting(default, help: str):
     """A dataclass field that also carries the text its command-line flag shows."""
@@ -51,8 +54,6 @@ class DataConfig:
         112, "Side of the box-cropped ground-truth masks that travel to the device."
     )
 
-    min_level: int = setting(2, "Finest pyramid level; level l has stride 2**l.")
-    max_level: int = setting(6, "Coarsest pyramid level.")
     anchor_sizes: tuple[float, ...] = setting(
         (32.0, 64.0, 128.0, 256.0, 512.0), "Square root of the anchor area at each level, pixels."
     )
@@ -92,10 +93,10 @@ class DataConfig:
         ):
             require(0 <= getattr(self, name) <= 1, name, getattr(self, name), "0 to 1")
         require(
-            self.rpn_negative_iou <= self.rpn_positive_iou,
+            0 < self.rpn_negative_iou <= self.rpn_positive_iou,
             "rpn_negative_iou",
             self.rpn_negative_iou,
-            f"at most --rpn_positive_iou={self.rpn_positive_iou}",
+            f"above 0, at most --rpn_positive_iou={self.rpn_positive_iou}",
         )
         require(
             self.train_short_side_min <= self.short_side,
@@ -109,13 +110,11 @@ class DataConfig:
             self.scale_jitter_min,
             f"above 0, at most {self.scale_jitter_max}",
         )
-        levels = self.max_level - self.min_level + 1
-        require(levels >= 1, "max_level", self.max_level, f"at least {self.min_level}")
         require(
-            len(self.anchor_sizes) == levels,
+            len(self.anchor_sizes) == MAX_LEVEL - MIN_LEVEL + 1,
             "anchor_sizes",
             self.anchor_sizes,
-            f"one size for each of the {levels} levels",
+            f"one size for each level from {MIN_LEVEL} to {MAX_LEVEL}",
         )
         require(len(self.canvases) > 0, "canvases", self.canvases, "at least one size")
         for canvas in self.canvases:

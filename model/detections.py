@@ -54,6 +54,8 @@ def detect_boxes(
     deltas = tf.reshape(outputs.box_deltas, [batch, count, -1, 4])[:, :, 1:]
     boxes = box_ops.decode(deltas, proposals.boxes[:, :, None, :], DELTA_WEIGHTS)
     boxes = box_ops.clip(boxes, image_info[:, None, None, 0], image_info[:, None, None, 1])
+    # What clipping leaves without area is no detection.
+    scores = tf.where(box_ops.area(boxes) > 0, scores, 0.0)
     kept = suppress(
         boxes,
         scores,

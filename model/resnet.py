@@ -97,6 +97,7 @@ class ResNet(keras.layers.Layer):
         name: a key of `DEPTHS`.
         norm: see `model.layers.make_norm`.
         freeze_at: stages that neither train nor pass gradients on: 1 the stem, 2 and res2, ….
+            Their batch norm uses its moving statistics, as Keras does for layers that do not train.
         static: use ops that XLA can compile in every mode.
         dtype: Keras dtype policy.
     """
@@ -133,16 +134,12 @@ class ResNet(keras.layers.Layer):
 
     def call(self, x: tf.Tensor, training: bool = False) -> list[tf.Tensor]:
         """Returns C2 … C5 of strides 4, 8, 16, 32 for normalised pixels [B, H, W, 3]."""
-
-        def trains(stage: int) -> bool:
-            return training and stage > self.freeze_at
-
-        x = tf.nn.relu(self.stem(x, training=trains(1)))
+        x = tf.nn.relu(self.stem(x, training=training))
         x = self.pool(x)
         outputs = []
         for stage, blocks in enumerate(self.stages, start=2):
             for block in blocks:
-                x = block(x, training=trains(stage))
+                x = block(x, training=training)
             if stage <= self.freeze_at:
                 x = tf.stop_gradient(x)
             outputs.append(x)

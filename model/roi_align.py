@@ -32,7 +32,7 @@ def assign_levels(rois: tf.Tensor, min_level: int, max_level: int) -> tf.Tensor:
     """
     sides = tf.maximum(rois[:, 2:] - rois[:, :2], 0.0)
     size = tf.sqrt(sides[:, 0] * sides[:, 1])
-    # The epsilon keeps a size of exactly 224 on level 4 in spite of the logarithm's rounding.
+    # The epsilon keeps the logarithm of a RoI without area finite.
     level = CANONICAL_LEVEL + tf.math.log(size / CANONICAL_SIZE + 1e-8) / np.log(2.0).astype("f")
     return tf.clip_by_value(tf.cast(tf.floor(level), tf.int32), min_level, max_level)
 

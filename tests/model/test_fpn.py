@@ -36,6 +36,17 @@ def test_upsample_repeats_the_nearest():
     np.testing.assert_array_equal(_upsample(x)[0, :, :, 0], [[1, 1, 2, 2], [1, 1, 2, 2]])
 
 
+def test_gradient_of_upsample_is_the_sum_of_its_copies():
+    x = tf.zeros([1, 2, 3, 1])
+    upstream = tf.reshape(tf.range(24, dtype=tf.float32), [1, 4, 6, 1])
+    with tf.GradientTape() as tape:
+        tape.watch(x)
+        loss = tf.reduce_sum(_upsample(x) * upstream)
+    # Rows of 6: the first cell was copied to 0, 1, 6 and 7.
+    expected = [[14, 22, 30], [62, 70, 78]]
+    np.testing.assert_allclose(tape.gradient(loss, x)[0, :, :, 0], expected, rtol=1e-6)
+
+
 def test_levels_add_up_from_the_top(identity_fpn):
     features = maps()
     p2, p3, p4, p5, p6 = (level.numpy()[0, :, :, 0] for level in identity_fpn(features))

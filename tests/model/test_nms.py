@@ -88,8 +88,10 @@ def test_nothing_survives(static):
 
 
 @both_ways
-@pytest.mark.parametrize("columns, classes", [(1, 1), (1, 4), (4, 4)])
-@pytest.mark.parametrize("iou, score, most", [(0.5, 0.05, 100), (0.3, 0.6, 12), (0.7, 0.0, 7)])
+@pytest.mark.parametrize(
+    "columns, classes, iou, score, most",
+    [(1, 1, 0.7, 0.0, 7), (1, 1, 0.5, 0.05, 100), (1, 4, 0.3, 0.6, 12), (4, 4, 0.5, 0.05, 100)],
+)
 def test_equals_the_greedy_loop(static, columns, classes, iou, score, most):
     boxes, scores = random_case(columns=columns, classes=classes, seed=most)
     kept = run(boxes, scores, static=static, iou=iou, score=score, most=most)
@@ -108,7 +110,7 @@ def test_equals_the_greedy_loop(static, columns, classes, iou, score, most):
             assert not ours[~valid].any()
 
 
-@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("seed", range(3))
 def test_variants_agree_also_off_the_canvas(seed):
     boxes, scores = random_case(batch=3, columns=3, classes=3, seed=seed)
     boxes = boxes - 40.0

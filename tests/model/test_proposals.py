@@ -62,9 +62,9 @@ def oracle(logits, deltas, info, pre_nms, post_nms, nms_iou):
 
 
 @both_ways
-@pytest.mark.parametrize("shift", [0.0, -50.0, 50.0], ids=["mixed", "all_negative", "all_positive"])
 @pytest.mark.parametrize(
-    "pre_nms, post_nms, nms_iou", [(40, 50, 0.7), (2000, 200, 0.3), (9, 7, 0.5)]
+    "shift, pre_nms, post_nms, nms_iou",
+    [(0.0, 40, 50, 0.7), (-50.0, 40, 50, 0.7), (50.0, 2000, 200, 0.3), (-2.0, 9, 7, 0.5)],
 )
 def test_equals_the_oracle(static, shift, pre_nms, post_nms, nms_iou):
     logits, deltas = random_outputs(seed=post_nms, shift=shift)
