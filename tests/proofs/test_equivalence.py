@@ -11,6 +11,9 @@ SETTINGS = (
     "--flagfile=configs/quickstart.flags",
     "--precision=float32",
     "--deterministic",
+    # AdamW's first steps take the sign of a gradient, which float noise decides where it is tiny.
+    "--optimizer=sgd",
+    "--learning_rate=0.005",
     "--log_every_steps=1",
     "--train_batch_size=4",
     "--mode=train",
