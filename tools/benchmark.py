@@ -8,9 +8,9 @@
   python tools/benchmark.py evaluate --eval_annotation_file=A --json=F
 
 Every figure is measured `--repeats` times after a warm-up; the median is the one to quote. A canvas
-is a square of side `--image_size` that the longer image side fills. `train` and `predict` pin the
-work an image makes: all mask slots are positive, and 100 detections are found, whatever the random
-weights see. All settings of the trainer are flags here too.
+is a square of side `--image_size` that the longer image side fills. `train` repeats its step on one
+batch of the records, with as many positive RoIs as it has. `predict` pins its work: 100 detections
+are found in an image, whatever the random weights see. All settings of the trainer are flags too.
 """
 
 from __future__ import annotations
