@@ -4,8 +4,12 @@ The rule is Faster R-CNN's (Ren et al., section 3.1.2). An anchor is positive if
 ground truth reaches `positive_iou`, or if it is some ground truth's best anchor (every one of them
 where several tie); it is negative if its best IoU is below `negative_iou`; otherwise it is ignored.
 A positive's target is the ground truth it overlaps most, the first one on ties. A ground truth that
-meets no anchor makes none positive, although the references would force all of them at IoU 0.
-Crowds take no part; on request, anchors lying mostly inside one are not taken as negatives.
+meets no anchor makes none positive, although Detectron2 and torchvision would force all of them at
+IoU 0. Crowds take no part; on request, anchors lying mostly inside one are not taken as negatives.
+
+mmdetection forces otherwise (`forced_match="reassign"`): only a best IoU that reaches
+`negative_iou`, its min_pos_iou, forces anchors, and these learn the ground truth that forces them,
+the last one where several do, even if they overlap another more.
 
 Only the pairs that can matter are compared (`anchor_windows`), and the negatives, nearly all of the
 anchors, are never listed: time and memory grow with the boxes, hardly with the canvas.
@@ -18,6 +22,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import numpy as np
 import tensorflow as tf
 
 from data import boxes as box_ops
@@ -34,6 +39,7 @@ from data.anchors import AnchorGrid
 # IoUs that differ by less, relatively, tie: rounding separates what is equal in exact arithmetic,
 # such as the anchors of all ratios inside a huge box.
 TIE_TOLERANCE = 1e-6
+FORCED_MATCHES = ("best", "reassign")
 
 
 class AnchorMatches(NamedTuple):
@@ -42,10 +48,13 @@ class AnchorMatches(NamedTuple):
     Attributes:
       positives: int32 [P], ascending indices of the positive anchors.
       non_negatives: int32 [N], ascending indices of the positive and the ignored anchors.
+      claims: float32 [G], the IoU from which a positive has to learn this ground truth, infinite
+        where it learns the one it overlaps most.
     """
 
     positives: tf.Tensor
     non_negatives: tf.Tensor
+    claims: tf.Tensor
 
 
 class RpnTargets(NamedTuple):
@@ -73,6 +82,7 @@ def match_and_sample(
     num_samples: int,
     positive_fraction: float,
     ignore_crowds: bool,
+    forced_match: str = "best",
 ) -> RpnTargets:
     """Labels the anchors of one image and draws those that train the RPN.
 
@@ -86,12 +96,14 @@ def match_and_sample(
       num_samples: S.
       positive_fraction: largest share of positives among the samples.
       ignore_crowds: whether anchors inside crowds are kept out of the negatives.
+      forced_match: "best" or "reassign", as told above.
 
     Returns:
       RpnTargets.
 
     Raises:
-      ValueError: the thresholds are not 0 < negative_iou <= positive_iou.
+      ValueError: the thresholds are not 0 < negative_iou <= positive_iou, or `forced_match` is
+        neither.
     """
     matches = match(
         gt_boxes,
@@ -100,6 +112,7 @@ def match_and_sample(
         positive_iou=positive_iou,
         negative_iou=negative_iou,
         ignore_crowds=ignore_crowds,
+        forced_match=forced_match,
     )
     drawn = draw(tf.size(matches.positives), seed, int(num_samples * positive_fraction))
     positives = tf.gather(matches.positives, drawn)
@@ -110,7 +123,7 @@ def match_and_sample(
     )
     negatives = negatives_of_ranks(ranks[: num_samples - tf.size(positives)], matches.non_negatives)
     anchors = locate_anchors(positives, AnchorShapes(grid))
-    targets = tf.gather(gt_boxes, most_overlapping(gt_boxes, anchors))
+    targets = tf.gather(gt_boxes, matched_gts(gt_boxes, anchors, matches.claims))
     deltas = box_ops.encode(targets, corners(anchors))
     return RpnTargets(
         indices=_pad(tf.concat([positives, negatives], 0), num_samples, 0),
@@ -129,6 +142,7 @@ def match(
     positive_iou: float,
     negative_iou: float,
     ignore_crowds: bool,
+    forced_match: str = "best",
 ) -> AnchorMatches:
     """Labels all anchors of one image; see `match_and_sample` for the arguments and errors."""
     if not 0.0 < negative_iou <= positive_iou:
@@ -136,12 +150,17 @@ def match(
             f"negative_iou={negative_iou}, positive_iou={positive_iou}: "
             "expected 0 < negative_iou <= positive_iou."
         )
+    if forced_match not in FORCED_MATCHES:
+        raise ValueError(f"forced_match={forced_match!r}: expected one of {FORCED_MATCHES}.")
     shapes = AnchorShapes(grid)
     pairs = pairs_with_gts(gt_boxes, shapes, negative_iou)
     ious = pairs.intersections / (pairs.box_areas + pairs.anchor_areas - pairs.intersections)
     best = tf.math.unsorted_segment_max(ious, pairs.boxes, tf.shape(gt_boxes)[0])
-    tied = tf.gather(best * (1.0 - TIE_TOLERANCE), pairs.boxes)
-    is_positive = (ious > 0.0) & (ious >= tf.minimum(tied, positive_iou))
+    tied, claims = best * (1.0 - TIE_TOLERANCE), tf.fill(tf.shape(best), np.float32(np.inf))
+    if forced_match == "reassign":
+        tied = claims = tf.where(best >= negative_iou, tied, claims)
+    needed = tf.gather(tf.minimum(tied, positive_iou), pairs.boxes)
+    is_positive = (ious > 0.0) & (ious >= needed)
     # 2 makes an anchor positive, 1 keeps it out of the negatives. An anchor's highest verdict,
     # which the last of its sorted keys carries, decides.
     verdicts = tf.where(is_positive, 2, tf.cast(ious >= negative_iou, tf.int32))
@@ -154,18 +173,20 @@ def match(
     return AnchorMatches(
         positives=tf.boolean_mask(anchors, is_last & (verdicts > 1)),
         non_negatives=tf.boolean_mask(anchors, is_last & (verdicts > 0)),
+        claims=claims,
     )
 
 
-def most_overlapping(gt_boxes: tf.Tensor, anchors: CentredBoxes) -> tf.Tensor:
-    """The ground truth that each of P anchors overlaps most, the first on ties.
+def matched_gts(gt_boxes: tf.Tensor, anchors: CentredBoxes, claims: tf.Tensor) -> tf.Tensor:
+    """The ground truth of each of P anchors: the last that claims it or the one it overlaps most.
 
     All G ground truths are compared, because below `negative_iou` any of them may overlap a forced
-    anchor more than the one that forces it.
+    anchor more than the one that forces it. The first of equally large overlaps is taken.
 
     Args:
       gt_boxes: float32 [G, 4].
       anchors: CentredBoxes [P].
+      claims: float32 [G], of `AnchorMatches`.
 
     Returns:
       int32 [P], indices of ground truths.
@@ -173,7 +194,10 @@ def most_overlapping(gt_boxes: tf.Tensor, anchors: CentredBoxes) -> tf.Tensor:
     ious = ious_with_all(gt_boxes, anchors)
     is_most = tf.equal(ious, tf.reduce_max(ious, axis=0))
     num_gts = tf.shape(gt_boxes)[0]
-    return tf.reduce_min(tf.where(is_most, tf.range(num_gts)[:, tf.newaxis], num_gts), axis=0)
+    gts = tf.range(num_gts)[:, tf.newaxis]
+    most = tf.reduce_min(tf.where(is_most, gts, num_gts), axis=0)
+    claimant = tf.reduce_max(tf.where(ious >= claims[:, tf.newaxis], gts, -1), axis=0)
+    return tf.where(claimant >= 0, claimant, most)
 
 
 def draw(population: tf.Tensor, seed: tf.Tensor, limit: int) -> tf.Tensor:

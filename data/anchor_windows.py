@@ -44,7 +44,8 @@ class AnchorShapes:
 
     Attributes:
       heights, widths: pixels.
-      areas: square pixels, from the level's size, so equal for all ratios.
+      areas: square pixels; those of unrounded anchors from the level's size, so equal for all
+        ratios.
       strides: pixels between neighbouring cells.
       last_rows, last_columns: the largest row and column.
       starts: index of the shape's anchor in cell (0, 0).
@@ -61,6 +62,8 @@ class AnchorShapes:
         self.longest = max(max(shape) for shape in grid.level_shapes)
         self.heights, self.widths = np.float32(grid.shapes.reshape(-1, 2).T)
         self.areas = self._each_ratio(np.square(grid.sizes))
+        if grid.rounded:
+            self.areas = self.heights * self.widths
         self.strides = self._each_ratio(grid.strides)
         rows, columns = self._each_ratio(grid.level_shapes).T
         self.last_rows, self.last_columns = rows - 1, columns - 1

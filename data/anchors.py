@@ -2,7 +2,8 @@
 
 Level l has stride 2**l. Cell (row, column) has its anchors centred on (row * stride,
 column * stride), one for each aspect ratio, all of the level's area (Lin et al., Feature Pyramid
-Networks, section 4.1). Centres carry no offset and corners are not rounded, as in Detectron2.
+Networks, section 4.1). Centres carry no offset and corners are not rounded, as in Detectron2 and
+mmdetection; `rounded` gives torchvision's whole pixels.
 
 Axes: A anchors, ordered by level, row, column and ratio, which is the order in which a level's
 [rows, columns, ratios] outputs flatten.
@@ -28,6 +29,8 @@ class AnchorGrid:
       max_level: coarsest pyramid level.
       sizes: square root of the anchor area at each level, pixels.
       ratios: anchor height over width.
+      rounded: whether the corners of the anchor at the origin are rounded to whole pixels, halves
+        to even ones.
     """
 
     height: int
@@ -36,6 +39,7 @@ class AnchorGrid:
     max_level: int
     sizes: tuple[float, ...]
     ratios: tuple[float, ...]
+    rounded: bool = False
 
     def __post_init__(self):
         if self.height <= 0 or self.width <= 0:
@@ -49,6 +53,11 @@ class AnchorGrid:
             )
         if not self.ratios or min(self.ratios) <= 0:
             raise ValueError(f"ratios={self.ratios}: expected at least one, all positive.")
+        if not self.shapes.all():
+            raise ValueError(
+                f"sizes={self.sizes}, ratios={self.ratios}: expected larger anchors, as rounding "
+                "leaves some without height or width."
+            )
 
     @classmethod
     def from_config(cls, config: DataConfig, canvas: tuple[int, int]) -> AnchorGrid:
@@ -60,6 +69,7 @@ class AnchorGrid:
             max_level=MAX_LEVEL,
             sizes=tuple(config.anchor_sizes),
             ratios=tuple(config.anchor_ratios),
+            rounded=config.anchor_rounding,
         )
 
     @property
@@ -90,7 +100,9 @@ class AnchorGrid:
         """(height, width) of the anchors in pixels: float64 [levels, ratios, 2]."""
         roots = np.sqrt(np.asarray(self.ratios, np.float64))
         sizes = np.asarray(self.sizes, np.float64)[:, np.newaxis]
-        return np.stack([sizes * roots, sizes / roots], axis=-1)
+        shapes = np.stack([sizes * roots, sizes / roots], axis=-1)
+        # Opposite corners round alike, so the centre stays.
+        return 2.0 * np.round(shapes / 2.0) if self.rounded else shapes
 
     def boxes(self) -> np.ndarray:
         """All anchors as boxes, float32 [A, 4]; those near the border stick out of the canvas."""

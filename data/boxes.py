@@ -95,6 +95,7 @@ def decode(
     references: tf.Tensor,
     weights: tuple[float, float, float, float] = (1.0, 1.0, 1.0, 1.0),
     max_log_scale: float = MAX_LOG_SCALE,
+    clip_below: bool = False,
 ) -> tf.Tensor:
     """Boxes that `deltas` make of `references`; the inverse of `encode`.
 
@@ -102,8 +103,10 @@ def decode(
       deltas: float32 [..., 4].
       references: float32 [..., 4], anchors or RoIs.
       weights: factors that `encode` used.
-      max_log_scale: upper bound of the log scales (lower values pass), so that an untrained
-        network's deltas do not overflow.
+      max_log_scale: upper bound of the log scales, so that an untrained network's deltas do not
+        overflow.
+      clip_below: whether `-max_log_scale` bounds the log scales from below, as in mmdetection;
+        otherwise lower values pass.
 
     Returns:
       float32 [..., 4] boxes, not clipped to the image.
@@ -112,8 +115,10 @@ def decode(
     y, x, height, width = _centres_and_sizes(references)
     y += dy * height
     x += dx * width
-    half_height = 0.5 * height * tf.exp(tf.minimum(dh, max_log_scale))
-    half_width = 0.5 * width * tf.exp(tf.minimum(dw, max_log_scale))
+    dh, dw = tf.minimum(dh, max_log_scale), tf.minimum(dw, max_log_scale)
+    if clip_below:
+        dh, dw = tf.maximum(dh, -max_log_scale), tf.maximum(dw, -max_log_scale)
+    half_height, half_width = 0.5 * height * tf.exp(dh), 0.5 * width * tf.exp(dw)
     return tf.stack([y - half_height, x - half_width, y + half_height, x + half_width], axis=-1)
 
 

@@ -58,8 +58,16 @@ class DataConfig:
         (32.0, 64.0, 128.0, 256.0, 512.0), "Square root of the anchor area at each level, pixels."
     )
     anchor_ratios: tuple[float, ...] = setting((0.5, 1.0, 2.0), "Anchor height over width.")
+    anchor_rounding: bool = setting(
+        False, "Round the anchors' corners to whole pixels, as torchvision's are."
+    )
     rpn_positive_iou: float = setting(0.7, "Anchors with at least this IoU are positive.")
     rpn_negative_iou: float = setting(0.3, "Anchors whose best IoU is below this are negative.")
+    rpn_forced_match: str = setting(
+        "best",
+        "The best anchors of each box are positive and learn the box they overlap most (best), or "
+        "only those that reach --rpn_negative_iou, and they learn the box itself (reassign).",
+    )
     rpn_samples_per_image: int = setting(256, "Anchors an image contributes to the RPN loss.")
     rpn_positive_fraction: float = setting(0.5, "Largest share of positives among them.")
     rpn_ignore_crowds: bool = setting(
@@ -97,6 +105,12 @@ class DataConfig:
             "rpn_negative_iou",
             self.rpn_negative_iou,
             f"above 0, at most --rpn_positive_iou={self.rpn_positive_iou}",
+        )
+        require(
+            self.rpn_forced_match in ("best", "reassign"),
+            "rpn_forced_match",
+            self.rpn_forced_match,
+            "best or reassign",
         )
         require(
             self.train_short_side_min <= self.short_side,

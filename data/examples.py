@@ -71,7 +71,7 @@ def train_example(
         serialized: string scalar, a record.
         epoch: int64 scalar.
         config: augmentation, anchors, sampling, seed.
-        include_masks: whether the record holds masks and the labels shall.
+        include_masks: whether the record has to hold masks and the labels shall.
 
     Returns:
         The features of `eval_example` and the labels gt_boxes float32 [G, 4], gt_classes int32 [G]
@@ -117,7 +117,7 @@ def image_seeds(seed: int, epoch: tf.Tensor, image_id: tf.Tensor) -> tf.Tensor:
 def _features(
     record: Tensors, geometry: augment.Geometry, canvas: tf.Tensor, config: DataConfig
 ) -> Tensors:
-    image = augment.render_image(_decode_image(record), geometry, canvas)
+    image = augment.render_image(decode_image(record), geometry, canvas)
     return {
         "image": _set_canvas_shape(image, config),
         "image_id": record["image_id"],
@@ -125,13 +125,23 @@ def _features(
     }
 
 
-def _decode_image(record: Tensors) -> tf.Tensor:
-    """Pixels of any common encoding, gray and transparent ones too: uint8 [h, w, 3]."""
+def decode_image(record: Tensors) -> tf.Tensor:
+    """Pixels of any common encoding, gray and transparent ones too.
+
+    Args:
+        record: as `parse_record` gives it.
+
+    Returns:
+        uint8 [h, w, 3], in the original size.
+
+    Raises:
+        tf.errors.InvalidArgumentError: when evaluated on what is no such image, is cut short, or
+            has another size than the record tells.
+    """
     encoded, image_id = record["encoded"], record["image_id"]
     known = tf.reduce_any(tf.strings.substr(encoded, 0, 2) == IMAGE_SIGNATURES)
-    advice = "; convert the data set again. Image id:"
     check = tf.debugging.Assert(
-        known, ["A record holds no JPEG, PNG, GIF, BMP or WebP image" + advice, image_id]
+        known, ["it holds no JPEG, PNG, GIF, BMP or WebP image. Image id:", image_id]
     )
     with tf.control_dependencies([check]):
         image = tf.io.decode_image(encoded, channels=3, expand_animations=False)
@@ -139,7 +149,7 @@ def _decode_image(record: Tensors) -> tf.Tensor:
     said = [record["height"], record["width"]]
     check = tf.debugging.Assert(
         tf.reduce_all(tf.shape(image, tf.int64)[:2] == said),
-        ["A record tells another size than its image has" + advice, image_id, "size told:", said],
+        ["it tells another size than its image has. Image id:", image_id, "size told:", said],
     )
     with tf.control_dependencies([check]):
         return tf.identity(image)
@@ -207,6 +217,7 @@ def _rpn_targets(
             num_samples=config.rpn_samples_per_image,
             positive_fraction=config.rpn_positive_fraction,
             ignore_crowds=config.rpn_ignore_crowds,
+            forced_match=config.rpn_forced_match,
         )
 
     if len(config.canvas_sizes) == 1:

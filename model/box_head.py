@@ -5,6 +5,7 @@ Axes: B images, R RoIs an image, N RoIs of all images, K classes with the backgr
 
 from __future__ import annotations
 
+import itertools
 from typing import NamedTuple
 
 import keras
@@ -12,7 +13,7 @@ import numpy as np
 import tensorflow as tf
 
 from data import boxes as box_ops
-from model.layers import Dense, normal
+from model.layers import ConvNorm, Dense, LayerList, normal
 from model.losses import global_sum, smooth_l1
 from model.roi_sampling import SampledRoIs
 
@@ -28,7 +29,18 @@ class BoxOutputs(NamedTuple):
 
 
 class BoxHead(keras.layers.Layer):
-    """Two fully connected layers, then one for the classes and one for the boxes."""
+    """Fully connected layers, two in the paper, then one for the classes and one for the boxes.
+
+    Args:
+        rng: source of the initial weights.
+        channels: C.
+        hidden: width of the fully connected layers.
+        num_classes: K.
+        num_convs: 3×3 convolutions before them.
+        num_fcs: how many they are.
+        norm: normalisation after each convolution, or "none".
+        dtype: Keras dtype policy.
+    """
 
     def __init__(
         self,
@@ -37,11 +49,20 @@ class BoxHead(keras.layers.Layer):
         hidden: int,
         num_classes: int,
         *,
+        num_convs: int = 0,
+        num_fcs: int = 2,
+        norm: str = "none",
         dtype: str = "float32",
     ):
         super().__init__(dtype=dtype, autocast=False)
-        self.fc1 = Dense(rng, ROI_SIZE * ROI_SIZE * channels, hidden, dtype=dtype)
-        self.fc2 = Dense(rng, hidden, hidden, dtype=dtype)
+        kwargs = {"norm": norm, "dtype": dtype}
+        self.convs = LayerList(
+            [ConvNorm(rng, channels, channels, 3, **kwargs) for _ in range(num_convs)]
+        )
+        widths = [ROI_SIZE * ROI_SIZE * channels, *[hidden] * num_fcs]
+        self.fcs = LayerList(
+            [Dense(rng, *pair, dtype=dtype) for pair in itertools.pairwise(widths)]
+        )
         self.classes = Dense(rng, hidden, num_classes, kernel_init=normal(0.01), dtype=dtype)
         self.deltas = Dense(rng, hidden, num_classes * 4, kernel_init=normal(0.001), dtype=dtype)
         self.num_classes = num_classes
@@ -49,8 +70,12 @@ class BoxHead(keras.layers.Layer):
 
     def call(self, features: tf.Tensor) -> BoxOutputs:
         """Classifies [N, 7, 7, C]."""
-        x = tf.reshape(features, [-1, int(np.prod(features.shape[1:]))])
-        x = tf.nn.relu(self.fc2(tf.nn.relu(self.fc1(x))))
+        x = features
+        for conv in self.convs:
+            x = tf.nn.relu(conv(x))
+        x = tf.reshape(x, [-1, int(np.prod(x.shape[1:]))])
+        for fc in self.fcs:
+            x = tf.nn.relu(fc(x))
         deltas = tf.reshape(self.deltas(x), [-1, self.num_classes, 4])
         return BoxOutputs(tf.cast(self.classes(x), tf.float32), tf.cast(deltas, tf.float32))
 

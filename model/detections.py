@@ -33,6 +33,7 @@ def detect_boxes(
     nms_iou: float,
     max_detections: int,
     static: bool,
+    clip_below: bool = False,
 ) -> BoxDetections:
     """Decodes every class's box, suppresses within each class, and keeps the best over all.
 
@@ -44,6 +45,7 @@ def detect_boxes(
         nms_iou: overlap above which the worse of two detections of a class goes.
         max_detections: D.
         static: see `suppress`.
+        clip_below: see `data.boxes.decode`.
 
     Returns:
         `BoxDetections`.
@@ -52,7 +54,9 @@ def detect_boxes(
     scores = tf.reshape(tf.nn.softmax(outputs.class_logits), [batch, count, -1])[:, :, 1:]
     scores = tf.where(proposals.valid[..., None], scores, 0.0)
     deltas = tf.reshape(outputs.box_deltas, [batch, count, -1, 4])[:, :, 1:]
-    boxes = box_ops.decode(deltas, proposals.boxes[:, :, None, :], DELTA_WEIGHTS)
+    boxes = box_ops.decode(
+        deltas, proposals.boxes[:, :, None, :], DELTA_WEIGHTS, clip_below=clip_below
+    )
     boxes = box_ops.clip(boxes, image_info[:, None, None, 0], image_info[:, None, None, 1])
     # What clipping leaves without area is no detection.
     scores = tf.where(box_ops.area(boxes) > 0, scores, 0.0)

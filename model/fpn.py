@@ -11,7 +11,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from model.layers import Conv, kaiming_uniform
+from model.layers import ConvNorm, LayerList, kaiming_uniform
 
 
 class FPN(keras.layers.Layer):
@@ -21,6 +21,7 @@ class FPN(keras.layers.Layer):
         rng: source of the initial weights.
         in_channels: channels of C2 … C5.
         channels: channels of every output.
+        norm: normalisation after each convolution, or "none".
         dtype: Keras dtype policy.
     """
 
@@ -30,20 +31,28 @@ class FPN(keras.layers.Layer):
         in_channels: Sequence[int],
         channels: int,
         *,
+        norm: str = "none",
         dtype: str = "float32",
     ):
         super().__init__(dtype=dtype, autocast=False)
-        kwargs = {"kernel_init": kaiming_uniform, "dtype": dtype}
-        self.laterals = [Conv(rng, n, channels, 1, **kwargs) for n in in_channels]
-        self.outputs = [Conv(rng, channels, channels, 3, **kwargs) for _ in in_channels]
+        kwargs = {"norm": norm, "kernel_init": kaiming_uniform, "dtype": dtype}
+        self.laterals = LayerList([ConvNorm(rng, n, channels, 1, **kwargs) for n in in_channels])
+        self.outputs = LayerList(
+            [ConvNorm(rng, channels, channels, 3, **kwargs) for _ in in_channels]
+        )
         self.built = True
 
-    def call(self, features: Sequence[tf.Tensor]) -> list[tf.Tensor]:
+    def call(self, features: Sequence[tf.Tensor], training: bool = False) -> list[tf.Tensor]:
         """Returns [P2, …, P6]; P6 takes every second cell of P5."""
-        merged = [lateral(x) for lateral, x in zip(self.laterals, features, strict=True)]
+        merged = [
+            lateral(x, training=training)
+            for lateral, x in zip(self.laterals, features, strict=True)
+        ]
         for fine in range(len(merged) - 2, -1, -1):
             merged[fine] += _upsample(merged[fine + 1])
-        pyramid = [output(x) for output, x in zip(self.outputs, merged, strict=True)]
+        pyramid = [
+            output(x, training=training) for output, x in zip(self.outputs, merged, strict=True)
+        ]
         return [*pyramid, pyramid[-1][:, ::2, ::2, :]]
 
 

@@ -9,7 +9,7 @@ given (`float32`, `mixed_bfloat16`, `mixed_float16`); its variables are float32.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 
 import keras
 import numpy as np
@@ -47,6 +47,30 @@ def normal(std: float) -> Initializer:
         return rng.standard_normal(shape, np.float32) * np.float32(std)
 
     return draw
+
+
+class LayerList(keras.layers.Layer):
+    """A list of layers that checkpoints know: those in plain lists Keras leaves out of them.
+
+    Args:
+        layers: the items, in order; `LayerList`s may nest.
+    """
+
+    def __init__(self, layers: Sequence[keras.layers.Layer]):
+        super().__init__(autocast=False)
+        self._size = len(layers)
+        for index, layer in enumerate(layers):
+            setattr(self, str(index), layer)
+        self.built = True
+
+    def __len__(self) -> int:
+        return self._size
+
+    def __getitem__(self, index: int) -> keras.layers.Layer:
+        return getattr(self, str(range(self._size)[index]))
+
+    def __iter__(self) -> Iterator[keras.layers.Layer]:
+        return (self[index] for index in range(self._size))
 
 
 class _Parameterised(keras.layers.Layer):
@@ -281,7 +305,12 @@ def make_norm(norm: str, channels: int, dtype: str) -> keras.layers.Layer:
 
 
 class ConvNorm(keras.layers.Layer):
-    """A convolution without bias and the normalisation after it."""
+    """A convolution and the normalisation after it, which takes the place of a bias.
+
+    Args:
+        rng, in_channels, out_channels, size, stride, kernel_init, dtype: as of `Conv`.
+        norm: see `make_norm`; "none" leaves it out and gives the convolution a bias.
+    """
 
     def __init__(
         self,
@@ -291,14 +320,14 @@ class ConvNorm(keras.layers.Layer):
         size: int,
         *,
         stride: int = 1,
-        norm: str = "frozen_bn",
+        norm: str,
+        kernel_init: Initializer = kaiming_normal,
         dtype: str = "float32",
     ):
         super().__init__(dtype=dtype, autocast=False)
-        self.conv = Conv(
-            rng, in_channels, out_channels, size, stride=stride, bias=False, dtype=dtype
-        )
-        self.norm = make_norm(norm, out_channels, dtype)
+        kwargs = {"stride": stride, "kernel_init": kernel_init, "dtype": dtype}
+        self.conv = Conv(rng, in_channels, out_channels, size, bias=norm == "none", **kwargs)
+        self.norm = None if norm == "none" else make_norm(norm, out_channels, dtype)
         self.built = True
 
     def call(self, x: tf.Tensor, training: bool = False) -> tf.Tensor:
@@ -306,6 +335,7 @@ class ConvNorm(keras.layers.Layer):
         if isinstance(self.norm, FrozenBatchNorm):
             scale, offset = self.norm.affine()
             return self.conv(x, scale=scale, offset=offset)
-        if isinstance(self.norm, GroupNorm):
-            return self.norm(self.conv(x))
-        return self.norm(self.conv(x), training=training)
+        x = self.conv(x)
+        if self.norm is None or isinstance(self.norm, GroupNorm):
+            return x if self.norm is None else self.norm(x)
+        return self.norm(x, training=training)

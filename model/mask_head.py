@@ -9,14 +9,22 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from model.layers import Conv, ConvTranspose, interleave, normal
+from model.layers import Conv, ConvNorm, ConvTranspose, LayerList, interleave, normal
 from model.losses import global_sum
 
 NUM_CONVS = 4
 
 
 class MaskHead(keras.layers.Layer):
-    """Four 3×3 convolutions, a 2×2 deconvolution, and one 1×1 filter for each class."""
+    """Four 3×3 convolutions, a 2×2 deconvolution, and one 1×1 filter for each class.
+
+    Args:
+        rng: source of the initial weights.
+        channels: C.
+        num_classes: K.
+        norm: normalisation after each 3×3 convolution, or "none".
+        dtype: Keras dtype policy.
+    """
 
     def __init__(
         self,
@@ -24,10 +32,14 @@ class MaskHead(keras.layers.Layer):
         channels: int,
         num_classes: int,
         *,
+        norm: str = "none",
         dtype: str = "float32",
     ):
         super().__init__(dtype=dtype, autocast=False)
-        self.convs = [Conv(rng, channels, channels, 3, dtype=dtype) for _ in range(NUM_CONVS)]
+        kwargs = {"norm": norm, "dtype": dtype}
+        self.convs = LayerList(
+            [ConvNorm(rng, channels, channels, 3, **kwargs) for _ in range(NUM_CONVS)]
+        )
         self.deconv = ConvTranspose(rng, channels, channels, dtype=dtype)
         self.logits = Conv(rng, channels, num_classes, 1, kernel_init=normal(0.001), dtype=dtype)
         self.built = True
@@ -55,73 +67,99 @@ class MaskHead(keras.layers.Layer):
         return interleave(tf.cast(logits, tf.float32) + bias[:, None], height, width)
 
 
-def coverage(start: tf.Tensor, stop: tf.Tensor, bins: int, cells: int) -> tf.Tensor:
-    """How much of each cell of a row lies in each bin of an interval, along one axis.
+def ends_in_cells(
+    boxes: tf.Tensor, windows: tf.Tensor, cells: int, axis: int
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """Where boxes begin and end on arrays of `cells` cells that cover windows, along one axis.
 
     Args:
-        start: float32 [N], where the interval begins, in cells.
+        boxes: float32 [N, 4] in pixels.
+        windows: float32 [N, 4] in pixels.
+        cells: of the arrays along the axis; cell j covers [j, j + 1).
+        axis: 0 for rows, 1 for columns.
+
+    Returns:
+        Two float32 [N], in cells. Where a cell is a pixel they are exact.
+    """
+    low, high = windows[:, axis], windows[:, axis + 2]
+    scale = cells / tf.maximum(high - low, 1e-6)
+    return (boxes[:, axis] - low) * scale, (boxes[:, axis + 2] - low) * scale
+
+
+def sample_weights(
+    start: tf.Tensor, stop: tf.Tensor, bins: int, cells: int, shift: float
+) -> tf.Tensor:
+    """What RoIAlign takes of each cell of a row for each bin of an interval, along one axis.
+
+    A bin averages ⌈side / bins⌉ linear interpolations between the centres of the cells, or
+    2 ⌈cells / bins⌉ if that is less: an interval that half overlaps the row is no longer than
+    twice the row. A sample within half a cell of the row's end takes the value of the last cell,
+    and one outside the row counts 0.
+
+    Args:
+        start: float32 [N], where the interval begins, in cells; cell j covers [j, j + 1).
         stop: float32 [N], where it ends.
         bins: equal parts the interval is cut into.
-        cells: cells of the row; cell j covers [j, j + 1).
+        cells: cells of the row.
+        shift: where RoIAlign believes the centre of cell 0 to be.
 
     Returns:
-        float32 [N, bins, cells], lengths of overlap in cells.
+        float32 [N, bins, cells]; the weights of a bin within the row add up to 1.
     """
-    edges = start[:, None] + (stop - start)[:, None] * tf.linspace(0.0, 1.0, bins + 1)[None]
-    low, high = edges[:, :-1, None], edges[:, 1:, None]
-    cell = tf.range(cells, dtype=tf.float32)
-    return tf.maximum(tf.minimum(high, cell + 1.0) - tf.maximum(low, cell), 0.0)
-
-
-def cover_mask(masks: tf.Tensor, windows: tf.Tensor, boxes: tf.Tensor, bins: int) -> tf.Tensor:
-    """Area of each mask within each bin of a grid laid over a box.
-
-    The grid's cells and the mask's cells are rectangles, so the overlap is a product of lengths
-    and the areas are two small matrix products, exact for boxes of any size and position.
-
-    Args:
-        masks: [N, M, M'], 0 or 1; cells outside the mask's array count 0.
-        windows: float32 [N, 4], the box in pixels that the mask's array covers.
-        boxes: float32 [N, 4], the box in pixels to lay the grid over.
-        bins: cells of the grid along a side.
-
-    Returns:
-        float32 [N, bins, bins], areas in cells of the mask's array.
-    """
-    rows, columns = masks.shape[1], masks.shape[2]
-    origin = tf.tile(windows[:, :2], [1, 2])
-    side = tf.maximum(windows[:, 2:] - windows[:, :2], 1e-6)
-    cells = (boxes - origin) / tf.tile(side, [1, 2]) * [rows, columns, rows, columns]
-    over_rows = coverage(cells[:, 0], cells[:, 2], bins, rows)
-    over_columns = coverage(cells[:, 1], cells[:, 3], bins, columns)
-    return tf.matmul(
-        tf.matmul(over_rows, tf.cast(masks, tf.float32)), over_columns, transpose_b=True
-    )
+    most = 2 * -(-cells // bins)
+    first = start - shift
+    # The difference of the moved ends, as in the references: rounding may decide the count.
+    step = (stop - shift - first) / bins
+    count = tf.clip_by_value(tf.math.ceil(step), 1.0, float(most))
+    bin_starts = first[:, None] + tf.range(bins, dtype=tf.float32) * step[:, None]
+    weights = tf.zeros([tf.shape(start)[0], bins, cells])
+    for sample in range(most):
+        position = bin_starts + ((sample + 0.5) / count * step)[:, None]
+        inside = (position >= -shift) & (position <= cells - shift) & (sample < count)[:, None]
+        position = tf.clip_by_value(position, 0.0, cells - 1.0)[..., None]
+        share = tf.maximum(1.0 - tf.abs(position - tf.range(cells, dtype=tf.float32)), 0.0)
+        weights += tf.where(inside, 1.0 / count[:, None], 0.0)[..., None] * share
+    return weights
 
 
 def mask_targets(
-    gt_masks: tf.Tensor, gt_windows: tf.Tensor, rois: tf.Tensor, mask_size: int
+    gt_masks: tf.Tensor,
+    gt_windows: tf.Tensor,
+    rois: tf.Tensor,
+    mask_size: int,
+    rule: str = "bitmap",
 ) -> tf.Tensor:
     """The part of each ground-truth mask that lies in its RoI, on the RoI's grid.
 
-    A cell is foreground if the mask covers at least half of it; what RoIAlign estimates with a few
-    samples is computed exactly.
+    RoIAlign of the mask's array with as many samples as a bin has cells: the references' rules,
+    which they apply to the bitmap of the image. An array that covers the object's box has finer
+    or coarser cells than pixels, and beyond it there is nothing of the object.
 
     Args:
-        gt_masks: [N, M, M], 0 or 1.
-        gt_windows: float32 [N, 4], the boxes that the masks' arrays cover.
-        rois: float32 [N, 4].
-        mask_size: cells of the target along a side.
+        gt_masks: [N, M', M''], 0 or 1.
+        gt_windows: float32 [N, 4], what the masks' arrays cover: the objects' boxes or the image.
+        rois: float32 [N, 4] within the image, no longer than twice their window.
+        mask_size: M, cells of the target along a side.
+        rule: "bitmap": 1 where the average is at least one half (Detectron2, mmdetection);
+            "soft": the average itself, from cells that are taken to lie half a cell further up
+            and left, and RoIs of at least one cell (torchvision).
 
     Returns:
-        float32 [N, mask_size, mask_size], 0 or 1.
+        float32 [N, M, M] in 0..1, without gradient.
     """
-    covered = cover_mask(gt_masks, gt_windows, rois, mask_size)
-    scale = tf.constant([gt_masks.shape[1], gt_masks.shape[2]], tf.float32)
-    window_side = tf.maximum(gt_windows[:, 2:] - gt_windows[:, :2], 1e-6)
-    cell = (rois[:, 2:] - rois[:, :2]) / window_side * scale / mask_size
-    cell_area = cell[:, 0] * cell[:, 1]
-    return tf.stop_gradient(tf.cast(covered >= 0.5 * cell_area[:, None, None], tf.float32))
+    shift = 0.5 if rule == "bitmap" else 0.0
+    weights = []
+    for axis, cells in enumerate(gt_masks.shape[1:3]):
+        start, stop = ends_in_cells(rois, gt_windows, cells, axis)
+        if rule == "soft":
+            stop = tf.maximum(stop, start + 1.0)
+        weights.append(sample_weights(start, stop, mask_size, cells, shift))
+    rows, columns = weights
+    masks = tf.cast(gt_masks, tf.float32)
+    average = tf.matmul(tf.matmul(rows, masks), columns, transpose_b=True)
+    if rule == "bitmap":
+        average = tf.cast(average >= 0.5, tf.float32)
+    return tf.stop_gradient(average)
 
 
 def mask_loss(mask_logits: tf.Tensor, targets: tf.Tensor, valid: tf.Tensor) -> tf.Tensor:

@@ -30,6 +30,7 @@ from model.layers import Conv, ConvTranspose, Dense
 from model.mask_head import MaskHead, mask_loss, mask_targets
 from model.maskiou_head import (
     MaskIoUHead,
+    area_ratios,
     closed_full_areas,
     maskiou_loss,
     maskiou_targets,
@@ -100,17 +101,30 @@ class MaskScoringRCNN(keras.layers.Layer):
         self.backbone = ResNet(
             rng,
             config.backbone,
+            width=config.backbone_width,
+            stride_in_1x1=config.resnet_stride_in_1x1,
             norm=config.norm,
             freeze_at=config.freeze_at,
             static=config.jit_compile,
             dtype=dtype,
         )
-        self.fpn = FPN(rng, self.backbone.out_channels, channels, dtype=dtype)
-        self.rpn_head = RPNHead(rng, channels, len(data.anchor_ratios), dtype=dtype)
-        self.box_head = BoxHead(rng, channels, config.head_dim, classes, dtype=dtype)
+        self.fpn = FPN(rng, self.backbone.out_channels, channels, norm=config.fpn_norm, dtype=dtype)
+        self.rpn_head = RPNHead(
+            rng, channels, len(data.anchor_ratios), num_convs=config.rpn_num_convs, dtype=dtype
+        )
+        self.box_head = BoxHead(
+            rng,
+            channels,
+            config.head_dim,
+            classes,
+            num_convs=config.box_num_convs,
+            num_fcs=config.box_num_fcs,
+            norm=config.head_norm,
+            dtype=dtype,
+        )
         self.mask_head = self.maskiou_head = None
         if config.include_mask:
-            self.mask_head = MaskHead(rng, channels, classes, dtype=dtype)
+            self.mask_head = MaskHead(rng, channels, classes, norm=config.head_norm, dtype=dtype)
         if config.include_maskiou:
             self.maskiou_head = MaskIoUHead(
                 rng, channels, config.head_dim, classes, config.mask_size, dtype=dtype
@@ -131,14 +145,15 @@ class MaskScoringRCNN(keras.layers.Layer):
 
         Args:
             features: `image` uint8 [B, H, W, 3], `image_id` int64 [B], `image_info` float32 [B, 5].
-            labels: what `data.input_fn` gives in training.
+            labels: what `data.input_fn` gives in training. `gt_windows` float32 [B, G, 4] may say
+                which part of the image `gt_masks` cover, if not `gt_boxes`.
 
         Returns:
             The losses, float32 scalars that are this replica's shares of global means, and counts
             to watch: `num_positive_rois`.
         """
         config = self.config
-        pyramid, rpn, proposals = self._propose(
+        pyramid, rpn, proposals = self.propose(
             features, config.rpn_pre_nms_train, config.rpn_post_nms_train, training=True
         )
         rois = sample_rois(
@@ -151,7 +166,7 @@ class MaskScoringRCNN(keras.layers.Layer):
             positive_iou=config.roi_positive_iou,
         )
         box_outputs = self._classify(pyramid, rois.boxes)
-        losses = rpn_losses(rpn, labels, config.rpn_box_loss_beta)
+        losses = rpn_losses(rpn, labels, config.rpn_box_loss_beta, config.rpn_loss_normaliser)
         losses |= box_losses(box_outputs, rois, labels["gt_boxes"], config.box_loss_beta)
         if self.mask_head is not None:
             losses |= self._mask_losses(pyramid, rois, labels)
@@ -172,7 +187,7 @@ class MaskScoringRCNN(keras.layers.Layer):
             0..1. Without one, masks are ranked by `box_scores`.
         """
         config = self.config
-        pyramid, _, proposals = self._propose(
+        pyramid, _, proposals = self.propose(
             features, config.rpn_pre_nms_test, config.rpn_post_nms_test, training=False
         )
         found = detect_boxes(
@@ -183,6 +198,7 @@ class MaskScoringRCNN(keras.layers.Layer):
             nms_iou=config.nms_iou,
             max_detections=config.detections_per_image,
             static=config.jit_compile,
+            clip_below=config.box_delta_clip == "both",
         )
         detections = {
             "num_detections": tf.math.count_nonzero(found.valid, axis=1, dtype=tf.int32),
@@ -194,19 +210,31 @@ class MaskScoringRCNN(keras.layers.Layer):
             detections |= self._detect_masks(pyramid, found)
         return detections
 
-    def extract_features(self, image: tf.Tensor, image_info: tf.Tensor, training: bool):
-        """[P2, …, P6] of uint8 images [B, H, W, 3]; padding is as the mean colour."""
+    def normalise(self, image: tf.Tensor, image_info: tf.Tensor) -> tf.Tensor:
+        """uint8 images [B, H, W, 3] as the network's input; padding is as the mean colour."""
         rows = tf.range(image.shape[1], dtype=tf.float32)[None, :, None, None]
         columns = tf.range(image.shape[2], dtype=tf.float32)[None, None, :, None]
         height, width = image_info[:, 0], image_info[:, 1]
         inside = (rows < height[:, None, None, None]) & (columns < width[:, None, None, None])
         pixels = (tf.cast(image, tf.float32) - self.config.pixel_mean) / self.config.pixel_std
-        pixels = tf.cast(tf.where(inside, pixels, 0.0), self.compute_dtype)
-        return self.fpn(self.backbone(pixels, training=training))
+        return tf.cast(tf.where(inside, pixels, 0.0), self.compute_dtype)
 
-    def _propose(
+    def extract_features(self, image: tf.Tensor, image_info: tf.Tensor, training: bool):
+        """[P2, …, P6] of uint8 images [B, H, W, 3]."""
+        pixels = self.normalise(image, image_info)
+        return self.fpn(self.backbone(pixels, training=training), training=training)
+
+    def propose(
         self, features: Tensors, pre_nms: int, post_nms: int, training: bool
     ) -> tuple[list[tf.Tensor], RPNOutputs, Proposals]:
+        """The pyramid, the RPN's outputs and the proposals of one batch.
+
+        Args:
+            features: as for `compute_losses`.
+            pre_nms: anchors a level sends into NMS.
+            post_nms: proposals an image keeps.
+            training: whether batch norms take the batch's statistics.
+        """
         image, image_info = features["image"], features["image_info"]
         pyramid = self.extract_features(image, image_info, training)
         rpn = self.rpn_head(pyramid)
@@ -218,15 +246,14 @@ class MaskScoringRCNN(keras.layers.Layer):
             post_nms=post_nms,
             nms_iou=self.config.rpn_nms_iou,
             static=self.config.jit_compile,
+            clip_below=self.config.box_delta_clip == "both",
         )
         return pyramid, rpn, proposals
 
-    def _classify(self, pyramid: list[tf.Tensor], boxes: tf.Tensor):
-        batch, count = boxes.shape[:2]
-        image_index = tf.repeat(tf.range(batch), count)
-        return self.box_head(self._pool(pyramid, tf.reshape(boxes, [-1, 4]), image_index, ROI_SIZE))
-
-    def _pool(self, pyramid, rois, image_index, output_size) -> tf.Tensor:
+    def pool(
+        self, pyramid: list[tf.Tensor], rois: tf.Tensor, image_index: tf.Tensor, output_size: int
+    ) -> tf.Tensor:
+        """RoIAlign of float32 [N, 4] from P2 … P5: [N, output_size, output_size, C]."""
         return roi_align(
             pyramid[:-1],
             rois,
@@ -234,7 +261,13 @@ class MaskScoringRCNN(keras.layers.Layer):
             output_size=output_size,
             sampling_ratio=self.config.roi_sampling_ratio,
             static=self.config.jit_compile,
+            aligned=self.config.roi_aligned,
         )
+
+    def _classify(self, pyramid: list[tf.Tensor], boxes: tf.Tensor):
+        batch, count = boxes.shape[:2]
+        image_index = tf.repeat(tf.range(batch), count)
+        return self.box_head(self.pool(pyramid, tf.reshape(boxes, [-1, 4]), image_index, ROI_SIZE))
 
     def _mask_losses(self, pyramid, rois: SampledRoIs, labels: Tensors) -> Tensors:
         config = self.config
@@ -242,20 +275,21 @@ class MaskScoringRCNN(keras.layers.Layer):
         slots = choose_slots(rois.positive, max(1, most), config.jit_compile)
         boxes, classes = slots.take(rois.boxes), slots.take(rois.classes)
         match = tf.stack([slots.image, slots.take(rois.matches)], -1)
-        windows = tf.gather_nd(labels["gt_boxes"], match)
+        windows = tf.gather_nd(labels.get("gt_windows", labels["gt_boxes"]), match)
         gt_masks = tf.gather_nd(labels["gt_masks"], match)
-        targets = mask_targets(gt_masks, windows, boxes, config.mask_size)
+        targets = mask_targets(gt_masks, windows, boxes, config.mask_size, config.mask_target)
 
-        features = self._pool(pyramid, boxes, slots.image, config.mask_size // 2)
+        features = self.pool(pyramid, boxes, slots.image, config.mask_size // 2)
         logits = self.mask_head(features, classes)
         losses = {"mask_loss": mask_loss(logits, targets, slots.valid)}
         if self.maskiou_head is not None:
+            # An IoU is of sets of cells, so soft targets are decided here.
+            cells = tf.cast(targets >= 0.5, tf.float32)
             if config.maskiou_target_area == "closed":
-                areas = tf.gather_nd(labels["gt_areas"], match)
-                full = closed_full_areas(areas, boxes, config.mask_size)
+                full = closed_full_areas(cells, tf.gather_nd(labels["gt_areas"], match), boxes)
             else:
-                full = ratio_full_areas(targets, gt_masks, windows, boxes)
-            iou_targets = maskiou_targets(logits, targets, full, config.maskiou_target_threshold)
+                full = ratio_full_areas(cells, area_ratios(gt_masks, windows, boxes))
+            iou_targets = maskiou_targets(logits, cells, full, config.maskiou_target_threshold)
             if config.maskiou_stop_gradient:
                 features, logits = tf.stop_gradient(features), tf.stop_gradient(logits)
             predicted = self.maskiou_head(features, logits, classes)
@@ -269,7 +303,7 @@ class MaskScoringRCNN(keras.layers.Layer):
         batch, most = found.valid.shape
         slots = choose_slots(found.valid, most, config.jit_compile)
         classes = slots.take(found.classes)
-        features = self._pool(pyramid, slots.take(found.boxes), slots.image, config.mask_size // 2)
+        features = self.pool(pyramid, slots.take(found.boxes), slots.image, config.mask_size // 2)
         logits = self.mask_head(features, classes)
 
         def put(values: tf.Tensor) -> tf.Tensor:

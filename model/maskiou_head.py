@@ -13,9 +13,12 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from model.layers import Conv, Dense, normal
+from model.layers import Conv, Dense, LayerList, normal
 from model.losses import global_sum
-from model.mask_head import cover_mask
+from model.mask_head import ends_in_cells
+
+# mmdetection's, in both denominators of the ratio's way to an area.
+RATIO_EPSILON = 1e-7
 
 
 class MaskIoUHead(keras.layers.Layer):
@@ -32,15 +35,21 @@ class MaskIoUHead(keras.layers.Layer):
         dtype: str = "float32",
     ):
         super().__init__(dtype=dtype, autocast=False)
-        self.convs = [
-            Conv(rng, channels + 1, channels, 3, dtype=dtype),
-            Conv(rng, channels, channels, 3, dtype=dtype),
-            Conv(rng, channels, channels, 3, dtype=dtype),
-            Conv(rng, channels, channels, 3, stride=2, dtype=dtype),
-        ]
+        self.convs = LayerList(
+            [
+                Conv(rng, channels + 1, channels, 3, dtype=dtype),
+                Conv(rng, channels, channels, 3, dtype=dtype),
+                Conv(rng, channels, channels, 3, dtype=dtype),
+                Conv(rng, channels, channels, 3, stride=2, dtype=dtype),
+            ]
+        )
         side = mask_size // 4
-        self.fc1 = Dense(rng, side * side * channels, hidden, dtype=dtype)
-        self.fc2 = Dense(rng, hidden, hidden, dtype=dtype)
+        self.fcs = LayerList(
+            [
+                Dense(rng, side * side * channels, hidden, dtype=dtype),
+                Dense(rng, hidden, hidden, dtype=dtype),
+            ]
+        )
         self.maskiou = Dense(rng, hidden, num_classes, kernel_init=normal(0.01), dtype=dtype)
         self.built = True
 
@@ -55,13 +64,18 @@ class MaskIoUHead(keras.layers.Layer):
         Returns:
             maskiou_pred, float32 [N], linear (not clipped to 0..1).
         """
+        return tf.gather(self.predict_all_classes(features, mask_logits), classes, batch_dims=1)
+
+    def predict_all_classes(self, features: tf.Tensor, mask_logits: tf.Tensor) -> tf.Tensor:
+        """The same IoU as every class would have it: float32 [N, K]."""
         masks = tf.cast(tf.sigmoid(mask_logits), features.dtype)[..., None]
         x = tf.concat([features, _pool(masks)], axis=-1)
         for conv in self.convs:
             x = tf.nn.relu(conv(x))
         x = tf.reshape(x, [-1, int(np.prod(x.shape[1:]))])
-        x = tf.nn.relu(self.fc2(tf.nn.relu(self.fc1(x))))
-        return tf.gather(tf.cast(self.maskiou(x), tf.float32), classes, batch_dims=1)
+        for fc in self.fcs:
+            x = tf.nn.relu(fc(x))
+        return tf.cast(self.maskiou(x), tf.float32)
 
 
 def _pool(masks: tf.Tensor) -> tf.Tensor:
@@ -101,45 +115,66 @@ def maskiou_targets(
     logit = math.log(threshold / (1.0 - threshold))
     predicted = tf.cast(mask_logits > logit, tf.float32)
     intersection = tf.reduce_sum(predicted * mask_targets, axis=[1, 2])
-    full_areas = tf.maximum(full_areas, tf.reduce_sum(mask_targets, axis=[1, 2]))
     union = tf.maximum(tf.reduce_sum(predicted, axis=[1, 2]) + full_areas - intersection, 1.0)
     return tf.stop_gradient(tf.clip_by_value(intersection / union, 0.0, 1.0))
 
 
-def closed_full_areas(gt_areas: tf.Tensor, rois: tf.Tensor, mask_size: int) -> tf.Tensor:
+def closed_full_areas(mask_targets: tf.Tensor, gt_areas: tf.Tensor, rois: tf.Tensor) -> tf.Tensor:
     """Area of each whole object in cells of its RoI's grid: A · M² / (w · h).
 
     Args:
+        mask_targets: float32 [N, M, M], 0 or 1; an object has no less than what its RoI shows.
         gt_areas: float32 [N], mask areas A in pixels of the network's input.
         rois: float32 [N, 4].
-        mask_size: M.
 
     Returns:
         float32 [N].
     """
     sides = rois[:, 2:] - rois[:, :2]
     roi_areas = tf.maximum(sides[:, 0] * sides[:, 1], 1e-6)
-    return gt_areas * float(mask_size * mask_size) / roi_areas
+    cells = float(mask_targets.shape[1] * mask_targets.shape[2])
+    return tf.maximum(gt_areas * cells / roi_areas, tf.reduce_sum(mask_targets, axis=[1, 2]))
 
 
-def ratio_full_areas(
-    mask_targets: tf.Tensor, gt_masks: tf.Tensor, gt_windows: tf.Tensor, rois: tf.Tensor
-) -> tf.Tensor:
-    """The same area as the reference implementations estimate it: Σ m / (area inside / area).
+def ratio_full_areas(mask_targets: tf.Tensor, ratios: tf.Tensor) -> tf.Tensor:
+    """The same area as the reference implementations estimate it: Σ m / ratio.
 
     Args:
-        mask_targets: float32 [N, M, M].
-        gt_masks: [N, M', M'], 0 or 1.
-        gt_windows: float32 [N, 4], the boxes that `gt_masks` cover.
-        rois: float32 [N, 4].
+        mask_targets: float32 [N, M, M], 0 or 1.
+        ratios: float32 [N], the share of each object that lies in its RoI, see `area_ratios`.
 
     Returns:
         float32 [N].
     """
-    inside = cover_mask(gt_masks, gt_windows, rois, 1)[:, 0, 0]
-    whole = tf.reduce_sum(tf.cast(gt_masks, tf.float32), axis=[1, 2])
-    in_roi = tf.reduce_sum(mask_targets, axis=[1, 2])
-    return tf.math.divide_no_nan(in_roi * whole, inside)
+    return tf.reduce_sum(mask_targets, axis=[1, 2]) / (ratios + RATIO_EPSILON)
+
+
+def area_ratios(gt_masks: tf.Tensor, gt_windows: tf.Tensor, rois: tf.Tensor) -> tf.Tensor:
+    """The share of each object that lies in its RoI, on whole pixels as mmdetection counts it.
+
+    The RoI's edges are truncated to pixels, and a side of none becomes one. The pixels and the
+    cells of the mask are rectangles, so the area within is a product of overlaps; where the cells
+    are the pixels it is mmdetection's number of them.
+
+    Args:
+        gt_masks: [N, M', M''], 0 or 1.
+        gt_windows: float32 [N, 4], the boxes in pixels that the masks' arrays cover.
+        rois: float32 [N, 4] within the image.
+
+    Returns:
+        float32 [N], at most 1.
+    """
+    corner = tf.maximum(tf.floor(rois[:, :2]), 0.0)
+    pixels = tf.concat([corner, tf.maximum(tf.floor(rois[:, 2:]), corner + 1.0)], axis=1)
+    overlaps = []
+    for axis, cells in enumerate(gt_masks.shape[1:3]):
+        start, stop = (end[:, None] for end in ends_in_cells(pixels, gt_windows, cells, axis))
+        cell = tf.range(cells, dtype=tf.float32)
+        overlap = tf.minimum(stop, cell + 1.0) - tf.maximum(start, cell)
+        overlaps.append(tf.maximum(overlap, 0.0))
+    masks = tf.cast(gt_masks, tf.float32)
+    inside = tf.einsum("nyx,ny,nx->n", masks, *overlaps)
+    return inside / (tf.reduce_sum(masks, axis=[1, 2]) + RATIO_EPSILON)
 
 
 def maskiou_loss(maskiou_pred: tf.Tensor, targets: tf.Tensor, valid: tf.Tensor) -> tf.Tensor:

@@ -4,7 +4,8 @@ Axes: B images, N boxes, K foreground classes, D survivors.
 
 `CombinedNonMaxSuppression` is the fastest on CPU and GPU but has no XLA kernel;
 `non_max_suppression_padded` compiles. Both keep the box with the higher score and suppress what
-overlaps it by more than the threshold.
+overlaps it by more than the threshold. Of equal scores the one with the lower index is the higher,
+as in torchvision. A box without area overlaps nothing, so it stays.
 """
 
 from __future__ import annotations
@@ -37,8 +38,7 @@ def suppress(
 
     Args:
         boxes: float32 [B, N, Q, 4], Q = K, or 1 where the classes share their boxes.
-        scores: float32 [B, N, K], not negative: CombinedNonMaxSuppression takes what scores less
-            than -1 for padding.
+        scores: float32 [B, N, K], any numbers.
         iou_threshold: boxes that overlap a better one by more than this go.
         score_threshold: boxes with a score not above this go first.
         max_output: D.
@@ -52,17 +52,42 @@ def suppress(
         return _suppress_static(
             boxes, scores, iou_threshold, score_threshold, max_output, 8 * max_output
         )
-    kept, kept_scores, classes, count = tf.image.combined_non_max_suppression(
+    ranks, ranked_scores = _rank(scores, score_threshold)
+    kept, kept_ranks, classes, count = tf.image.combined_non_max_suppression(
         boxes,
-        scores,
+        ranks,
         max_output_size_per_class=max_output,
         max_total_size=max_output,
         iou_threshold=iou_threshold,
-        score_threshold=score_threshold,
+        score_threshold=0.0,
         clip_boxes=False,
     )
+    kept_scores = tf.gather(ranked_scores, tf.cast(kept_ranks, tf.int32))
     valid = tf.range(max_output)[None] < count[:, None]
     return Suppressed(kept, kept_scores, tf.cast(classes, tf.int32), valid)
+
+
+def _rank(scores: tf.Tensor, score_threshold: float) -> tuple[tf.Tensor, tf.Tensor]:
+    """Whole numbers in the order of the scores of the whole batch, without ties.
+
+    CombinedNonMaxSuppression takes equal scores in any order, and what scores less than -1 for
+    padding.
+
+    Args:
+        scores: float32 [B, N, K].
+        score_threshold: scores not above this rank 0.
+
+    Returns:
+        The ranks, float32 [B, N, K], 0 to R (exact up to 2**24), and the score of each rank,
+        float32 [R + 1].
+    """
+    above = tf.where(scores > score_threshold)
+    count = tf.shape(above)[0]
+    # Of equal values top_k takes the first first.
+    falling, order = tf.math.top_k(tf.gather_nd(scores, above), count)
+    numbers = tf.cast(tf.range(count, 0, -1), tf.float32)
+    ranks = tf.scatter_nd(tf.gather(above, order), numbers, tf.shape(scores, tf.int64))
+    return ranks, tf.reverse(tf.concat([falling, [0.0]], 0), [0])
 
 
 def _suppress_static(
@@ -79,13 +104,15 @@ def _suppress_static(
     # positive coordinates, because the op takes a box without any for padding.
     span = tf.reduce_max(tf.abs(boxes)) * 2.0 + 1.0
     moved = boxes + tf.cast(classes + 1, tf.float32)[..., None] * span
+    # The op takes scores of 0 for padding, and is to bear negative ones.
+    ranks = tf.where(scores > score_threshold, tf.range(scores.shape[1], 0.0, -1.0), 0.0)
     indices, count = tf.image.non_max_suppression_padded(
         moved,
-        scores,
+        ranks,
         max_output,
         # The op suppresses at the threshold too.
         iou_threshold=float(np.nextafter(np.float32(iou_threshold), np.float32(2.0))),
-        score_threshold=score_threshold,
+        score_threshold=0.0,
         pad_to_max_output_size=True,
         sorted_input=True,
         canonicalized_coordinates=True,

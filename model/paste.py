@@ -1,10 +1,17 @@
 """Pasting the mask a RoI predicts into its picture, and writing it as COCO run lengths.
 
-The rule is Detectron2's and mmdetection's: the M x M probabilities are a picture stretched over
-the box, sampled bilinearly at the centre of every image pixel, with zeros beyond its border.
-Pixel (y, x) has its centre at (y + 0.5, x + 0.5) and meets the mask at row
-(y + 0.5 - y1) / (y2 - y1) * M - 0.5, columns likewise. Bilinear sampling is separable, so a paste
-is rows [h, M] @ mask [M, M] @ columns [M, w], computed for the pixels around the box only.
+Both rules sample the M x M probabilities bilinearly at the centres of image pixels:
+
+- "exact" (Detectron2, mmdetection): they are a picture stretched over the box, with zeros beyond
+  its border. Pixel (y, x) has its centre at (y + 0.5, x + 0.5) and meets the mask at row
+  (y + 0.5 - y1) / (y2 - y1) * M - 0.5, columns likewise. From the threshold on a pixel is set.
+- "integer" (the authors, torchvision, the first Detectron): a border of zeros makes them
+  M + 2 cells on a side, the box grows with them, its corners are truncated to whole pixels, and
+  the picture is resized to the pixels from the first corner to the second, both included. Above
+  the threshold a pixel is set.
+
+Bilinear sampling is separable, so a paste is rows [h, M] @ mask [M, M] @ columns [M, w], computed
+for the pixels around the box only.
 
 Axes: M mask side; H, W image; h, w the window of the image that the box can colour.
 """
@@ -22,7 +29,8 @@ class Window(NamedTuple):
     """The part of a pasted mask that may be set; everything outside it is 0.
 
     Attributes:
-      pixels: uint8 [h, w], 0 or 1; h or w is 0 when the box misses the image.
+      pixels: uint8 [h, w], 0 or 1, or float32 probabilities; h or w is 0 when the box misses the
+        image.
       top: image row of the first window row.
       left: image column of the first window column.
     """
@@ -31,8 +39,15 @@ class Window(NamedTuple):
     top: int
     left: int
 
+    def in_image(self, height: int, width: int) -> np.ndarray:
+        """The whole image [H, W], zeros outside the window."""
+        image = np.zeros((height, width), self.pixels.dtype)
+        rows, columns = self.pixels.shape
+        image[self.top : self.top + rows, self.left : self.left + columns] = self.pixels
+        return image
 
-def _interpolation(start: float, stop: float, size: int, mask_side: int) -> tuple[int, np.ndarray]:
+
+def _exact_weights(start: float, stop: float, size: int, mask_side: int) -> tuple[int, np.ndarray]:
     """Bilinear weights along one axis: first pixel, and float32 [pixels, M].
 
     The M values are stretched over [start, stop); pixels further than half a cell outside see
@@ -49,35 +64,87 @@ def _interpolation(start: float, stop: float, size: int, mask_side: int) -> tupl
     return first, np.maximum(1 - distances, 0).astype(np.float32)
 
 
+def _integer_weights(
+    start: float, stop: float, size: int, mask_side: int
+) -> tuple[int, np.ndarray]:
+    """The same for the rule "integer".
+
+    In float32 and in the references' order of operations: truncation makes a pixel of an ulp.
+    """
+    if not stop >= start:
+        return 0, np.zeros((0, mask_side), np.float32)
+    start, stop = np.float32(start), np.float32(stop)
+    half = (stop - start) * np.float32(0.5) * np.float32((mask_side + 2) / mask_side)
+    centre = (stop + start) * np.float32(0.5)
+    low, high = int(centre - half), int(centre + half)
+    pixels = high - low + 1
+    first = min(max(low, 0), size)
+    last = min(max(high + 1, first), size)
+    centres = np.arange(first - low, last - low, dtype=np.float32) + np.float32(0.5)
+    cells = centres * np.float32((mask_side + 2) / pixels) - np.float32(0.5)
+    # The outermost cells are the border of zeros, so pixels beyond their centres see nothing.
+    distances = np.abs(cells[:, None] - np.arange(1, mask_side + 1, dtype=np.float32))
+    return first, np.maximum(1 - distances, 0)
+
+
+_WEIGHTS = {"exact": _exact_weights, "integer": _integer_weights}
+
+
+def paste_probabilities(
+    mask: np.ndarray, box: np.ndarray, height: int, width: int, rule: str = "exact"
+) -> Window:
+    """Pastes one mask without a threshold, returning only the window that it can colour.
+
+    Args:
+      mask: float [M, M], probabilities over the box.
+      box: float [4], (y1, x1, y2, x2) in pixels of the image; may reach over its border.
+      height: H of the image, pixels.
+      width: W of the image, pixels.
+      rule: "exact", where a box without area gives an empty window, or "integer", where only an
+        inverted one does.
+
+    Returns:
+      The window with float32 probabilities.
+    """
+    y1, x1, y2, x2 = (float(side) for side in box)
+    top, rows = _WEIGHTS[rule](y1, y2, height, mask.shape[0])
+    left, columns = _WEIGHTS[rule](x1, x2, width, mask.shape[1])
+    return Window(rows @ mask.astype(np.float32) @ columns.T, top, left)
+
+
 def paste_window(
-    mask: np.ndarray, box: np.ndarray, height: int, width: int, threshold: float = 0.5
+    mask: np.ndarray,
+    box: np.ndarray,
+    height: int,
+    width: int,
+    threshold: float = 0.5,
+    rule: str = "exact",
 ) -> Window:
     """Pastes one mask, returning only the window of the image that it can colour.
 
     Args:
-      mask: float [M, M], probabilities over the box.
-      box: float [4], (y1, x1, y2, x2) in pixels of the image; may reach over its border. A box
-        without area gives an empty window.
-      height: H of the image, pixels.
-      width: W of the image, pixels.
-      threshold: pixels whose probability is at least this are set.
+      mask, box, height, width, rule: as for `paste_probabilities`.
+      threshold: pixels whose probability is at least this ("exact"), or above it ("integer"), are
+        set.
+
+    Returns:
+      The window with uint8 pixels, 0 or 1.
     """
-    y1, x1, y2, x2 = (float(side) for side in box)
-    top, rows = _interpolation(y1, y2, height, mask.shape[0])
-    left, columns = _interpolation(x1, x2, width, mask.shape[1])
-    probabilities = rows @ mask.astype(np.float32) @ columns.T
-    return Window((probabilities >= threshold).astype(np.uint8), top, left)
+    soft = paste_probabilities(mask, box, height, width, rule)
+    is_set = soft.pixels >= threshold if rule == "exact" else soft.pixels > threshold
+    return soft._replace(pixels=is_set.astype(np.uint8))
 
 
 def paste_mask(
-    mask: np.ndarray, box: np.ndarray, height: int, width: int, threshold: float = 0.5
+    mask: np.ndarray,
+    box: np.ndarray,
+    height: int,
+    width: int,
+    threshold: float = 0.5,
+    rule: str = "exact",
 ) -> np.ndarray:
     """Pastes one mask into an image: uint8 [H, W], 0 or 1. Arguments as in `paste_window`."""
-    window = paste_window(mask, box, height, width, threshold)
-    image = np.zeros((height, width), np.uint8)
-    rows, columns = window.pixels.shape
-    image[window.top : window.top + rows, window.left : window.left + columns] = window.pixels
-    return image
+    return paste_window(mask, box, height, width, threshold, rule).in_image(height, width)
 
 
 def encode_window(window: Window, height: int, width: int) -> dict:
@@ -123,7 +190,12 @@ def encode_rle(mask: np.ndarray) -> dict:
 
 
 def paste_rle(
-    mask: np.ndarray, box: np.ndarray, height: int, width: int, threshold: float = 0.5
+    mask: np.ndarray,
+    box: np.ndarray,
+    height: int,
+    width: int,
+    threshold: float = 0.5,
+    rule: str = "exact",
 ) -> dict:
     """Pastes one mask and encodes it: arguments as in `paste_window`, result as `encode_rle`."""
-    return encode_window(paste_window(mask, box, height, width, threshold), height, width)
+    return encode_window(paste_window(mask, box, height, width, threshold, rule), height, width)

@@ -35,6 +35,7 @@ def generate_proposals(
     post_nms: int,
     nms_iou: float,
     static: bool,
+    clip_below: bool = False,
 ) -> Proposals:
     """Takes the best anchors of each level, decodes, clips and suppresses them level by level.
 
@@ -46,28 +47,23 @@ def generate_proposals(
         post_nms: P.
         nms_iou: overlap above which the worse of two proposals goes.
         static: see `suppress`.
+        clip_below: see `data.boxes.decode`.
 
     Returns:
         `Proposals`.
     """
     logits, deltas = tf.stop_gradient(outputs.logits), tf.stop_gradient(outputs.deltas)
-    boxes, scores = _best_of_each_level(logits, deltas, grid, image_info, pre_nms)
+    boxes, scores = _best_of_each_level(logits, deltas, grid, image_info, pre_nms, clip_below)
     batch, levels, candidates = scores.shape
-    scores = tf.reshape(scores, [batch * levels, candidates])
-    # Logits may be negative, which `suppress` does not bear; their order in the level serves it.
-    ranks = tf.range(candidates, 0.0, -1.0)
-    ranks = tf.where(scores > EMPTY_SCORE / 2, ranks, 0.0)
     kept = suppress(
         tf.reshape(boxes, [batch * levels, candidates, 1, 4]),
-        ranks[..., None],
+        tf.reshape(scores, [batch * levels, candidates, 1]),
         iou_threshold=nms_iou,
-        score_threshold=0.0,
+        score_threshold=EMPTY_SCORE / 2,
         max_output=min(post_nms, candidates),
         static=static,
     )
-    position = tf.where(kept.valid, candidates - tf.cast(kept.scores, tf.int32), 0)
-    scores = tf.where(kept.valid, tf.gather(scores, position, batch_dims=1), EMPTY_SCORE)
-    scores = tf.reshape(scores, [batch, -1])
+    scores = tf.reshape(tf.where(kept.valid, kept.scores, EMPTY_SCORE), [batch, -1])
     boxes = tf.reshape(kept.boxes, [batch, -1, 4])
     scores, best = tf.math.top_k(scores, min(post_nms, scores.shape[1]))
     return Proposals(
@@ -77,7 +73,7 @@ def generate_proposals(
     )
 
 
-def _best_of_each_level(logits, deltas, grid, image_info, pre_nms):
+def _best_of_each_level(logits, deltas, grid, image_info, pre_nms, clip_below):
     """Boxes [B, L, N, 4] and scores [B, L, N], N the most candidates a level has."""
     anchors = tf.split(tf.constant(grid.boxes()), grid.level_sizes)
     logits = tf.split(logits, grid.level_sizes, axis=1)
@@ -89,7 +85,9 @@ def _best_of_each_level(logits, deltas, grid, image_info, pre_nms):
         count = min(pre_nms, grid.level_sizes[level])
         scores, best = tf.math.top_k(logits[level], count)
         boxes = box_ops.decode(
-            tf.gather(deltas[level], best, batch_dims=1), tf.gather(anchors[level], best)
+            tf.gather(deltas[level], best, batch_dims=1),
+            tf.gather(anchors[level], best),
+            clip_below=clip_below,
         )
         boxes = box_ops.clip(boxes, height, width)
         scores = tf.where(box_ops.area(boxes) > 0, scores, EMPTY_SCORE)

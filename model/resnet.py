@@ -1,4 +1,4 @@
-"""ResNet backbones (He et al., CVPR 2016, table 1), stride 2 in the 3×3 convolution.
+"""ResNet backbones (He et al., CVPR 2016, table 1).
 
 Axes: B images, H W rows and columns of the input, C channels.
 """
@@ -9,7 +9,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from model.layers import ConvNorm
+from model.layers import ConvNorm, LayerList
 
 DEPTHS = {
     "resnet18": (2, 2, 2, 2),
@@ -19,7 +19,7 @@ DEPTHS = {
     "resnet152": (3, 8, 36, 3),
 }
 BASIC = ("resnet18", "resnet34")
-STAGE_WIDTHS = (64, 128, 256, 512)
+NUM_STAGES = 4
 
 
 class BasicBlock(keras.layers.Layer):
@@ -63,14 +63,17 @@ class Bottleneck(keras.layers.Layer):
         width: int,
         stride: int,
         *,
+        stride_in_1x1: bool = False,
         norm: str,
         dtype: str,
     ):
         super().__init__(dtype=dtype, autocast=False)
         out = width * self.expansion
-        self.conv1 = ConvNorm(rng, in_channels, width, 1, norm=norm, dtype=dtype)
-        self.conv2 = ConvNorm(rng, width, width, 3, stride=stride, norm=norm, dtype=dtype)
-        self.conv3 = ConvNorm(rng, width, out, 1, norm=norm, dtype=dtype)
+        strides = (stride, 1) if stride_in_1x1 else (1, stride)
+        kwargs = {"norm": norm, "dtype": dtype}
+        self.conv1 = ConvNorm(rng, in_channels, width, 1, stride=strides[0], **kwargs)
+        self.conv2 = ConvNorm(rng, width, width, 3, stride=strides[1], **kwargs)
+        self.conv3 = ConvNorm(rng, width, out, 1, **kwargs)
         self.shortcut = _shortcut(rng, in_channels, out, stride, norm, dtype)
         self.built = True
 
@@ -95,6 +98,9 @@ class ResNet(keras.layers.Layer):
     Args:
         rng: source of the initial weights.
         name: a key of `DEPTHS`.
+        width: channels of the stem and of the first stage's 3×3 convolutions, doubled each stage.
+        stride_in_1x1: bottlenecks stride in their first 1×1 convolution, as in Caffe's and Keras'
+            weights, instead of the 3×3 of torchvision's.
         norm: see `model.layers.make_norm`.
         freeze_at: stages that neither train nor pass gradients on: 1 the stem, 2 and res2, ….
             Their batch norm uses its moving statistics, as Keras does for layers that do not train.
@@ -107,6 +113,8 @@ class ResNet(keras.layers.Layer):
         rng: np.random.Generator,
         name: str,
         *,
+        width: int = 64,
+        stride_in_1x1: bool = False,
         norm: str,
         freeze_at: int = 0,
         static: bool = False,
@@ -114,22 +122,24 @@ class ResNet(keras.layers.Layer):
     ):
         super().__init__(dtype=dtype, autocast=False)
         self.pool = _pool_by_slices if static else _pool
+        kwargs = {"norm": norm, "dtype": dtype}
+        self.stem = ConvNorm(rng, 3, width, 7, stride=2, **kwargs)
+        stages = []
         block = BasicBlock if name in BASIC else Bottleneck
-        self.stem = ConvNorm(rng, 3, 64, 7, stride=2, norm=norm, dtype=dtype)
-        self.stages = []
-        channels = 64
-        for index, (depth, width) in enumerate(zip(DEPTHS[name], STAGE_WIDTHS, strict=True)):
+        kwargs |= {} if name in BASIC else {"stride_in_1x1": stride_in_1x1}
+        channels, widths = width, [width * 2**stage for stage in range(NUM_STAGES)]
+        for index, (depth, width) in enumerate(zip(DEPTHS[name], widths, strict=True)):
             blocks = []
             for position in range(depth):
                 stride = 2 if index > 0 and position == 0 else 1
-                blocks.append(block(rng, channels, width, stride, norm=norm, dtype=dtype))
+                blocks.append(block(rng, channels, width, stride, **kwargs))
                 channels = width * block.expansion
-            self.stages.append(blocks)
-        self.out_channels = tuple(width * block.expansion for width in STAGE_WIDTHS)
+            stages.append(LayerList(blocks))
+        self.stages = LayerList(stages)
+        self.out_channels = tuple(width * block.expansion for width in widths)
         self.freeze_at = freeze_at
-        for frozen in [[self.stem], *self.stages][:freeze_at]:
-            for layer in frozen:
-                layer.trainable = False
+        for frozen in [self.stem, *self.stages][:freeze_at]:
+            frozen.trainable = False
         self.built = True
 
     def call(self, x: tf.Tensor, training: bool = False) -> list[tf.Tensor]:

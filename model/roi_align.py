@@ -1,11 +1,16 @@
 """RoIAlign over a feature pyramid (He et al., Mask R-CNN, ICCV 2017, section 3).
 
 Axes: B images, N RoIs of all images, L levels P2 … P5, S samples along one side of a RoI,
-C channels.
+T lattices, C channels.
 
-The aligned variant: a RoI's edges are moved by half a cell, because the value of a cell belongs
-to its centre. Each output bin averages `sampling_ratio`² bilinear samples. A sample up to one cell
-outside the map takes the value at its border; further outside it counts 0.
+Each output bin averages bilinear samples on a regular grid. A sample up to one cell outside the
+map takes the value at its border; further outside it counts 0. Two things vary:
+
+- aligned: a RoI's edges are moved by half a cell, because the value of a cell belongs to its
+  centre (Detectron2, mmdetection). Without it they are not moved, and a RoI's sides are at least
+  one cell (torchvision, maskrcnn-benchmark).
+- samples: `sampling_ratio` along each side of a bin, or, where it is 0, as many as the bin has
+  cells along that side, rounded up: other numbers for every RoI, and for its rows and columns.
 """
 
 from __future__ import annotations
@@ -45,6 +50,7 @@ def roi_align(
     output_size: int,
     sampling_ratio: int,
     static: bool,
+    aligned: bool = True,
     min_level: int = 2,
 ) -> tf.Tensor:
     """Pools each RoI from the level its size asks for.
@@ -54,34 +60,74 @@ def roi_align(
         rois: float32 [N, 4] in pixels; no gradient flows to them.
         image_index: int32 [N], the image each RoI lies in.
         output_size: bins along a side.
-        sampling_ratio: samples along a side of a bin.
+        sampling_ratio: samples along a side of a bin; 0: as many as it has cells.
         static: use gathers that XLA can compile instead of one op a level.
+        aligned: move the RoIs by half a cell.
         min_level: level of `pyramid[0]`, which has stride 2 ** min_level.
 
     Returns:
         [N, output_size, output_size, C] in the dtype of the pyramid.
+
+    Raises:
+        ValueError: `static` with `sampling_ratio` 0, whose samples no static shape can hold.
     """
-    rois = tf.stop_gradient(rois)
     levels = assign_levels(rois, min_level, min_level + len(pyramid) - 1) - min_level
+    return pool_rois(
+        pyramid,
+        rois,
+        image_index,
+        levels,
+        output_size=output_size,
+        sampling_ratio=sampling_ratio,
+        static=static,
+        aligned=aligned,
+        min_level=min_level,
+    )
+
+
+def pool_rois(
+    pyramid: Sequence[tf.Tensor],
+    rois: tf.Tensor,
+    image_index: tf.Tensor,
+    levels: tf.Tensor,
+    *,
+    output_size: int,
+    sampling_ratio: int,
+    static: bool,
+    aligned: bool = True,
+    min_level: int = 2,
+) -> tf.Tensor:
+    """Pools each RoI from a given level: int32 `levels` [N], positions in `pyramid`.
+
+    The other arguments, the result and the errors are those of `roi_align`.
+    """
+    if static and sampling_ratio == 0:
+        raise ValueError("sampling_ratio 0 takes as many samples as a RoI has cells: not static.")
+    rois = tf.stop_gradient(rois)
     pool = _pool_static if static else _pool_by_level
     strides = [2 ** (min_level + level) for level in range(len(pyramid))]
-    return pool(pyramid, strides, levels, rois, image_index, output_size, sampling_ratio)
+    return pool(pyramid, strides, levels, rois, image_index, output_size, sampling_ratio, aligned)
 
 
-def _first_and_step(rois, stride, output_size, sampling_ratio):
-    """Position of a RoI's first sample and their distance: [N, 2] (y, x) each, in cells."""
-    corner = rois[:, :2] / stride - 0.5
-    step = (rois[:, 2:] - rois[:, :2]) / stride / (output_size * sampling_ratio)
-    return corner + 0.5 * step, step
+def _corner_and_side(rois, stride, aligned):
+    """A RoI's first corner and its sides on the map: [N, 2] (y, x) each, in cells."""
+    shift = 0.5 if aligned else 0.0
+    corner = rois[:, :2] / stride - shift
+    # The difference of the moved edges, as in the references: rounding decides how many samples
+    # a side of nearly a whole number of cells takes.
+    side = rois[:, 2:] / stride - shift - corner
+    return corner, side if aligned else tf.maximum(side, 1.0)
 
 
-def _pool_by_level(pyramid, strides, levels, rois, image_index, output_size, sampling_ratio):
+def _pool_by_level(
+    pyramid, strides, levels, rois, image_index, output_size, sampling_ratio, aligned
+):
     _make_crop_gradient_exact()
     members = tf.dynamic_partition(tf.range(tf.shape(rois)[0]), levels, len(pyramid))
     pooled = [
         _pool_level(
             features,
-            *_first_and_step(tf.gather(rois, member), stride, output_size, sampling_ratio),
+            *_corner_and_side(tf.gather(rois, member), stride, aligned),
             tf.gather(image_index, member),
             output_size,
             sampling_ratio,
@@ -92,17 +138,50 @@ def _pool_by_level(pyramid, strides, levels, rois, image_index, output_size, sam
     return tf.cast(pooled, pyramid[0].dtype)
 
 
-def _pool_level(features, first, step, image_index, output_size, sampling_ratio):
-    """CropAndResize takes exactly the samples of RoIAlign when it is told where they begin and
-    end; a border of one repeated cell gives it RoIAlign's behaviour at the edges."""
-    samples = output_size * sampling_ratio
+def _pool_level(features, corner, side, image_index, output_size, sampling_ratio):
+    # A border of one repeated cell gives CropAndResize RoIAlign's behaviour at the edges.
     padded = tf.pad(
         tf.cast(features, tf.float32), [[0, 0], [1, 1], [1, 1], [0, 0]], mode="SYMMETRIC"
     )
-    extent = tf.constant([features.shape[1] + 1.0, features.shape[2] + 1.0])
-    boxes = tf.concat([(first + 1.0) / extent, (first + 1.0 + step * (samples - 1)) / extent], -1)
-    crops = tf.image.crop_and_resize(padded, boxes, image_index, [samples, samples])
+    if sampling_ratio == 0:
+        return _pool_adaptively(padded, corner, side, image_index, output_size)
+    samples = output_size * sampling_ratio
+    step = side / samples
+    crops = _sample_lattices(padded, corner + 0.5 * step, step, image_index, samples)
     return tf.nn.avg_pool2d(crops, sampling_ratio, sampling_ratio, "VALID")
+
+
+def _sample_lattices(padded, first, step, image_index, samples):
+    """CropAndResize takes exactly the samples of RoIAlign when it is told where they begin and
+    end: `first` and `step` [T, 2], cells of the map without its border → [T, samples, samples, C].
+    """
+    extent = tf.constant([padded.shape[1] - 1.0, padded.shape[2] - 1.0])
+    boxes = tf.concat([(first + 1.0) / extent, (first + 1.0 + step * (samples - 1)) / extent], -1)
+    return tf.image.crop_and_resize(padded, boxes, image_index, [samples, samples])
+
+
+def _pool_adaptively(padded, corner, side, image_index, output_size):
+    """Averages lattices of one sample a bin, as many for each RoI as its bins have samples.
+
+    Every bin of a RoI has its samples at the same places, so the a-th sample of the rows and the
+    b-th of the columns of all bins are one lattice, a bin apart, which CropAndResize takes at
+    once. A RoI of h × w cells has ⌈h / output_size⌉ · ⌈w / output_size⌉ of them: the samples held
+    at a time are about as many as the RoIs have cells, 4 to 16 for each bin at full size.
+    """
+    count = tf.shape(side)[0]
+    bins = side / output_size
+    per_axis = tf.maximum(tf.cast(tf.math.ceil(bins), tf.int32), 0)
+    per_roi = per_axis[:, 0] * per_axis[:, 1]
+    roi = tf.repeat(tf.range(count), per_roi)
+    number = tf.range(tf.size(roi)) - tf.gather(tf.cumsum(per_roi, exclusive=True), roi)
+    across = tf.gather(per_axis[:, 1], roi)
+    place = tf.cast(tf.stack([number // across, number % across], -1), tf.float32)
+    step = tf.gather(bins, roi)
+    share = (place + 0.5) / tf.cast(tf.gather(per_axis, roi), tf.float32)
+    first = tf.gather(corner, roi) + share * step
+    crops = _sample_lattices(padded, first, step, tf.gather(image_index, roi), output_size)
+    total = tf.math.unsorted_segment_sum(crops, roi, count)
+    return total / tf.cast(tf.maximum(per_roi, 1), tf.float32)[:, None, None, None]
 
 
 def _make_crop_gradient_exact() -> None:
@@ -114,7 +193,7 @@ def _make_crop_gradient_exact() -> None:
         tf.config.experimental.enable_op_determinism()
 
 
-def _pool_static(pyramid, strides, levels, rois, image_index, output_size, sampling_ratio):
+def _pool_static(pyramid, strides, levels, rois, image_index, output_size, sampling_ratio, aligned):
     """Gathers the four neighbours of every sample from the flattened pyramid."""
     shapes = np.array([level.shape[1:3] for level in pyramid], np.int32)
     cells = np.prod(shapes, axis=1)
@@ -124,9 +203,10 @@ def _pool_static(pyramid, strides, levels, rois, image_index, output_size, sampl
     )
 
     stride = tf.gather(tf.constant(strides, tf.float32), levels)[:, None]
-    first, step = _first_and_step(rois, stride, output_size, sampling_ratio)
-    ramp = tf.range(output_size * sampling_ratio, dtype=tf.float32)
-    positions = first[:, None, :] + ramp[None, :, None] * step[:, None, :]
+    corner, side = _corner_and_side(rois, stride, aligned)
+    samples = output_size * sampling_ratio
+    centres = tf.range(samples, dtype=tf.float32) + 0.5
+    positions = corner[:, None, :] + centres[None, :, None] * (side / samples)[:, None, :]
     sizes = tf.gather(tf.constant(shapes), levels)
     rows, row_weights = _neighbours(positions[..., 0], sizes[:, 0], sampling_ratio)
     columns, column_weights = _neighbours(positions[..., 1], sizes[:, 1], sampling_ratio)

@@ -12,8 +12,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from model.layers import Conv, normal
-from model.losses import num_replicas, smooth_l1
+from model.layers import Conv, LayerList, normal
+from model.losses import global_sum, num_replicas, smooth_l1
 
 
 class RPNOutputs(NamedTuple):
@@ -24,7 +24,7 @@ class RPNOutputs(NamedTuple):
 
 
 class RPNHead(keras.layers.Layer):
-    """A 3×3 convolution and two 1×1 convolutions, shared by all levels."""
+    """3×3 convolutions, one in the paper, and two 1×1 convolutions, shared by all levels."""
 
     def __init__(
         self,
@@ -32,18 +32,23 @@ class RPNHead(keras.layers.Layer):
         channels: int,
         anchors_per_cell: int,
         *,
+        num_convs: int = 1,
         dtype: str = "float32",
     ):
         super().__init__(dtype=dtype, autocast=False)
         kwargs = {"kernel_init": normal(0.01), "dtype": dtype}
-        self.conv = Conv(rng, channels, channels, 3, **kwargs)
+        self.convs = LayerList(
+            [Conv(rng, channels, channels, 3, **kwargs) for _ in range(num_convs)]
+        )
         self.objectness = Conv(rng, channels, anchors_per_cell, 1, **kwargs)
         self.deltas = Conv(rng, channels, anchors_per_cell * 4, 1, **kwargs)
         self.built = True
 
     def call(self, pyramid: Sequence[tf.Tensor]) -> RPNOutputs:
         """Scores the anchors of [P2, …, P6], each [B, H, W, channels]."""
-        hidden = [tf.nn.relu(self.conv(level)) for level in pyramid]
+        hidden = list(pyramid)
+        for conv in self.convs:
+            hidden = [tf.nn.relu(conv(level)) for level in hidden]
         batch = tf.shape(hidden[0])[0]
 
         def flatten(maps: list[tf.Tensor], shape: list[int]) -> tf.Tensor:
@@ -62,7 +67,10 @@ def _anchors(level_map: tf.Tensor, shape: list[int]) -> int:
 
 
 def rpn_losses(
-    outputs: RPNOutputs, labels: dict[str, tf.Tensor], box_loss_beta: float
+    outputs: RPNOutputs,
+    labels: dict[str, tf.Tensor],
+    box_loss_beta: float,
+    normaliser: str = "slots",
 ) -> dict[str, tf.Tensor]:
     """Losses on the anchors that the input pipeline sampled.
 
@@ -71,22 +79,27 @@ def rpn_losses(
         labels: `rpn_indices` int32 [B, S], `rpn_labels` int32 [B, S] (1, 0, -1 = padding) and
             `rpn_deltas` float32 [B, S, 4].
         box_loss_beta: see `smooth_l1`.
+        normaliser: "slots" divides by S and the global batch, as Detectron2 does, "sampled" by the
+            anchors sampled in the global batch, as torchvision and mmdetection do.
 
     Returns:
-        `rpn_objectness_loss` and `rpn_box_loss`, both divided by S and the global batch, as in
-        Detectron2.
+        `rpn_objectness_loss` and `rpn_box_loss`.
     """
     indices, sampled = labels["rpn_indices"], labels["rpn_labels"]
     logits = tf.gather(outputs.logits, indices, batch_dims=1)
     deltas = tf.gather(outputs.deltas, indices, batch_dims=1)
-    batch, samples = sampled.shape
-    normaliser = float(batch * samples * num_replicas())
+    if normaliser == "sampled":
+        count = global_sum(tf.math.count_nonzero(sampled >= 0, dtype=tf.int32))
+        divisor = tf.maximum(count, 1.0)
+    else:
+        batch, samples = sampled.shape
+        divisor = float(batch * samples * num_replicas())
 
     positive = tf.cast(sampled == 1, tf.float32)
     objectness = tf.nn.sigmoid_cross_entropy_with_logits(labels=positive, logits=logits)
     objectness = tf.where(sampled >= 0, objectness, 0.0)
     box = smooth_l1(deltas - labels["rpn_deltas"], box_loss_beta) * positive[..., None]
     return {
-        "rpn_objectness_loss": tf.reduce_sum(objectness) / normaliser,
-        "rpn_box_loss": tf.reduce_sum(box) / normaliser,
+        "rpn_objectness_loss": tf.reduce_sum(objectness) / divisor,
+        "rpn_box_loss": tf.reduce_sum(box) / divisor,
     }

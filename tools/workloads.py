@@ -73,6 +73,7 @@ def make_match(params: Params, values: flags.FlagValues) -> Workload:
             num_samples=config.rpn_samples_per_image,
             positive_fraction=config.rpn_positive_fraction,
             ignore_crowds=config.rpn_ignore_crowds,
+            forced_match=config.rpn_forced_match,
         )
         return targets.labels
 

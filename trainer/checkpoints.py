@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import json
 import os
-from collections import deque
 
 import tensorflow as tf
 
 from data.errors import UserError
+from data.files import whole_file
+from model.variables import named_variables
 from trainer.optimizer import Updater
 
 _SUFFIX = "/.ATTRIBUTES/VARIABLE_VALUE"
@@ -31,6 +32,7 @@ class Checkpoints:
         self._model_dir = model_dir
         self._network = network
         self.step = step
+        require_every_variable(network)
         self._checkpoint = tf.train.Checkpoint(
             network=network, optimizer=updater.state(), step=step
         )
@@ -101,6 +103,19 @@ class Checkpoints:
         return int(self.step.numpy())
 
 
+def require_every_variable(network) -> None:
+    """Raises a ValueError if checkpoints would lack some variables of the network.
+
+    Keras hides layers that stand in a plain list, and what is never saved is never missed.
+    """
+    missing = len(network.variables) - len(named_variables(network))
+    if missing:
+        raise ValueError(
+            f"{missing} of the network's {len(network.variables)} variables would not be saved: "
+            "hold its layers as attributes or in a model.layers.LayerList."
+        )
+
+
 def load_network(network, path: str) -> None:
     """Loads the network's weights, all of them, from a checkpoint (or a folder's latest).
 
@@ -118,7 +133,7 @@ def restore(checkpoint: tf.train.Checkpoint, path: str) -> None:
       UserError: names or shapes differ between the file and the parts of `checkpoint`.
     """
     check_fit(list_shapes(checkpoint), _read_shapes(path), path)
-    checkpoint.restore(path).assert_existing_objects_matched().expect_partial()
+    checkpoint.read(path).assert_existing_objects_matched().expect_partial()
 
 
 def check_fit(wanted: dict[str, list[int]], found: dict[str, list[int]], path: str) -> None:
@@ -146,22 +161,7 @@ def check_fit(wanted: dict[str, list[int]], found: dict[str, list[int]], path: s
 
 def list_shapes(checkpoint: tf.train.Checkpoint) -> dict[str, list[int]]:
     """Names, as a checkpoint file spells them, and shapes of the variables below `checkpoint`."""
-    view = tf.train.TrackableView(checkpoint)
-    shapes: dict[str, list[int]] = {}
-    seen = {id(checkpoint)}
-    queue = deque([(checkpoint, "")])
-    # Breadth first like the file's writer: a variable is filed under its shortest path.
-    while queue:
-        parent, prefix = queue.popleft()
-        for name, child in view.children(parent).items():
-            if id(child) in seen:
-                continue
-            seen.add(id(child))
-            path = prefix + _escape(name)
-            if hasattr(child, "shape") and hasattr(child, "assign"):
-                shapes[path] = list(child.shape)
-            else:
-                queue.append((child, path + "/"))
+    shapes = {name: list(found.shape) for name, found in named_variables(checkpoint).items()}
     shapes.pop("save_counter", None)
     return shapes
 
@@ -169,11 +169,9 @@ def list_shapes(checkpoint: tf.train.Checkpoint) -> dict[str, list[int]]:
 def write_json(content: dict, path: str) -> None:
     """Writes JSON, all of it or nothing."""
     os.makedirs(os.path.dirname(path), exist_ok=True)
-    partial = f"{path}.partial"
-    with open(partial, "w", encoding="utf-8") as file:
+    with whole_file(path) as file:
         json.dump(content, file, indent=2)
         file.write("\n")
-    os.replace(partial, path)
 
 
 def _read_shapes(path: str) -> dict[str, list[int]]:
@@ -196,8 +194,3 @@ def _read_best(record: str) -> float:
         return float("-inf")
     with open(record, encoding="utf-8") as file:
         return float(json.load(file)["AP"])
-
-
-def _escape(name: str) -> str:
-    """Spells a local name as checkpoint files do."""
-    return name.replace(".", "..").replace("/", ".S")

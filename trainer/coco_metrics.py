@@ -16,7 +16,6 @@ import io
 import json
 import logging
 import os
-import pathlib
 from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
@@ -32,6 +31,7 @@ from data.coco import (
     run_lengths,
 )
 from data.errors import UserError
+from data.files import whole_file
 from model.paste import encode_counts, paste_rle
 from trainer.coco_report import METRICS, explain_unmeasured, format_table
 
@@ -151,7 +151,12 @@ def _index_results(ground_truth: COCO, results: Sequence[Mapping], kind: str) ->
 class CocoEvaluator:
     """Collects predictions image by image, writes them as COCO results and measures them."""
 
-    def __init__(self, ground_truth: Mapping | None, categories: Sequence[Mapping]):
+    def __init__(
+        self,
+        ground_truth: Mapping | None,
+        categories: Sequence[Mapping],
+        mask_paste: str = "exact",
+    ):
         """Prepares for the predictions of one evaluation or prediction run.
 
         Args:
@@ -159,10 +164,12 @@ class CocoEvaluator:
             are only written, not measured.
           categories: {"label", "id", "name"} of every class: the network's label, COCO's id. A
             label that is not listed stands for the COCO id itself.
+          mask_paste: how masks are pasted into their images, a rule of `model.paste`.
 
         Raises:
           UserError: the ground truth calls a category by another name.
         """
+        self._mask_paste = mask_paste
         self._ids_by_label = {c["label"]: c["id"] for c in categories}
         self._names_by_id = {c["id"]: c["name"] for c in categories}
         self._ground_truth = None
@@ -215,7 +222,8 @@ class CocoEvaluator:
             if "detection_masks" in prediction:
                 entry["mask_iou"] = _short(prediction["mask_ious"][index])
                 entry["mask_score"] = _short(prediction["mask_scores"][index])
-                rle = paste_rle(prediction["detection_masks"][index], box, height, width)
+                mask = prediction["detection_masks"][index]
+                rle = paste_rle(mask, box, height, width, rule=self._mask_paste)
                 # No bbox here: pycocotools would take the area from it instead of the mask.
                 self._masks.append({**entry, "score": entry["mask_score"], "segmentation": rle})
             self._boxes.append({**entry, "bbox": _to_coco_box(box, height, width)})
@@ -239,9 +247,12 @@ class CocoEvaluator:
         and, with masks, mask_iou and mask_score. Each file appears whole or not at all.
         """
         os.makedirs(folder, exist_ok=True)
-        _write_json(pathlib.Path(folder, "bbox.json"), self._boxes)
+        results = {"bbox.json": self._boxes}
         if self._masks_predicted:
-            _write_json(pathlib.Path(folder, "segm.json"), self._masks)
+            results["segm.json"] = self._masks
+        for name, entries in results.items():
+            with whole_file(os.path.join(folder, name)) as file:
+                json.dump(entries, file)
 
     def evaluate(self) -> dict:
         """Measures what was added, over the images that were added.
@@ -360,10 +371,3 @@ def _index_ground_truth(ground_truth: Mapping, names_by_id: Mapping[int, str]) -
     with contextlib.redirect_stdout(io.StringIO()):
         indexed.createIndex()
     return indexed
-
-
-def _write_json(path: pathlib.Path, entries: Sequence[Mapping]) -> None:
-    partial = path.with_name(path.name + ".partial")
-    with open(partial, "w", encoding="utf-8") as file:
-        json.dump(entries, file)
-    os.replace(partial, path)

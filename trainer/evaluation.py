@@ -29,6 +29,7 @@ class Evaluation:
       categories: {"label", "id", "name"} of every class.
       model_dir: where `eval/` and the summaries are written.
       num_images_shown: predictions drawn into TensorBoard.
+      mask_paste: how masks are pasted into their images, a rule of `model.paste`.
     """
 
     def __init__(
@@ -39,6 +40,7 @@ class Evaluation:
         categories: Sequence[Mapping],
         model_dir: str,
         num_images_shown: int,
+        mask_paste: str = "exact",
     ):
         self._estimator = estimator
         self._input_fn = input_fn
@@ -47,10 +49,11 @@ class Evaluation:
         self._folder = os.path.join(model_dir, "eval")
         self._summaries = Summaries(os.path.join(model_dir, "summaries", "eval"))
         self._num_images_shown = num_images_shown
+        self._mask_paste = mask_paste
 
     def run(self) -> dict:
         """Evaluates, writes and prints the results, and returns the metrics with the step."""
-        evaluator = CocoEvaluator(self._ground_truth, self._categories)
+        evaluator = CocoEvaluator(self._ground_truth, self._categories, self._mask_paste)
         metrics = self._estimator.evaluate(self._input_fn, evaluator)
         evaluator.write_results(self._folder)
         write_json(metrics, os.path.join(self._folder, "metrics.json"))

@@ -22,16 +22,17 @@ THRESHOLDS = {"positive_iou": 0.7, "negative_iou": 0.3}
 
 
 @functools.cache
-def matcher(grid, ignore_crowds=False, **thresholds):
+def matcher(grid, ignore_crowds=False, forced_match="best", **thresholds):
     """match() of a grid, and the positives' ground truths, as a graph of boxes in any number."""
     options = {**THRESHOLDS, **thresholds, "ignore_crowds": ignore_crowds}
+    options["forced_match"] = forced_match
     boxes = tf.TensorSpec([None, 4], tf.float32)
 
     @tf.function(input_signature=[boxes, boxes])
     def graph(gt_boxes, crowd_boxes):
         matches = anchor_matching.match(gt_boxes, crowd_boxes, grid, **options)
         anchors = locate_anchors(matches.positives, AnchorShapes(grid))
-        return matches, anchor_matching.most_overlapping(gt_boxes, anchors)
+        return matches, anchor_matching.matched_gts(gt_boxes, anchors, matches.claims)
 
     return graph
 
@@ -65,9 +66,14 @@ def float32_anchors(grid):
         cells = np.repeat(cells.reshape(-1, 2), len(grid.ratios), axis=0)
         size = grid.sizes[level]
         shapes = [(size * math.sqrt(r), size / math.sqrt(r)) for r in grid.ratios]
+        shape_areas = [size**2 for _ in grid.ratios]
+        if grid.rounded:
+            # Python's round takes halves to even numbers too.
+            shapes = [[2 * round(side / 2) for side in shape] for shape in shapes]
+            shape_areas = [height * width for height, width in shapes]
         centres.append(cells * stride)
         sizes.append(np.tile(shapes, (rows * columns, 1)))
-        areas.append(np.full(len(cells), size**2))
+        areas.append(np.tile(shape_areas, rows * columns))
     return tuple(np.concatenate(x).astype(np.float32) for x in (centres, sizes, areas))
 
 
@@ -110,6 +116,21 @@ def dense_labels(ious, tie_tolerance=1e-6):
     return labels, np.where(labels == POSITIVE, ious.argmax(0), -1)
 
 
+def dense_reassigned(ious):
+    """mmdetection's rule on a matrix of IoUs [G, A], in its order of steps."""
+    if not len(ious):
+        return dense_labels(ious)
+    best = ious.max(0)
+    labels = np.where(best < np.float32(0.3), NEGATIVE, IGNORED)
+    labels[best >= np.float32(0.7)] = POSITIVE
+    matched = np.where(labels == POSITIVE, ious.argmax(0), -1)
+    for gt, row in enumerate(ious):
+        if row.max() >= np.float32(0.3):
+            forced = row >= row.max() * np.float32(1.0 - 1e-6)
+            labels[forced], matched[forced] = POSITIVE, gt
+    return labels, matched
+
+
 def random_boxes(rng, grid, count):
     """Boxes of every kind that has its own way to fail."""
     canvas = np.array([grid.height, grid.width], np.float64)
@@ -150,21 +171,25 @@ PROPERTY_CASES = [
     (AnchorGrid(70, 45, 3, 5, (16.0, 40.0, 90.0), (0.2, 1.0, 1.3, 3.0)), 500, 20),
     (AnchorGrid(320, 256, 2, 6, COCO_SIZES, RATIOS), 60, 10),
     (AnchorGrid(320, 256, 2, 6, SMALL_SIZES, RATIOS), 60, 10),
+    (AnchorGrid(64, 96, 2, 6, COCO_SIZES, RATIOS, rounded=True), 300, 50),
+    (AnchorGrid(70, 45, 3, 5, (5.0, 9.0, 41.0), (0.2, 1.0, 1.3, 3.0), rounded=True), 300, 20),
 ]
+RULES = {"best": dense_labels, "reassign": dense_reassigned}
 
 
+@pytest.mark.parametrize("forced_match", RULES)
 @pytest.mark.parametrize(("grid", "num_cases", "most_boxes"), PROPERTY_CASES)
-def test_equals_the_dense_rule(grid, num_cases, most_boxes):
+def test_equals_the_dense_rule(grid, num_cases, most_boxes, forced_match):
     rng = np.random.default_rng(grid.num_anchors)
     for case in range(num_cases):
         boxes = random_boxes(rng, grid, int(most_boxes * rng.random() ** 3 + 0.5))
-        expected_labels, expected_gt = dense_labels(float32_ious(grid, boxes)[0])
-        labels, matched_gt = sparse_labels(grid, boxes)
+        expected_labels, expected_gt = RULES[forced_match](float32_ious(grid, boxes)[0])
+        labels, matched_gt = sparse_labels(grid, boxes, forced_match=forced_match)
         np.testing.assert_array_equal(labels, expected_labels, f"case {case}: {boxes.tolist()}")
         np.testing.assert_array_equal(matched_gt, expected_gt, f"case {case}: {boxes.tolist()}")
 
 
-@pytest.mark.parametrize("grid", [case[0] for case in PROPERTY_CASES[:4]])
+@pytest.mark.parametrize("grid", [case[0] for case in (*PROPERTY_CASES[:4], *PROPERTY_CASES[6:])])
 def test_equals_the_plain_rule_wherever_rounding_cannot_matter(grid):
     rng = np.random.default_rng(7)
     num_decided = 0
@@ -320,6 +345,32 @@ def test_a_forced_anchor_is_matched_to_the_box_it_overlaps_most():
     assert matched_gt[8 * 16 + 8] == 0
 
 
+@pytest.mark.parametrize(("forced_match", "learnt"), [("best", 0), ("reassign", 1)])
+def test_a_forced_anchor_learns_the_box_that_forces_it_on_request(forced_match, learnt):
+    # The first box is the anchor at (8, 8). The second is 32 x 14 pixels of it, IoU 0.4375, and as
+    # much of the anchors in rows 4 (from 0 to 32) to 7, which overlap the first by more from row 5.
+    boxes = np.float32([[16, 16, 48, 48], [16, 16, 30, 48]])
+    labels, matched_gt = sparse_labels(ONE_LEVEL, boxes, forced_match=forced_match)
+    forced = [row * 16 + 8 for row in range(4, 9)]
+    assert (labels[forced] == POSITIVE).all()
+    np.testing.assert_array_equal(matched_gt[forced], [1] + [learnt] * 4)
+
+
+def test_reassigning_leaves_boxes_without_anchors_that_overlap_them_well():
+    box = np.float32([[16, 16, 48, 20]])  # IoU 4 / 32 with the anchors that contain it
+    assert (sparse_labels(ONE_LEVEL, box)[0] == POSITIVE).sum() == 8
+    assert (sparse_labels(ONE_LEVEL, box, forced_match="reassign")[0] == NEGATIVE).all()
+
+
+def test_the_last_of_identical_boxes_is_reassigned():
+    boxes = np.float32([[16, 16, 48, 48]] * 3)
+    labels, matched_gt = sparse_labels(ONE_LEVEL, boxes, forced_match="reassign")
+    assert matched_gt[8 * 16 + 8] == 2
+    # IoU 28 / 36 with the four anchors next to it: positive, but not its best.
+    neighbours = [7 * 16 + 8, 9 * 16 + 8, 8 * 16 + 7, 8 * 16 + 9]
+    np.testing.assert_array_equal(matched_gt[neighbours], 0)
+
+
 @pytest.mark.parametrize(("positive_iou", "negative_iou"), [(0.7, 0.0), (0.3, 0.7)])
 def test_impossible_thresholds_are_refused(positive_iou, negative_iou):
     with pytest.raises(ValueError, match="negative_iou"):
@@ -327,6 +378,13 @@ def test_impossible_thresholds_are_refused(positive_iou, negative_iou):
             NO_BOXES, NO_BOXES, ONE_LEVEL,
             positive_iou=positive_iou, negative_iou=negative_iou, ignore_crowds=False,
         )  # fmt: skip
+
+
+def test_an_unknown_way_of_forcing_is_refused():
+    with pytest.raises(ValueError, match="forced_match='worst'"):
+        anchor_matching.match(
+            NO_BOXES, NO_BOXES, ONE_LEVEL, **THRESHOLDS, ignore_crowds=False, forced_match="worst"
+        )
 
 
 # Sampling
@@ -370,6 +428,23 @@ def test_samples_agree_with_the_labels_of_all_anchors(num_samples, positive_frac
         box_ops.decode(targets.deltas[:num_positives], SAMPLE_GRID.boxes()[positives]),
         SAMPLE_BOXES[matched_gt[positives]],
         atol=1e-3,
+    )
+
+
+@pytest.mark.parametrize("forced_match", ["best", "reassign"])
+def test_the_deltas_lead_to_the_matched_boxes(forced_match):
+    # The third box is weak (0.375 at best) and takes the first's only anchor when it may.
+    boxes = np.float32([[16, 16, 48, 48], [0, 64, 30, 96], [16, 16, 28, 48]])
+    grid = AnchorGrid(128, 128, 4, 4, sizes=(32.0,), ratios=(1.0,), rounded=True)
+    _, matched_gt = sparse_labels(grid, boxes, forced_match=forced_match)
+    assert (0 in matched_gt) == (forced_match == "best")
+    targets = sample(boxes, grid, num_samples=16, forced_match=forced_match)
+    positives = targets.labels.numpy() == 1
+    indices = targets.indices.numpy()[positives]
+    np.testing.assert_allclose(
+        box_ops.decode(targets.deltas[positives], grid.boxes()[indices]),
+        boxes[matched_gt[indices]],
+        atol=1e-4,
     )
 
 
@@ -473,7 +548,14 @@ def test_ranks_count_the_anchors_that_are_not_listed(listed):
     np.testing.assert_array_equal(indices, expected)
 
 
-@pytest.mark.parametrize("grid", [SAMPLE_GRID, AnchorGrid(70, 45, 3, 4, (9.0, 20.0), (0.3, 1.0))])
+@pytest.mark.parametrize(
+    "grid",
+    [
+        SAMPLE_GRID,
+        AnchorGrid(70, 45, 3, 4, (9.0, 20.0), (0.3, 1.0)),
+        AnchorGrid(70, 45, 3, 4, (9.0, 20.0), (0.3, 1.0), rounded=True),
+    ],
+)
 def test_computed_anchors_equal_the_grid(grid):
     anchors = locate_anchors(tf.range(grid.num_anchors), AnchorShapes(grid))
     boxes = anchor_matching.corners(anchors)

@@ -19,6 +19,25 @@ def test_one_level_written_out():
     np.testing.assert_array_equal(grid.boxes(), expected)
 
 
+def test_rounded_corners_written_out():
+    # Size 5: 2.5 x 10, 5 x 5 and 10 x 2.5. Halves of sides are 1.25, 5 and 2.5, which go to the
+    # nearest, and to the even one of two: 1, 5 and 2.
+    grid = AnchorGrid(4, 8, 2, 2, sizes=(5.0,), ratios=(0.25, 1.0, 4.0), rounded=True)
+    cell = np.array([[-1, -5, 1, 5], [-2, -2, 2, 2], [-5, -1, 5, 1]])
+    np.testing.assert_array_equal(grid.boxes(), [*cell, *(cell + [0, 4, 0, 4])])
+    # torchvision's table of 32 pixels.
+    grid = AnchorGrid(4, 4, 2, 2, sizes=(32.0,), ratios=(0.5, 1.0, 2.0), rounded=True)
+    expected = [[-11, -23, 11, 23], [-16, -16, 16, 16], [-23, -11, 23, 11]]
+    np.testing.assert_array_equal(grid.boxes(), expected)
+
+
+def test_rounding_is_a_setting():
+    for rounded in (False, True):
+        config = DataConfig(anchor_rounding=rounded)
+        boxes = AnchorGrid.from_config(config, (64, 64)).boxes()
+        assert (boxes == np.round(boxes)).all() == rounded
+
+
 def test_order_is_level_row_column_ratio():
     grid = AnchorGrid(8, 12, min_level=2, max_level=3, sizes=(4.0, 8.0), ratios=(1.0, 4.0))
     boxes = grid.boxes()
@@ -77,6 +96,7 @@ def test_grids_are_hashable_and_comparable():
         ({"sizes": (8.0, -1.0)}, "sizes"),
         ({"ratios": ()}, "ratios=\\(\\)"),
         ({"ratios": (1.0, 0.0)}, "ratios"),
+        ({"sizes": (0.9, 8.0), "rounded": True}, "sizes=\\(0.9, 8.0\\), ratios=\\(1.0,\\)"),
     ],
 )
 def test_impossible_grids_are_refused(change, message):

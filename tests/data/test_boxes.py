@@ -96,6 +96,18 @@ def test_decode_bounds_growth_but_not_shrinkage():
     np.testing.assert_allclose(shrunk[3] - shrunk[1], 16.0 * math.exp(-5.0), rtol=1e-4)
 
 
+def test_decode_bounds_shrinkage_on_request():
+    reference = tf.constant([[0.0, 0.0, 1000.0, 1000.0]])
+    deltas = tf.constant([[0.0, 0.0, -50.0, -2.0], [0.0, 0.0, 0.5, 50.0]])
+    boxes = box_ops.decode(deltas, reference, clip_below=True).numpy()
+    # The largest scale is 1000 / 16, so the smallest is 16 / 1000.
+    np.testing.assert_allclose(
+        boxes[:, 2:] - boxes[:, :2],
+        [[16, 1000 * math.exp(-2)], [1000 * math.exp(0.5), 62500]],
+        rtol=1e-5,
+    )
+
+
 def test_clip_to_one_image_and_to_an_image_per_batch_entry():
     boxes = tf.constant([[-5, 3, 50, 70], [90, 90, 99, 99]], tf.float32)
     np.testing.assert_array_equal(box_ops.clip(boxes, 40, 60), [[0, 3, 40, 60], [40, 60, 40, 60]])

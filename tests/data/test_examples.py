@@ -10,7 +10,10 @@ from PIL import Image
 from sample_records import blobs, encode_png, make_instance, make_record
 
 from data.config import DataConfig
+from data.conversion import Conversion, convert
 from data.examples import eval_example, image_seeds, padding_example, train_example
+from data.manifest import expand_pattern
+from data.records import parse_record
 
 # A 32 x 48 image fills the canvas at scale 2. There, bilinear interpolation gives the original
 # pixel under a canvas pixel at least 9/16 of the weight, so thresholding recovers it exactly.
@@ -123,6 +126,20 @@ def test_anchors_are_matched_on_the_canvas_and_crowds_shield_them():
     assert (shielded["rpn_labels"] == 0).sum() < (labels["rpn_labels"] == 0).sum()
 
 
+def test_anchors_are_forced_and_rounded_as_the_settings_say():
+    whole = np.ones((32, 48), np.uint8)
+    thin = make_record(_picture(whole), [make_instance(whole, box=(0, 0, 32, 1))])
+    assert (_train(thin)[1]["rpn_labels"] == 1).any()
+    # No anchor's IoU with 64 x 2 pixels reaches 0.3.
+    assert not (_train(thin, rpn_forced_match="reassign")[1]["rpn_labels"] == 1).any()
+    # 22 x 46 pixels on the canvas: the rounded anchor of 22.6 x 45.3 in row 3 and column 6.
+    wide = make_record(_picture(whole), [make_instance(whole, box=(0.5, 0.5, 11.5, 23.5))])
+    for rounding in (False, True):
+        labels = _train(wide, anchor_rounding=rounding)[1]
+        deltas = labels["rpn_deltas"][labels["rpn_labels"] == 1]
+        assert (np.abs(deltas) < 1e-6).all(1).any() == rounding
+
+
 def test_records_without_masks_give_labels_without_masks():
     mask = np.ones((32, 48), np.uint8)
     record = make_record(_picture(mask), [make_instance(mask)], include_masks=False)
@@ -179,7 +196,7 @@ def test_evaluation_shows_the_whole_image_upright_at_the_rule_s_size():
 @pytest.mark.parametrize(
     "changes, message",
     [
-        ({"encoded": b"no picture"}, "holds no JPEG"),
+        ({"encoded": b"no picture"}, "it holds no JPEG"),
         ({"encoded": b""}, "holds no JPEG"),
         ({"width": 95}, "another size"),
     ],
@@ -189,6 +206,51 @@ def test_a_broken_record_is_named(changes, message):
     dataset = tf.data.Dataset.from_tensors(record).map(lambda one: eval_example(one, CONFIG))
     with pytest.raises(tf.errors.InvalidArgumentError, match=f"(?s){message}.*4711"):
         next(iter(dataset))
+
+
+def _by_image(parsed):
+    return {int(example[0]["image_id"]): example for example in parsed.as_numpy_iterator()}
+
+
+def test_masks_of_others_train_like_our_own(shared_data, tmp_path):
+    """Records of Google's converter and ours, of the same 24 photographs of COCO."""
+    source = shared_data / "records" / "coco_val24_src" / "instances.json"
+    images = shared_data / "coco_tiny" / "val2017"
+    ours = convert(Conversion(str(images), str(source), str(tmp_path / "own"), 1))
+    ids_by_label = {0: 0} | {entry["label"]: entry["id"] for entry in ours.categories}
+    config = DataConfig(
+        canvases=("256x256",),
+        short_side=200,
+        long_side=256,
+        train_short_side_min=128,
+        scale_jitter_min=0.8,
+        scale_jitter_max=1.6,
+    )
+
+    def examples(pattern):
+        records = tf.data.TFRecordDataset(expand_pattern(pattern))
+        parsed = records.map(lambda one: (parse_record(one, True), {}))
+        trained = records.map(
+            lambda one: train_example(one, tf.constant(3, tf.int64), config, True)
+        )
+        return _by_image(parsed), _by_image(trained)
+
+    theirs = examples(f"{shared_data}/records/tpu_masks/*.tfrecord")
+    own = examples(f"{tmp_path}/own-*")
+    assert theirs[0].keys() == own[0].keys() and len(own[0]) == 24
+    assert sum(len(record["num_runs"]) for record, _ in own[0].values()) == 220
+    for image_id in own[0]:
+        their_record, own_record = theirs[0][image_id][0], own[0][image_id][0]
+        for key in ("run_lengths", "num_runs", "is_crowd", "areas", "encoded", "height", "width"):
+            np.testing.assert_array_equal(their_record[key], own_record[key], key)
+        (features, labels), (own_features, own_labels) = theirs[1][image_id], own[1][image_id]
+        tf.nest.map_structure(np.testing.assert_array_equal, features, own_features)
+        for key in ("gt_masks", "gt_areas", "sample_seeds"):
+            np.testing.assert_array_equal(labels[key], own_labels[key], key)
+        np.testing.assert_allclose(labels["gt_boxes"], own_labels["gt_boxes"], rtol=1e-6, atol=1e-4)
+        classes = [ids_by_label[int(label)] for label in own_labels["gt_classes"]]
+        np.testing.assert_array_equal(labels["gt_classes"], classes)
+    assert sum((labels["gt_areas"] > 0).sum() for _, labels in own[1].values()) > 150
 
 
 def test_draws_depend_on_seed_epoch_and_image_alone():

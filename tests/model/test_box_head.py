@@ -123,7 +123,7 @@ def test_forward_equals_numpy():
     head = BoxHead(rng(), 2, 6, 3)
     x = rng(1).normal(size=(4, 7, 7, 2)).astype(np.float32)
     hidden = x.reshape(4, -1)
-    for layer in (head.fc1, head.fc2):
+    for layer in head.fcs:
         hidden = np.maximum(hidden @ layer.kernel.numpy() + layer.bias.numpy(), 0)
     outputs = head(tf.constant(x))
     np.testing.assert_allclose(

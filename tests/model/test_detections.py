@@ -27,7 +27,7 @@ def random_case(num=40, classes=4, seed=0):
     return outputs, proposals
 
 
-def run(outputs, proposals, *, static, score=0.05, iou=0.5, most=15, info=INFO):
+def run(outputs, proposals, *, static, score=0.05, iou=0.5, most=15, info=INFO, **more):
     return detect_boxes(
         outputs,
         proposals,
@@ -36,6 +36,7 @@ def run(outputs, proposals, *, static, score=0.05, iou=0.5, most=15, info=INFO):
         nms_iou=iou,
         max_detections=most,
         static=static,
+        **more,
     )
 
 
@@ -110,6 +111,32 @@ def test_each_class_has_its_own_box(static):
     np.testing.assert_allclose(found.boxes[0], [[30, 20, 50, 40], [20, 10, 40, 50]], rtol=1e-5)
     total = 1 + np.exp(1) + np.exp(2)
     np.testing.assert_allclose(found.scores[0], [np.exp(2) / total, np.exp(1) / total], rtol=1e-5)
+
+
+@both_ways
+@pytest.mark.parametrize("clip_below", [False, True])
+def test_small_scales_are_bounded_on_request(static, clip_below):
+    proposals = Proposals(
+        tf.constant([[[0.0, 0, 80, 40]]]), tf.zeros([1, 1]), tf.constant([[True]])
+    )
+    deltas = np.zeros((1, 2, 4), np.float32)
+    deltas[0, 1] = [0, 0, 5 * -4.5, 0]  # exp(-4.5) is less than 16 / 1000
+    outputs = BoxOutputs(tf.constant([[0.0, 5.0]]), tf.constant(deltas))
+    found = run(outputs, proposals, static=static, most=1, info=INFO[1:], clip_below=clip_below)
+    half = 40 * (16 / 1000 if clip_below else np.exp(-4.5))
+    np.testing.assert_allclose(found.boxes[0, 0], [40 - half, 0, 40 + half, 40], rtol=1e-5)
+
+
+@both_ways
+def test_equal_scores_favour_the_proposal_that_comes_first(static):
+    # Logits as an overfitted head gives: every probability is 1 in float32.
+    boxes = np.float32([[20 * i, 0, 20 * i + 10, 10] for i in range(4)])
+    boxes = np.concatenate([boxes, boxes + np.float32([0, 2, 0, 2])])
+    proposals = Proposals(tf.constant(boxes[None]), tf.zeros([1, 8]), tf.ones([1, 8], tf.bool))
+    outputs = BoxOutputs(tf.tile([[-50.0, 50.0]], [8, 1]), tf.zeros([8, 2, 4]))
+    found = run(outputs, proposals, static=static, most=6, info=INFO[1:])
+    np.testing.assert_array_equal(found.scores, [[1, 1, 1, 1, 0, 0]])
+    np.testing.assert_allclose(found.boxes[0, :4], boxes[:4], atol=1e-5)
 
 
 @both_ways

@@ -18,8 +18,8 @@ def identity_fpn():
     centre = np.zeros((3, 3, 1, 1), np.float32)
     centre[1, 1] = 1.0
     for lateral, output in zip(fpn.laterals, fpn.outputs, strict=True):
-        lateral.kernel.assign(np.ones((1, 1, 1, 1), np.float32))
-        output.kernel.assign(centre)
+        lateral.conv.kernel.assign(np.ones((1, 1, 1, 1), np.float32))
+        output.conv.kernel.assign(centre)
     return fpn
 
 
@@ -61,7 +61,7 @@ def test_levels_add_up_from_the_top(identity_fpn):
 
 def test_output_convolutions_are_outside_the_top_down_path(identity_fpn):
     before = identity_fpn(maps())
-    identity_fpn.outputs[3].kernel.assign(2.0 * identity_fpn.outputs[3].kernel)
+    identity_fpn.outputs[3].conv.kernel.assign(2.0 * identity_fpn.outputs[3].conv.kernel)
     after = identity_fpn(maps())
     for level in range(3):
         np.testing.assert_array_equal(after[level], before[level])
@@ -83,7 +83,7 @@ def test_channels_and_dtype(dtype, computed):
     pyramid = fpn(features)
     assert [level.shape[-1] for level in pyramid] == [6] * 5
     assert {level.dtype for level in pyramid} == {computed}
-    assert [tuple(conv.kernel.shape) for conv in fpn.laterals] == [
+    assert [tuple(lateral.conv.kernel.shape) for lateral in fpn.laterals] == [
         (1, 1, channels, 6) for channels in (2, 4, 8, 16)
     ]
 
@@ -92,5 +92,17 @@ def test_finest_level_trains_every_lateral():
     fpn = FPN(rng(), (1, 1, 1, 1), 2)
     with tf.GradientTape() as tape:
         loss = tf.reduce_sum(fpn(maps())[0])
-    gradients = tape.gradient(loss, [lateral.kernel.value for lateral in fpn.laterals])
+    gradients = tape.gradient(loss, [lateral.conv.kernel.value for lateral in fpn.laterals])
     assert all(np.any(gradient) for gradient in gradients)
+
+
+def test_norms_follow_every_convolution():
+    fpn = FPN(rng(), (1, 1, 1, 1), 2, norm="frozen_bn")
+    plain = [level.numpy() for level in fpn(maps())]
+    for output in fpn.outputs:
+        assert output.conv.bias is None
+        output.norm.beta.assign([5.0, -1.0])
+    for moved, level in zip(fpn(maps()), plain, strict=True):
+        np.testing.assert_allclose(
+            moved - level, np.broadcast_to([5.0, -1.0], level.shape), atol=1e-2
+        )

@@ -268,6 +268,10 @@ LAYERS = {
         lambda draw, dtype: ConvNorm(draw, 8, 8, 3, norm="frozen_bn", dtype=dtype),
         (2, 4, 4, 8),
     ),
+    "conv_without_norm": (
+        lambda draw, dtype: ConvNorm(draw, 8, 8, 3, norm="none", dtype=dtype),
+        (2, 4, 4, 8),
+    ),
     "conv_bn": (lambda draw, dtype: ConvNorm(draw, 8, 8, 3, norm="bn", dtype=dtype), (2, 4, 4, 8)),
     "conv_gn": (lambda draw, dtype: ConvNorm(draw, 8, 8, 3, norm="gn", dtype=dtype), (2, 4, 4, 8)),
 }

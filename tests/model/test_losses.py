@@ -84,6 +84,8 @@ def losses(x):
     flat = lambda name: tf.reshape(x[name], [-1, *x[name].shape[2:]])
     rois = SampledRoIs(x["boxes"], x["classes"], x["matches"], x["valid"])
     found = rpn_losses(RPNOutputs(x["logits"], x["deltas"]), x, 0.0)
+    sampled = rpn_losses(RPNOutputs(x["logits"], x["deltas"]), x, 0.0, "sampled")
+    found |= {f"sampled_{name}": loss for name, loss in sampled.items()}
     outputs = BoxOutputs(flat("class_logits"), flat("box_deltas"))
     found |= box_losses(outputs, rois, x["gt_boxes"], 1.0)
     positive = tf.reshape(rois.positive, [-1])
@@ -112,5 +114,8 @@ def test_losses_of_two_replicas_add_up_to_that_of_the_whole_batch():
         [sys.executable, "-c", TWO_REPLICAS], cwd=root, capture_output=True, text=True, timeout=240
     )
     assert result.returncode == 0, result.stderr[-2000:]
-    names = "box_loss class_loss mask maskiou rpn_box_loss rpn_objectness_loss"
+    names = (
+        "box_loss class_loss mask maskiou rpn_box_loss rpn_objectness_loss "
+        "sampled_rpn_box_loss sampled_rpn_objectness_loss"
+    )
     assert result.stdout.split() == ["equal:", *names.split()]

@@ -7,7 +7,7 @@ import pytest
 import tensorflow as tf
 
 from model.layers import interleave
-from model.mask_head import MaskHead, cover_mask, coverage, mask_loss, mask_targets
+from model.mask_head import MaskHead, ends_in_cells, mask_loss, mask_targets, sample_weights
 
 
 def rng(seed=0):
@@ -18,45 +18,77 @@ def f32(values):
     return tf.constant(values, tf.float32)
 
 
-def test_coverage_by_hand():
-    covered = coverage(f32([0.5]), f32([3.5]), 2, 4)
-    np.testing.assert_allclose(covered[0], [[0.5, 1.0, 0.0, 0.0], [0.0, 0.0, 1.0, 0.5]])
+def test_ends_of_boxes_on_an_array():
+    # 4 rows of 2.5 pixels and 5 columns of 1 pixel.
+    windows, boxes = f32([[10, 20, 20, 25]]), f32([[15, 18, 22.5, 21]])
+    np.testing.assert_allclose(ends_in_cells(boxes, windows, 4, 0), [[2.0], [5.0]])
+    np.testing.assert_allclose(ends_in_cells(boxes, windows, 5, 1), [[-2.0], [1.0]])
 
 
+def weights_of(start, stop, bins, cells, shift=0.5):
+    return sample_weights(f32([start]), f32([stop]), bins, cells, shift)[0]
+
+
+def test_weights_by_hand():
+    # Bins of 1.5 cells take two samples, 0.75 apart: at 0.375, 1.125 and at 1.875, 2.625 from the
+    # row's end, half a cell less from the centre of cell 0. The first is held there.
+    np.testing.assert_allclose(
+        weights_of(0, 3, 2, 4), [[0.6875, 0.3125, 0, 0], [0, 0.3125, 0.625, 0.0625]], atol=1e-6
+    )
+    # Without the shift the same samples read half a cell further.
+    np.testing.assert_allclose(
+        weights_of(0, 3, 2, 4, shift=0.0),
+        [[0.3125, 0.625, 0.0625, 0], [0, 0.0625, 0.625, 0.3125]],
+        atol=1e-6,
+    )
+
+
+def test_weights_at_the_ends_of_the_row():
+    # One sample a bin, at -0.75, -0.25, 0.25, 0.75 cells: within the row, be it by a quarter of a
+    # cell, the first cell is all there is; outside it nothing is.
+    np.testing.assert_allclose(weights_of(-1, 1, 4, 3)[:, 0], [0, 0, 1, 0.75])
+    np.testing.assert_allclose(weights_of(2, 4, 4, 3)[:, 2], [0.75, 1, 0, 0])
+
+
+@pytest.mark.parametrize("shift", [0.0, 0.5])
 @pytest.mark.parametrize("seed", range(3))
-def test_coverage_adds_up_to_what_lies_within_the_row(seed):
+def test_weights_equal_the_definition(seed, shift):
     draw = rng(seed)
     start = draw.uniform(-8, 14, 50)
-    stop = start + draw.uniform(0, 15, 50)
-    covered = coverage(f32(start), f32(stop), 7, 10).numpy()
-    clipped = np.clip(stop, 0, 10) - np.clip(start, 0, 10)
-    np.testing.assert_allclose(covered.sum((1, 2)), clipped, atol=1e-4)
-    edges = start[:, None] + (stop - start)[:, None] * np.arange(8) / 7
-    of_bin = np.diff(np.clip(edges, 0, 10), axis=1)
-    np.testing.assert_allclose(covered.sum(2), of_bin, atol=1e-4)
-    of_cell = [np.minimum(stop, j + 1) - np.maximum(start, j) for j in range(10)]
-    np.testing.assert_allclose(covered.sum(1), np.clip(of_cell, 0, None).T, atol=1e-4)
-    assert (covered >= 0).all()
+    stop = start + draw.uniform(0.1, 18, 50)
+    weights = sample_weights(f32(start), f32(stop), 3, 10, shift).numpy()
+    for index in range(50):
+        np.testing.assert_allclose(
+            weights[index], slow_weights(start[index], stop[index], 3, 10, shift), atol=1e-4
+        )
 
 
-def test_cover_mask_by_hand():
-    # A 4 x 4 array over the window [10, 20, 14, 28]: its cells are 1 pixel high and 2 wide.
-    mask = np.zeros((1, 4, 4), np.uint8)
-    mask[0, 1:3, :2] = 1  # pixels 11 to 13 by 20 to 24
-    window = f32([[10, 20, 14, 28]])
-    whole = cover_mask(tf.constant(mask), window, window, 1)
-    np.testing.assert_allclose(whole, [[[4.0]]])
-    # Bins of 2 by 4 pixels; the left ones begin 3 pixels before the window.
-    quarters = cover_mask(tf.constant(mask), window, f32([[11, 17, 15, 25]]), 2)
-    np.testing.assert_allclose(quarters, [[[1.0, 3.0], [0.0, 0.0]]])
-    apart = cover_mask(tf.constant(mask), window, f32([[50, 50, 60, 60]]), 2)
-    assert not apart.numpy().any()
+def slow_weights(start, stop, bins, cells, shift):
+    """The definition, sample by sample."""
+    weights = np.zeros((bins, cells))
+    count = min(math.ceil((stop - start) / bins), 2 * math.ceil(cells / bins))
+    for i, k in np.ndindex(bins, count):
+        point = start + (i + (k + 0.5) / count) * (stop - start) / bins
+        if not 0 <= point <= cells:
+            continue
+        position = min(max(point - shift, 0), cells - 1)
+        low = math.floor(position)
+        weights[i, low] += (1 - (position - low)) / count
+        weights[i, min(low + 1, cells - 1)] += (position - low) / count
+    return weights
 
 
 def test_targets_of_the_window_itself_are_the_mask():
     masks = rng().integers(0, 2, (3, 8, 8)).astype(np.uint8)
     windows = f32([[0, 0, 8, 8], [3, 5, 19, 9], [1.5, 2.5, 4.25, 80]])
-    np.testing.assert_array_equal(mask_targets(tf.constant(masks), windows, windows, 8), masks)
+    for rule in ("bitmap", "soft"):
+        whole = mask_targets(tf.constant(masks), windows, windows, 8, rule)
+        # The soft rule reads cell (i, j) at its corner, a quarter of each of its neighbours.
+        neighbours = np.pad(masks, ((0, 0), (0, 1), (0, 1)), mode="edge").astype(np.float32)
+        between = (neighbours[:, 1:] + neighbours[:, :-1]) / 2
+        between = (between[:, :, 1:] + between[:, :, :-1]) / 2
+        expected = masks if rule == "bitmap" else between
+        np.testing.assert_allclose(whole, expected, atol=2e-5)
 
 
 def test_targets_are_the_majority_of_each_cell():
@@ -65,6 +97,20 @@ def test_targets_are_the_majority_of_each_cell():
     window = f32([[0, 0, 4, 4]])
     targets = mask_targets(tf.constant(mask[None]), window, window, 2)
     np.testing.assert_array_equal(targets[0], [[1, 0], [1, 0]])
+
+
+def test_soft_targets_by_hand():
+    # One sample a bin, which without the shift lies between the cells.
+    mask = tf.constant([[[1, 0], [0, 0]]], tf.uint8)
+    window = f32([[0, 0, 2, 2]])
+    np.testing.assert_allclose(
+        mask_targets(mask, window, window, 2, "soft")[0], [[0.25, 0], [0, 0]], atol=1e-6
+    )
+    # A RoI of no size is a cell wide: samples at 0.25 and 0.75 cells.
+    point = f32([[0, 0, 0, 0]])
+    np.testing.assert_allclose(
+        mask_targets(mask, window, point, 2, "soft")[0], np.outer([0.75, 0.25], [0.75, 0.25])
+    )
 
 
 def blobs(num, side, seed):
@@ -101,16 +147,36 @@ def supersampled_share(mask, window, roi, cells, points=24):
     return values.reshape(cells, points, cells, points).mean((1, 3))
 
 
+@pytest.mark.parametrize("rule, shift", [("bitmap", 0.5), ("soft", 0.0)])
 @pytest.mark.parametrize("side", [28, 112])
-def test_targets_equal_supersampling(side):
+def test_targets_equal_the_definition(side, rule, shift):
+    masks = blobs(8, side, seed=side)
+    windows, rois = random_boxes(8, seed=side)
+    targets = mask_targets(tf.constant(masks), f32(windows), f32(rois), 14, rule).numpy()
+    for mask, window, roi, target in zip(masks, windows, rois, targets, strict=True):
+        scale = side / np.tile(window[2:] - window[:2], 2)
+        y1, x1, y2, x2 = (roi - np.tile(window[:2], 2)) * scale
+        rows, columns = (slow_weights(*ends, 14, side, shift) for ends in ((y1, y2), (x1, x2)))
+        average = rows @ mask @ columns.T
+        if rule == "soft":
+            np.testing.assert_allclose(target, average, atol=1e-4)
+        else:
+            decided = np.abs(average - 0.5) > 1e-4
+            assert decided.mean() > 0.95
+            np.testing.assert_array_equal(target[decided], average[decided] >= 0.5)
+
+
+@pytest.mark.parametrize("side", [28, 112])
+def test_targets_are_near_the_area_covered(side):
     masks = blobs(8, side, seed=side)
     windows, rois = random_boxes(8, seed=side)
     targets = mask_targets(tf.constant(masks), f32(windows), f32(rois), 14).numpy()
     assert 0.2 < targets.mean() < 0.8
     for mask, window, roi, target in zip(masks, windows, rois, targets, strict=True):
         share = supersampled_share(mask, window, roi, 14)
-        decided = np.abs(share - 0.5) > 0.05
-        assert decided.mean() > 0.9
+        # Where the window ends within a bin, its two samples a side tell the share to a quarter.
+        decided = np.abs(share - 0.5) > 0.26
+        assert decided.mean() > 0.75
         np.testing.assert_array_equal(target[decided], share[decided] >= 0.5)
 
 
@@ -126,9 +192,32 @@ def test_cropped_masks_and_whole_bitmaps_give_equal_targets():
     windows = np.float32(windows)
     rois = windows + draw.uniform(-6, 6, (6, 4))
     whole = np.tile(np.float32([0, 0, 64, 64]), (6, 1))
-    from_crops = mask_targets(tf.constant(crops), f32(windows), f32(rois), 14)
-    from_bitmaps = mask_targets(tf.constant(bitmap), f32(whole), f32(rois), 14)
-    np.testing.assert_array_equal(from_crops, from_bitmaps)
+    from_crops = mask_targets(tf.constant(crops), f32(windows), f32(rois), 14).numpy()
+    from_bitmaps = mask_targets(tf.constant(bitmap), f32(whole), f32(rois), 14).numpy()
+    # A crop ends abruptly where the bitmap's interpolation fades into the pixel beyond, so only
+    # targets with a sample within half a pixel of the box's edge may differ.
+    for index in range(6):
+        inside = [
+            (positions[index] >= windows[index, axis] + 0.5 + margin)
+            & (positions[index] <= windows[index, axis + 2] - 0.5 - margin)
+            for axis, positions, margin in bin_centres(rois, 14)
+        ]
+        outside = [
+            (positions[index] <= windows[index, axis] - 0.5 - margin)
+            | (positions[index] >= windows[index, axis + 2] + 0.5 + margin)
+            for axis, positions, margin in bin_centres(rois, 14)
+        ]
+        sure = np.logical_and.outer(*inside) | np.logical_or.outer(*outside)
+        assert sure.mean() > 0.6
+        np.testing.assert_array_equal(from_crops[index][sure], from_bitmaps[index][sure])
+    assert (from_crops != from_bitmaps).mean() < 0.05
+
+
+def bin_centres(rois, bins):
+    """For each axis: its number, the bins' centres in pixels [N, bins], and half a bin at most."""
+    for axis in (0, 1):
+        step = (rois[:, axis + 2] - rois[:, axis]) / bins
+        yield axis, rois[:, axis, None] + (np.arange(bins) + 0.5) * step[:, None], step.max() / 2
 
 
 def test_targets_shift_with_everything():

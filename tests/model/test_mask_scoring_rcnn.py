@@ -110,8 +110,8 @@ def test_maskiou_gradient_stops_only_when_asked(network, stopped):
         loss = network.compute_losses(toy_features(), toy_labels())[0]["maskiou_loss"]
     watched = [
         network.maskiou_head.convs[0].kernel,
-        network.mask_head.convs[0].kernel,
-        network.fpn.outputs[0].kernel,
+        network.mask_head.convs[0].conv.kernel,
+        network.fpn.outputs[0].conv.kernel,
         network.backbone.stem.conv.kernel,
     ]
     gradients = tape.gradient(loss, [variable.value for variable in watched])
@@ -324,3 +324,22 @@ def test_without_mask_head_masks_are_not_read(network):
         "detection_classes",
         "box_scores",
     }
+
+
+@pytest.mark.parametrize(
+    "settings, changed",
+    [
+        ({"roi_aligned": False}, LOSSES - {"rpn_objectness_loss", "rpn_box_loss"}),
+        ({"roi_sampling_ratio": 0}, LOSSES - {"rpn_objectness_loss", "rpn_box_loss"}),
+        ({"mask_target": "soft"}, {"mask_loss", "maskiou_loss"}),
+        ({"maskiou_target_area": "ratio"}, {"maskiou_loss"}),
+    ],
+)
+def test_settings_of_rois_and_targets_reach_their_losses(network, settings, changed):
+    plain = numbers(network.compute_losses(toy_features(), toy_labels())[0])
+    watched = network.trainable_variables
+    variant(network, **settings)
+    losses, _, gradients = losses_and_gradients(network, toy_labels(), watched)
+    losses = numbers(losses)
+    assert {name for name in LOSSES if losses[name] != plain[name]} == changed
+    assert all(np.isfinite(tf.convert_to_tensor(gradient)).all() for gradient in gradients)

@@ -80,6 +80,45 @@ def test_box_without_area_is_a_box(static):
 
 
 @both_ways
+def test_of_equal_scores_the_lower_index_wins(static):
+    # Six places, and in each a second box moved by 2: IoU 8 / 12.
+    places = np.float32([[20 * i, 0, 20 * i + 10, 10] for i in range(6)])
+    boxes = np.concatenate([places, places + [0, 2, 0, 2]]).reshape(1, 12, 1, 4)
+    kept = run(boxes, np.full((1, 12, 1), 0.8), static=static, most=8)
+    np.testing.assert_array_equal(kept.valid.numpy().sum(1), [6])
+    np.testing.assert_array_equal(kept.boxes[0, :6], places)
+
+
+@both_ways
+def test_equal_scores_of_classes_come_by_box_then_class(static):
+    boxes = np.reshape([[0, 0, 10, 10], [20, 0, 30, 10], [40, 0, 50, 10]], (1, 3, 1, 4))
+    kept = run(boxes, np.full((1, 3, 2), 0.5), static=static, most=4)
+    np.testing.assert_array_equal(kept.boxes[0, :, 0], [0, 0, 20, 20])
+    np.testing.assert_array_equal(kept.classes, [[0, 1, 0, 1]])
+
+
+@both_ways
+def test_scores_may_be_negative(static):
+    boxes = np.reshape(
+        [[0, 0, 10, 10], [0, 0, 10, 8], [0, 5, 10, 15], [20, 0, 30, 10]], (1, 4, 1, 4)
+    )
+    scores = [[[-3.0], [-2.0], [-7.0], [-9.0]]]
+    kept = run(boxes, scores, static=static, score=-8.0, most=3)
+    np.testing.assert_array_equal(kept.scores, [[-2, -7, 0]])
+    np.testing.assert_array_equal(kept.boxes[0], [boxes[0, 1, 0], boxes[0, 2, 0], [0] * 4])
+
+
+@both_ways
+def test_each_image_keeps_its_own(static):
+    # The ranks run over the batch: the second image's best is worse than all of the first's.
+    boxes = np.tile(np.reshape([[0, 0, 10, 10], [20, 0, 30, 10]], (1, 2, 1, 4)), (2, 1, 1, 1))
+    scores = [[[0.9], [0.8]], [[0.1], [0.7]]]
+    kept = run(boxes, scores, static=static, most=2)
+    np.testing.assert_allclose(kept.scores, [[0.9, 0.8], [0.7, 0.1]])
+    np.testing.assert_array_equal(kept.boxes[1, :, 0], [20, 0])
+
+
+@both_ways
 def test_nothing_survives(static):
     boxes, scores = random_case(num_boxes=5)
     kept = run(boxes, np.zeros_like(scores), static=static, most=3)

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from pycocotools import mask as coco_mask
 
-from model.paste import encode_rle, paste_mask, paste_rle, paste_window
+from model.paste import encode_rle, paste_mask, paste_probabilities, paste_rle, paste_window
 
 
 def paste_directly(mask, box, height, width, threshold):
@@ -65,6 +65,78 @@ def test_box_over_the_border_is_cut():
 def test_boxes_without_area_or_outside_give_nothing(box):
     assert paste_mask(np.ones((4, 4)), np.array(box), 10, 12).sum() == 0
     assert paste_rle(np.ones((4, 4)), np.array(box), 10, 12) == encode_rle(np.zeros((10, 12)))
+
+
+def test_integer_rule_by_hand():
+    # A 2 x 2 mask and its border are 4 cells, so the box [2, 2, 6, 6] grows to [0, 0, 8, 8], and
+    # the picture is resized to the 9 pixels 0 to 8. Pixel i lies at cell (i + 0.5) 4 / 9 - 0.5;
+    # the mask's two cells are cells 1 and 2.
+    soft = paste_probabilities(np.ones((2, 2)), np.array([2, 2, 6, 6.0]), 10, 12, "integer")
+    assert (soft.top, soft.left) == (0, 0)
+    cells = (np.arange(9) + 0.5) * 4 / 9 - 0.5
+    profile = np.minimum(np.clip(cells, 0, 1), np.clip(3 - cells, 0, 1))
+    np.testing.assert_allclose(soft.pixels, np.outer(profile, profile), atol=1e-6)
+    np.testing.assert_allclose(profile[[0, 1, 2, 4]], [0, 1 / 6, 11 / 18, 1], atol=1e-6)
+
+
+def test_integer_rule_truncates_toward_zero():
+    # Grown by 3 / 2 around their centres, the rows -0.4 to 3.2 are -1.3 to 4.1: the
+    # pixels -1 to 4 are one for each of the 6 cells, of which the outer ones are the border.
+    box = np.array([-0.4, 4, 3.2, 8])
+    soft = paste_probabilities(np.ones((4, 4)), box, 20, 20, "integer")
+    assert (soft.top, soft.left) == (0, 3)
+    assert soft.pixels.shape == (5, 7)
+    np.testing.assert_array_equal(soft.pixels[:, 3], [1, 1, 1, 1, 0])
+
+
+def test_value_at_the_threshold_is_not_set_by_the_integer_rule():
+    half, box = np.full((2, 2), 0.5), np.array([4, 4, 8, 8.0])
+    assert paste_mask(half, box, 12, 12, rule="integer").sum() == 0
+    assert paste_mask(half, box, 12, 12, threshold=0.49, rule="integer")[6, 6] == 1
+    assert paste_mask(half, box, 12, 12)[6, 6] == 1
+
+
+def resize_directly(mask, box, height, width):
+    """The rule "integer", cell by cell, with a clamp where a pixel lies beyond the border."""
+    side = mask.shape[0] + 2
+    padded = np.pad(mask.astype(np.float64), 1)
+    box = np.float32(box)
+    half = (box[2:] - box[:2]) * np.float32(0.5) * np.float32(side / mask.shape[0])
+    centre = (box[2:] + box[:2]) * np.float32(0.5)
+    low, high = np.trunc(centre - half).astype(int), np.trunc(centre + half).astype(int)
+    size = high - low + 1
+    pasted = np.zeros((height, width))
+    for y, x in np.ndindex(*size):
+        if not (0 <= y + low[0] < height and 0 <= x + low[1] < width):
+            continue
+        v, u = np.maximum((np.array([y, x]) + 0.5) * side / size - 0.5, 0)
+        row, column = int(v), int(u)
+        rows, columns = (min(row + 1, side - 1), min(column + 1, side - 1))
+        cell = padded[np.ix_([row, rows], [column, columns])]
+        dy, dx = v - row, u - column
+        pasted[y + low[0], x + low[1]] = np.array([1 - dy, dy]) @ cell @ np.array([1 - dx, dx])
+    return pasted
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    side=st.sampled_from([1, 2, 5, 14]),
+    height=st.integers(1, 20),
+    width=st.integers(1, 20),
+)
+def test_integer_rule_equals_resizing_directly(seed, side, height, width):
+    rng = np.random.default_rng(seed)
+    mask = rng.random((side, side))
+    start = rng.uniform(-6, [height, width])
+    box = np.concatenate([start, start + rng.uniform(0, 25, 2)])
+    soft = paste_probabilities(mask, box, height, width, "integer").in_image(height, width)
+    values = resize_directly(mask, box, height, width)
+    np.testing.assert_allclose(soft, values, atol=1e-4)
+    pasted = paste_mask(mask, box, height, width, rule="integer")
+    decided = np.abs(values - 0.5) > 1e-4
+    np.testing.assert_array_equal(pasted[decided], values[decided] > 0.5)
+    assert paste_rle(mask, box, height, width, rule="integer") == encode_rle(pasted)
 
 
 @settings(deadline=None, max_examples=60)

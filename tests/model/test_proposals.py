@@ -23,7 +23,7 @@ def random_outputs(seed=0, shift=0.0):
     return logits.astype(np.float32), deltas.astype(np.float32)
 
 
-def run(logits, deltas, *, static, pre_nms=40, post_nms=50, nms_iou=0.7, info=INFO):
+def run(logits, deltas, *, static, pre_nms=40, post_nms=50, nms_iou=0.7, info=INFO, **more):
     return generate_proposals(
         RPNOutputs(tf.constant(logits, tf.float32), tf.constant(deltas, tf.float32)),
         GRID,
@@ -32,6 +32,7 @@ def run(logits, deltas, *, static, pre_nms=40, post_nms=50, nms_iou=0.7, info=IN
         post_nms=post_nms,
         nms_iou=nms_iou,
         static=static,
+        **more,
     )
 
 
@@ -137,6 +138,20 @@ def test_no_gradient(static):
         proposals = run(logits, deltas, static=static)
         loss = tf.reduce_sum(proposals.boxes) + tf.reduce_sum(proposals.scores)
     assert tape.gradient(loss, [logits, deltas]) == [None, None]
+
+
+@both_ways
+@pytest.mark.parametrize("clip_below", [False, True])
+def test_small_scales_are_bounded_on_request(static, clip_below):
+    # Only the last level's first anchor scores, whose centre moves from the origin to (30, 30).
+    logits, deltas = np.full((1, GRID.num_anchors), -9.0), np.zeros((1, GRID.num_anchors, 4))
+    index = GRID.num_anchors - 3
+    logits[0, index] = 9.0
+    height, width = GRID.shapes[-1, 0]
+    deltas[0, index] = [30 / height, 30 / width, -5.0, 0.0]
+    proposals = run(logits, deltas, static=static, post_nms=1, info=INFO[:1], clip_below=clip_below)
+    half = height / 2 * (16 / 1000 if clip_below else np.exp(-5.0))
+    np.testing.assert_allclose(proposals.boxes[0, 0, ::2], [30 - half, 30 + half], rtol=1e-5)
 
 
 def test_large_scale_deltas_stay_finite():

@@ -46,17 +46,32 @@ def test_strides_and_channels(resnet18):
 
 
 def test_bottleneck_widens_four_times_and_strides_in_its_3x3():
-    block = Bottleneck(rng(), 16, 8, 2, norm="frozen_bn", dtype="float32")
+    kwargs = {"norm": "frozen_bn", "dtype": "float32"}
+    block = Bottleneck(rng(), 16, 8, 2, **kwargs)
     assert (block.conv1.conv.stride, block.conv2.conv.stride, block.conv3.conv.stride) == (1, 2, 1)
     assert [block.conv1.conv.kernel.shape[0], block.conv2.conv.kernel.shape[0]] == [1, 3]
     assert block(randn(1, 6, 6, 16)).shape == (1, 3, 3, 32)
+
+
+def test_caffe_s_bottleneck_strides_in_its_first_1x1():
+    network = ResNet(rng(), "resnet50", width=8, stride_in_1x1=True, norm="frozen_bn")
+    strides = [
+        [conv.conv.stride for conv in (block.conv1, block.conv2, block.conv3)]
+        for block in network.stages[1]
+    ]
+    assert strides == [[2, 1, 1]] + [[1, 1, 1]] * 3
+    assert network.out_channels == (32, 64, 128, 256)
+    assert network.stem.conv.kernel.shape == (7, 7, 3, 8)
+    shapes = [tuple(output.shape) for output in network(randn(1, 64, 96, 3))]
+    assert shapes == [(1, 16, 24, 32), (1, 8, 12, 64), (1, 4, 6, 128), (1, 2, 3, 256)]
 
 
 def test_shortcut_is_a_convolution_only_where_shapes_change():
     kwargs = {"norm": "frozen_bn", "dtype": "float32"}
     assert BasicBlock(rng(), 8, 8, 1, **kwargs).shortcut is None
     assert BasicBlock(rng(), 8, 8, 2, **kwargs).shortcut.conv.stride == 2
-    assert Bottleneck(rng(), 8, 8, 1, **kwargs).shortcut.conv.kernel.shape == (1, 1, 8, 32)
+    bottleneck = Bottleneck(rng(), 8, 8, 1, **kwargs)
+    assert bottleneck.shortcut.conv.kernel.shape == (1, 1, 8, 32)
 
 
 @pytest.mark.parametrize("block, width, last", [(BasicBlock, 8, "conv2"), (Bottleneck, 2, "conv3")])

@@ -13,7 +13,7 @@ def rng(seed=0):
     return np.random.default_rng(seed)
 
 
-def pool_one_map(feature_map, boxes, output_size, *, sampling_ratio=2, static=False):
+def pool_one_map(feature_map, boxes, output_size, *, sampling_ratio=2, static=False, aligned=True):
     """RoIAlign on a single map [H, W] of stride 1."""
     features = tf.constant(np.asarray(feature_map, np.float32)[None, :, :, None])
     boxes = tf.constant(np.asarray(boxes, np.float32))
@@ -24,6 +24,7 @@ def pool_one_map(feature_map, boxes, output_size, *, sampling_ratio=2, static=Fa
         output_size=output_size,
         sampling_ratio=sampling_ratio,
         static=static,
+        aligned=aligned,
         min_level=0,
     )
     return pooled.numpy()[..., 0]
@@ -91,7 +92,56 @@ def test_empty_box_reads_its_point(static):
     np.testing.assert_allclose(pooled[0], np.full((2, 2), values[2, 1]), rtol=1e-6)
 
 
-def slow_roi_align(pyramid, rois, levels, image_index, output_size, sampling_ratio, min_level):
+@both_ways
+def test_unaligned_box_lies_half_a_cell_further(static):
+    # What the aligned variant reads at (y, x) the other reads at (y + 0.5, x + 0.5), which is
+    # 5 · 0.5 + 0.5 = 3 more on arange(25).
+    values = np.arange(25).reshape(5, 5)
+    pooled = pool_one_map(values, [[1, 1, 3, 3]], 2, static=static, aligned=False)
+    np.testing.assert_allclose(pooled[0], [[9.0, 10.0], [14.0, 15.0]], rtol=1e-6)
+
+
+@both_ways
+def test_unaligned_box_is_at_least_a_cell_wide(static):
+    # The point (1, 2) grows to the cell from there to (2, 3), whose quarters are sampled: rows
+    # 1.25 and 1.75, columns 2.25 and 2.75.
+    pooled = pool_one_map(
+        np.arange(25).reshape(5, 5),
+        [[1, 2, 1, 2]],
+        2,
+        sampling_ratio=1,
+        static=static,
+        aligned=False,
+    )
+    np.testing.assert_allclose(pooled[0], [[8.5, 9.0], [11.0, 11.5]], rtol=1e-6)
+
+
+def test_adaptive_sampling_takes_as_many_samples_as_a_bin_has_cells():
+    # Bins of 3 x 1 cells of a map that has a single 1 at (4, 2): the bin of rows 3 to 6 has three
+    # samples a column, at the centres of its cells, and one of them sees the 1.
+    spike = np.zeros((8, 8))
+    spike[4, 2] = 1
+    pooled = pool_one_map(spike, [[0, 1, 6, 3]], 2, sampling_ratio=0)
+    np.testing.assert_allclose(pooled[0], [[0, 0], [0, 1 / 3]], atol=1e-6)
+    # Of 3.5 cells a bin takes four samples: rows 3.5 + 0.875 (k + 0.5) - 0.5, of which those at
+    # 3.4375 and 4.3125 see 0.4375 and 0.6875 of the 1.
+    pooled = pool_one_map(spike, [[0, 1, 7, 3]], 2, sampling_ratio=0)
+    np.testing.assert_allclose(pooled[0], [[0, 0], [0, (0.4375 + 0.6875) / 4]], atol=1e-6)
+
+
+def test_adaptive_sampling_of_an_empty_box_reads_nothing():
+    pooled = pool_one_map(np.ones((4, 4)), [[1, 1, 1, 3], [0, 0, 4, 4]], 2, sampling_ratio=0)
+    np.testing.assert_allclose(pooled, [np.zeros((2, 2)), np.ones((2, 2))])
+
+
+def test_adaptive_sampling_has_no_static_shape():
+    with pytest.raises(ValueError, match="sampling_ratio 0"):
+        pool_one_map(np.ones((4, 4)), [[0, 0, 4, 4]], 2, sampling_ratio=0, static=True)
+
+
+def slow_roi_align(
+    pyramid, rois, levels, image_index, output_size, sampling_ratio, min_level, aligned=True
+):
     """The definition, sample by sample; also the weight each cell of each level has in it."""
     channels = pyramid[0].shape[-1]
     pooled = np.zeros((len(rois), output_size, output_size, channels))
@@ -99,17 +149,20 @@ def slow_roi_align(pyramid, rois, levels, image_index, output_size, sampling_rat
     for roi, level, image in zip(rois.astype(np.float64), levels, image_index, strict=True):
         height, width = pyramid[level].shape[1:3]
         weight = np.zeros((output_size, output_size, height, width))
-        y1, x1, y2, x2 = roi / 2 ** (min_level + level)
-        for i, j, a, b in np.ndindex(output_size, output_size, sampling_ratio, sampling_ratio):
-            y = y1 - 0.5 + (i + (a + 0.5) / sampling_ratio) * (y2 - y1) / output_size
-            x = x1 - 0.5 + (j + (b + 0.5) / sampling_ratio) * (x2 - x1) / output_size
+        corner = roi[:2] / 2 ** (min_level + level) - (0.5 if aligned else 0.0)
+        side = (roi[2:] - roi[:2]) / 2 ** (min_level + level)
+        side = side if aligned else np.maximum(side, 1.0)
+        counts = [sampling_ratio or math.ceil(cells / output_size) for cells in side]
+        for i, j, a, b in np.ndindex(output_size, output_size, *counts):
+            y = corner[0] + (i + (a + 0.5) / counts[0]) * side[0] / output_size
+            x = corner[1] + (j + (b + 0.5) / counts[1]) * side[1] / output_size
             if not (-1 <= y <= height and -1 <= x <= width):
                 continue
             y, x = min(max(y, 0), height - 1), min(max(x, 0), width - 1)
             for row in {math.floor(y), math.ceil(y)}:
                 for column in {math.floor(x), math.ceil(x)}:
                     share = (1 - abs(y - row)) * (1 - abs(x - column))
-                    weight[i, j, row, column] += share / sampling_ratio**2
+                    weight[i, j, row, column] += share / math.prod(counts)
         index = len(weights)
         pooled[index] = np.einsum("ijhw,hwc->ijc", weight, pyramid[level][image])
         weights.append(weight)
@@ -128,7 +181,7 @@ def random_case(num_rois=24, seed=0):
     return pyramid, rois, images
 
 
-def run(pyramid, rois, images, output_size, sampling_ratio, static):
+def run(pyramid, rois, images, output_size, sampling_ratio, static, aligned=True):
     return roi_align(
         [tf.convert_to_tensor(level) for level in pyramid],
         tf.constant(rois),
@@ -136,39 +189,63 @@ def run(pyramid, rois, images, output_size, sampling_ratio, static):
         output_size=output_size,
         sampling_ratio=sampling_ratio,
         static=static,
+        aligned=aligned,
     )
 
 
-@both_ways
-@pytest.mark.parametrize("output_size, sampling_ratio", [(7, 2), (3, 1), (2, 3)])
-def test_equals_the_definition(static, output_size, sampling_ratio):
+every_way = pytest.mark.parametrize(
+    "sampling_ratio, static", [(2, False), (2, True), (0, False)], ids=["by_level", "static", "0"]
+)
+variants = pytest.mark.parametrize("aligned", [True, False], ids=["aligned", "unaligned"])
+
+
+@variants
+@pytest.mark.parametrize(
+    "output_size, sampling_ratio, static",
+    [
+        (7, 2, False),
+        (7, 2, True),
+        (3, 1, False),
+        (3, 1, True),
+        (2, 3, False),
+        (2, 3, True),
+        (7, 0, False),
+        (1, 0, False),
+    ],
+)
+def test_equals_the_definition(static, output_size, sampling_ratio, aligned):
     pyramid, rois, images = random_case()
     levels = assign_levels(tf.constant(rois), 2, 4).numpy() - 2
     assert set(levels) == {0, 1, 2}
-    expected, _ = slow_roi_align(pyramid, rois, levels, images, output_size, sampling_ratio, 2)
-    pooled = run(pyramid, rois, images, output_size, sampling_ratio, static)
+    settings = output_size, sampling_ratio
+    expected, _ = slow_roi_align(pyramid, rois, levels, images, *settings, 2, aligned)
+    pooled = run(pyramid, rois, images, *settings, static, aligned)
     np.testing.assert_allclose(pooled, expected, atol=2e-4)
 
 
-def feature_gradients(pyramid, rois, images, output_size, sampling_ratio, static, upstream):
+def feature_gradients(
+    pyramid, rois, images, output_size, sampling_ratio, static, upstream, aligned=True
+):
     levels = [tf.constant(level) for level in pyramid]
     with tf.GradientTape() as tape:
         tape.watch(levels)
-        pooled = run(levels, rois, images, output_size, sampling_ratio, static)
+        pooled = run(levels, rois, images, output_size, sampling_ratio, static, aligned)
         loss = tf.reduce_sum(pooled * upstream)
     return [tf.convert_to_tensor(gradient).numpy() for gradient in tape.gradient(loss, levels)]
 
 
-@both_ways
-def test_gradient_is_the_transpose_of_the_definition(static):
+@variants
+@every_way
+def test_gradient_is_the_transpose_of_the_definition(static, sampling_ratio, aligned):
     pyramid, rois, images = random_case()
     upstream = rng(1).normal(size=(len(rois), 3, 3, 3)).astype(np.float32)
     levels = assign_levels(tf.constant(rois), 2, 4).numpy() - 2
-    _, weights = slow_roi_align(pyramid, rois, levels, images, 3, 2, 2)
+    settings = 3, sampling_ratio
+    _, weights = slow_roi_align(pyramid, rois, levels, images, *settings, 2, aligned)
     expected = [np.zeros(level.shape) for level in pyramid]
     for weight, level, image, above in zip(weights, levels, images, upstream, strict=True):
         expected[level][image] += np.einsum("ijhw,ijc->hwc", weight, above)
-    gradients = feature_gradients(pyramid, rois, images, 3, 2, static, upstream)
+    gradients = feature_gradients(pyramid, rois, images, *settings, static, upstream, aligned)
     for gradient, transposed in zip(gradients, expected, strict=True):
         np.testing.assert_allclose(gradient, transposed, atol=2e-4)
 
@@ -209,22 +286,24 @@ def test_no_gradient_to_the_boxes(static):
     assert tape.gradient(loss, rois) is None
 
 
-@both_ways
-def test_no_rois(static):
+@every_way
+def test_no_rois(static, sampling_ratio):
     pyramid, rois, images = random_case(4)
     gradients = feature_gradients(
-        pyramid, rois[:0], images[:0], 2, 2, static, tf.zeros([0, 2, 2, 3])
+        pyramid, rois[:0], images[:0], 2, sampling_ratio, static, tf.zeros([0, 2, 2, 3])
     )
-    assert run(pyramid, rois[:0], images[:0], 2, 2, static).shape == (0, 2, 2, 3)
+    assert run(pyramid, rois[:0], images[:0], 2, sampling_ratio, static).shape == (0, 2, 2, 3)
     assert not any(np.any(gradient) for gradient in gradients)
 
 
-@both_ways
-def test_bfloat16_features(static):
+@every_way
+def test_bfloat16_features(static, sampling_ratio):
     pyramid, rois, images = random_case()
     low = [tf.cast(level, tf.bfloat16) for level in pyramid]
-    expected = run([tf.cast(level, tf.float32) for level in low], rois, images, 7, 2, static)
-    pooled = run(low, rois, images, 7, 2, static)
+    expected = run(
+        [tf.cast(level, tf.float32) for level in low], rois, images, 7, sampling_ratio, static
+    )
+    pooled = run(low, rois, images, 7, sampling_ratio, static)
     assert pooled.dtype == tf.bfloat16
     np.testing.assert_allclose(tf.cast(pooled, tf.float32), expected, atol=0.03)
 

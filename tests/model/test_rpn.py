@@ -18,7 +18,7 @@ def test_outputs_follow_level_row_column_and_ratio():
     head = RPNHead(rng(), 1, 3)
     centre = np.zeros((3, 3, 1, 1), np.float32)
     centre[1, 1] = 1.0
-    head.conv.kernel.assign(centre)
+    head.convs[0].kernel.assign(centre)
     head.objectness.kernel.assign(np.ones((1, 1, 1, 3), np.float32))
     head.objectness.bias.assign([0.0, 0.1, 0.2])
     head.deltas.kernel.assign(np.ones((1, 1, 1, 12), np.float32))
@@ -83,6 +83,16 @@ def test_losses_by_hand():
     smooth = rpn_losses(*hand_case(), 1.0)
     assert float(smooth["rpn_box_loss"]) == pytest.approx((0.125 + 1.5) / 8, rel=1e-5)
     assert smooth["rpn_objectness_loss"] == losses["rpn_objectness_loss"]
+
+
+def test_losses_may_be_divided_by_the_sampled_anchors():
+    slots, sampled = (rpn_losses(*hand_case(), 0.0, way) for way in ("slots", "sampled"))
+    # 2 + 3 of the 8 slots hold an anchor.
+    for key, value in slots.items():
+        assert float(sampled[key]) == pytest.approx(float(value) * 8 / 5, rel=1e-6)
+    outputs, labels = hand_case()
+    empty = labels | {"rpn_labels": tf.fill([2, 4], -1)}
+    assert all(float(v) == 0.0 for v in rpn_losses(outputs, empty, 0.0, "sampled").values())
 
 
 def test_padding_and_negatives_have_no_say():

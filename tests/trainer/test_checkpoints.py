@@ -2,13 +2,23 @@
 
 import json
 
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 from toy_model import ToyNetwork, toy_params, weights_of
 
+from data.config import DataConfig
 from data.errors import UserError
-from trainer.checkpoints import Checkpoints, check_fit, list_shapes, load_network
+from model.config import ModelConfig
+from model.mask_scoring_rcnn import MaskScoringRCNN
+from trainer.checkpoints import (
+    Checkpoints,
+    check_fit,
+    list_shapes,
+    load_network,
+    require_every_variable,
+)
 from trainer.optimizer import Updater
 
 
@@ -138,3 +148,43 @@ def test_the_best_is_kept_over_restarts(tmp_path):
     assert json.loads((tmp_path / "best" / "best.json").read_text()) == {"step": 2, "AP": 0.5}
     assert [path.stem for path in (tmp_path / "best").glob("*.index")] == ["ckpt-2"]
     load_network(network, str(tmp_path / "best"))
+
+
+class ForgetfulNetwork(keras.layers.Layer):
+    """Holds a layer where checkpoints do not look."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers_in_a_list = [keras.layers.Dense(2)]
+        self.layers_in_a_list[0].build((None, 3))
+        self.built = True
+
+
+def test_networks_that_would_not_be_saved_whole_are_refused():
+    with pytest.raises(ValueError, match="2 of the network's 2 variables would not be saved"):
+        require_every_variable(ForgetfulNetwork())
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"backbone": "resnet18", "norm": "gn"},
+        {"backbone": "resnet18", "norm": "bn", "fpn_norm": "bn"},
+        {"backbone": "resnet50", "norm": "frozen_bn"},
+        {"backbone": "resnet18", "head_norm": "frozen_bn", "box_num_convs": 4, "box_num_fcs": 1},
+        {"backbone": "resnet18", "rpn_num_convs": 2, "include_maskiou": False},
+    ],
+    ids=lambda settings: "-".join(map(str, settings.values())),
+)
+def test_every_variable_of_the_real_network_comes_back(tmp_path, settings):
+    narrow = {"num_classes": 3, "backbone_width": 8, "fpn_channels": 8, "head_dim": 8}
+    config = ModelConfig(**narrow, **settings)
+    saved, restored = (MaskScoringRCNN(config, DataConfig(seed=seed)) for seed in (1, 2))
+    rng = np.random.default_rng(0)
+    for variable in saved.variables:
+        variable.assign(rng.uniform(0.5, 1.5, variable.shape).astype(variable.dtype))
+    require_every_variable(saved)
+    path = tf.train.Checkpoint(network=saved).save(str(tmp_path / "ckpt"))
+    load_network(restored, path)
+    for one, two in zip(weights_of(saved), weights_of(restored), strict=True):
+        np.testing.assert_array_equal(one, two)

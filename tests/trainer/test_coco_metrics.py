@@ -271,6 +271,20 @@ def test_every_minus_one_is_explained():
     ]
 
 
+def test_many_categories_without_objects_share_a_sentence():
+    names = [*"abcdefghijkl"]
+    categories = [{"label": n, "id": n, "name": name} for n, name in enumerate(names, 1)]
+    truth = {**ground_truth(square(1, 20, 10, 40)), "categories": categories}
+    evaluator = CocoEvaluator(truth, categories)
+    evaluator.add(predict(1))
+    *_, sentence = sentences = evaluator.explain(evaluator.evaluate())
+    assert sum("categor" in sentence for sentence in sentences) == 1
+    assert sentence == (
+        "AP of 11 categories is -1 because the evaluated images have no object of theirs: 'a', "
+        "'b', 'c', 'e', 'f', 'g', 'h', 'i', 'j', 'k' and 1 more."
+    )
+
+
 def test_missing_ground_truth_is_explained():
     evaluator = CocoEvaluator(ground_truth(square(1, 0, 0, 40, iscrowd=1)), CATEGORIES)
     evaluator.add(predict(1, masks=False))
@@ -341,3 +355,14 @@ def test_cocos_own_results_to_the_last_digit(shared_data, kind):
     assert stats == expected
     measured = [value for value in by_category.values() if value > -1]
     assert np.mean(measured) == pytest.approx(stats["AP"], abs=1e-12)
+
+
+@pytest.mark.parametrize("mask_paste, area", [("exact", 40 * 40), ("integer", 42 * 42 - 4)])
+def test_masks_are_pasted_by_the_rule_asked_for(mask_paste, area, tmp_path):
+    # By the integer rule 30 cells are spread over the 44 pixels 8 to 51, of which all but the
+    # outermost lie more than half way into the mask; at the corners half of a half is too little.
+    evaluator = CocoEvaluator(None, CATEGORIES, mask_paste)
+    evaluator.add(predict(1, ([10, 20, 50, 60], 1, 0.8, 0.5)))
+    evaluator.write_results(str(tmp_path))
+    (mask,) = json.loads((tmp_path / "segm.json").read_text())
+    assert coco_mask.area(mask["segmentation"]) == area

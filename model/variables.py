@@ -1,0 +1,38 @@
+"""The names of a network's variables, as checkpoints spell them."""
+
+from __future__ import annotations
+
+from collections import deque
+
+import tensorflow as tf
+
+
+def named_variables(root) -> dict[str, tf.Variable]:
+    """All variables below a trackable object (a layer, a `tf.train.Checkpoint`, …).
+
+    Returns:
+        The variables by their paths of attribute names, such as
+        `backbone/stages/0/1/conv2/conv/kernel`.
+    """
+    view = tf.train.TrackableView(root)
+    found: dict[str, tf.Variable] = {}
+    seen = {id(root)}
+    queue = deque([(root, "")])
+    # Breadth first like the writer of checkpoints: a variable is filed under its shortest path.
+    while queue:
+        parent, prefix = queue.popleft()
+        for name, child in view.children(parent).items():
+            if id(child) in seen:
+                continue
+            seen.add(id(child))
+            path = prefix + _escape(name)
+            if hasattr(child, "shape") and hasattr(child, "assign"):
+                found[path] = child
+            else:
+                queue.append((child, path + "/"))
+    return found
+
+
+def _escape(name: str) -> str:
+    """Spells a local name as checkpoint files do."""
+    return name.replace(".", "..").replace("/", ".S")
