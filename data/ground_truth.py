@@ -7,8 +7,9 @@ import tensorflow as tf
 from pycocotools import mask as coco_mask
 
 from data import records
-from data.errors import UserError
+from data.diagnosis import name_broken_record
 from data.manifest import expand_pattern, find_manifest
+from data.survey import survey_records
 
 
 def ground_truth_from_records(file_pattern: str) -> dict:
@@ -23,28 +24,27 @@ def ground_truth_from_records(file_pattern: str) -> dict:
     Returns:
       A dict that `json.dump` writes as a COCO file. "images": id, height, width. "annotations":
       crowds included, bbox as x, y, width, height in pixels, segmentation as compressed RLE unless
-      the records hold no masks. "categories": the manifest's, or without one those of the labels
-      seen, under the label as id and name.
+      some of the records hold no masks. "categories": the manifest's, or without one those of the
+      labels seen, which are then the ids, under the records' name or else the label.
 
     Raises:
       UserError: nothing matches, or a record cannot be parsed.
     """
     manifest = find_manifest(file_pattern)
     paths = expand_pattern(file_pattern)
+    facts = manifest or survey_records(file_pattern)
     try:
-        include_masks = manifest.include_masks if manifest else _have_masks(paths)
-        images, annotations = _read_records(paths, include_masks)
+        images, annotations = _read_records(paths, facts.include_masks)
     except tf.errors.OpError as error:
-        reason = error.message.rpartition("}} ")[2]  # without the names of graph nodes
-        raise UserError(
-            f"cannot read the records {file_pattern} ({reason}); convert them again."
-        ) from None
+        raise name_broken_record(error, file_pattern, facts.include_masks) from None
     _ensure_usable_ids(annotations)
-    labels = {annotation["category_id"] for annotation in annotations}
     categories = (
         manifest.categories
         if manifest
-        else [{"label": label, "id": label, "name": str(label)} for label in sorted(labels)]
+        else [
+            {"label": label, "id": label, "name": name or str(label)}
+            for label, name in facts.names.items()
+        ]
     )
     category_ids = {category["label"]: category["id"] for category in categories}
     for annotation in annotations:
@@ -62,16 +62,6 @@ def _ensure_usable_ids(annotations: list[dict]) -> None:
     if len(ids) < len(annotations) or 0 in ids or -1 in ids:
         for number, annotation in enumerate(annotations, start=1):
             annotation["id"] = number
-
-
-def _have_masks(paths: list[str]) -> bool:
-    """Whether any record of others' making holds run lengths."""
-    key = "image/object/mask/num_counts"
-    spec = {key: tf.io.FixedLenSequenceFeature([], tf.int64, allow_missing=True)}
-    sizes = tf.data.TFRecordDataset(paths).map(
-        lambda serialized: tf.size(tf.io.parse_single_example(serialized, spec)[key])
-    )
-    return any(size > 0 for size in sizes.as_numpy_iterator())
 
 
 def _read_records(paths: list[str], include_masks: bool) -> tuple[list[dict], list[dict]]:

@@ -39,7 +39,8 @@ def input_fn(
 
     Args:
         mode: "train", "eval" or "predict".
-        params: settings; `params.data` is read.
+        params: settings; `params.data` is read, and `params.model.include_mask`: whether the labels
+            have masks, as far as the records do.
         input_context: number of pipelines and replicas, from
             `strategy.distribute_datasets_from_function`; one of each if None.
 
@@ -59,7 +60,11 @@ def input_fn(
     training = mode == "train"
     batch_size = _replica_batch_size("train" if training else "eval", config, context)
     replicas = context.num_replicas_in_sync // context.num_input_pipelines
-    examples = _train_examples(config, context) if training else _eval_examples(config, context)
+    examples = (
+        _train_examples(config, context, params.model.include_mask)
+        if training
+        else _eval_examples(config, context)
+    )
     return (
         _batch_by_canvas(examples, batch_size, replicas, config, pad=not training)
         .prefetch(BATCHES_AHEAD * replicas)
@@ -67,7 +72,9 @@ def input_fn(
     )
 
 
-def _train_examples(config: DataConfig, context: tf.distribute.InputContext) -> tf.data.Dataset:
+def _train_examples(
+    config: DataConfig, context: tf.distribute.InputContext, include_masks: bool
+) -> tf.data.Dataset:
     """Images of all epochs, one after another, without end."""
     files = expand_pattern(config.train_file_pattern)
     manifest = find_manifest(config.train_file_pattern)
@@ -76,7 +83,7 @@ def _train_examples(config: DataConfig, context: tf.distribute.InputContext) -> 
     make_example = functools.partial(
         train_example,
         config=config,
-        include_masks=manifest.include_masks if manifest else True,
+        include_masks=include_masks and (manifest is None or manifest.include_masks),
     )
 
     def shuffled_records(epoch: tf.Tensor) -> tf.data.Dataset:

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import glob
 import json
@@ -14,6 +13,7 @@ import re
 from collections.abc import Sequence
 
 from data.errors import UserError
+from data.files import whole_file
 
 SCHEMA_VERSION = 1
 _SHARD_NAME = re.compile(r"(?P<prefix>.*)-\d{5,}-of-\d{5,}\.tfrecord")
@@ -53,16 +53,9 @@ def write_manifest(path: str, manifest: Manifest) -> None:
     """Writes the manifest so that it appears under its name only when it is complete."""
     fields = dataclasses.asdict(manifest)
     content = {"schema_version": fields.pop("schema_version"), **fields}
-    temporary_path = f"{path}.tmp"
-    try:
-        with open(temporary_path, "w", encoding="utf-8") as file:
-            json.dump(content, file, indent=1)
-            file.write("\n")
-        os.replace(temporary_path, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            os.remove(temporary_path)
-        raise
+    with whole_file(path) as file:
+        json.dump(content, file, indent=1)
+        file.write("\n")
 
 
 def load_manifest(path: str) -> Manifest:

@@ -4,23 +4,24 @@ The one place where records are written and parsed. Writing needs no TensorFlow,
 graph operations only. The standard TF Object Detection keys carry what they can; beside them stand
 image/id, image/object/{category_id,annotation_id} and the masks as COCO run lengths
 (`data/coco.py`): image/object/mask/counts holds the runs of all instances one after another,
-image/object/mask/num_counts how many of them are each instance's.
+image/object/mask/num_counts how many of them are each instance's. Others store each mask as a PNG
+of the image's size in image/object/mask; these are parsed into run lengths as well.
 
 Axes: N instances of one image, R runs of one mask, T runs of all masks of one image.
 """
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import hashlib
-import os
 import struct
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import google_crc32c
 import numpy as np
+
+from data.files import whole_file
 
 _BOX_KEYS = tuple(f"image/object/bbox/{side}" for side in ("ymin", "xmin", "ymax", "xmax"))
 # Images may have any id from 0 on, and -1 marks padding, so this stands for "no id".
@@ -168,29 +169,22 @@ def write_shard(path: str, records: Iterable[bytes]) -> Shard:
     """Writes a TFRecord file that appears under its name only when it is complete.
 
     Args:
-      path: where to; a temporary file beside it is written and renamed.
+      path: where to, as for `data.files.whole_file`.
       records: serialised examples.
 
     Raises:
       OSError: the file cannot be written.
     """
-    temporary_path = f"{path}.tmp"
     digest = hashlib.sha256()
     num_records = num_bytes = 0
-    try:
-        with open(temporary_path, "wb") as file:
-            for record in records:
-                length = struct.pack("<Q", len(record))
-                for part in (length, _masked_crc(length), record, _masked_crc(record)):
-                    file.write(part)
-                    digest.update(part)
-                    num_bytes += len(part)
-                num_records += 1
-        os.replace(temporary_path, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            os.remove(temporary_path)
-        raise
+    with whole_file(path, "wb") as file:
+        for record in records:
+            length = struct.pack("<Q", len(record))
+            for part in (length, _masked_crc(length), record, _masked_crc(record)):
+                file.write(part)
+                digest.update(part)
+                num_bytes += len(part)
+            num_records += 1
     return Shard(num_records, num_bytes, digest.hexdigest())
 
 
@@ -212,8 +206,9 @@ def parse_record(serialized, include_masks: bool) -> dict:
       annotation_ids: int64 [N]. With masks also run_lengths: int64 [T] and num_runs: int64 [N].
 
     Raises:
-      tf.errors.InvalidArgumentError: when evaluated on a record without image, height or width, or
-        whose instance keys differ in length, as when masks are asked for and it has none.
+      tf.errors.InvalidArgumentError: when evaluated on a record without image, height or width,
+        whose instance keys differ in length, as when masks are asked for and it has none, or whose
+        PNG masks cannot be used (`data.png_masks.png_run_lengths`).
     """
     import tensorflow as tf
 
@@ -226,12 +221,14 @@ def parse_record(serialized, include_masks: bool) -> dict:
     def per_instance(key, default):
         return tf.concat([parsed[key], default[tf.size(parsed[key]) :]], axis=0)
 
-    with tf.control_dependencies(_length_checks(tf, parsed, num_instances, include_masks)):
-        record = {"encoded": tf.identity(parsed["image/encoded"])}
+    record = {"image_id": _image_id(tf, parsed)}
+    if include_masks:
+        record |= _masks(parsed, record["image_id"])
+    with tf.control_dependencies(_length_checks(tf, parsed, record, num_instances)):
+        record["encoded"] = tf.identity(parsed["image/encoded"])
     box_areas = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
     no_flags = tf.zeros([num_instances], tf.int64)
-    record |= {
-        "image_id": _image_id(tf, parsed),
+    return record | {
         "height": height,
         "width": width,
         "boxes": boxes,
@@ -240,10 +237,21 @@ def parse_record(serialized, include_masks: bool) -> dict:
         "areas": per_instance("image/object/area", box_areas),
         "annotation_ids": per_instance("image/object/annotation_id", no_flags - 1),
     }
-    if include_masks:
-        record["run_lengths"] = parsed["image/object/mask/counts"]
-        record["num_runs"] = parsed["image/object/mask/num_counts"]
-    return record
+
+
+def parse_image_id(serialized):
+    """The image_id that `parse_record` gives, even where the rest cannot be parsed: int64 []."""
+    import tensorflow as tf
+
+    return _image_id(tf, tf.io.parse_single_example(serialized, _image_id_spec(tf)))
+
+
+def _image_id_spec(tf) -> dict:
+    return {
+        "image/id": tf.io.FixedLenFeature([], tf.int64, _NO_ID),
+        "image/source_id": tf.io.FixedLenFeature([], tf.string, ""),
+        "image/filename": tf.io.FixedLenFeature([], tf.string, ""),
+    }
 
 
 def _parse_spec(tf, include_masks: bool) -> dict:
@@ -252,13 +260,13 @@ def _parse_spec(tf, include_masks: bool) -> dict:
     if include_masks:
         integers += ["mask/counts", "mask/num_counts"]
     any_length = functools.partial(tf.io.FixedLenSequenceFeature, [], allow_missing=True)
+    pngs = {"image/object/mask": any_length(tf.string)} if include_masks else {}
     return {
+        **_image_id_spec(tf),
+        **pngs,
         "image/encoded": tf.io.FixedLenFeature([], tf.string),
         "image/height": tf.io.FixedLenFeature([], tf.int64),
         "image/width": tf.io.FixedLenFeature([], tf.int64),
-        "image/id": tf.io.FixedLenFeature([], tf.int64, _NO_ID),
-        "image/source_id": tf.io.FixedLenFeature([], tf.string, ""),
-        "image/filename": tf.io.FixedLenFeature([], tf.string, ""),
         "image/object/area": any_length(tf.float32),
         **{key: any_length(tf.float32) for key in _BOX_KEYS},
         **{f"image/object/{key}": any_length(tf.int64) for key in integers},
@@ -277,15 +285,33 @@ def _image_id(tf, parsed: dict):
     return tf.where(tf.equal(parsed["image/id"], _NO_ID), named_id, parsed["image/id"])
 
 
-def _length_checks(tf, parsed: dict, num_instances, include_masks: bool) -> list:
+def _masks(parsed: dict, image_id) -> dict:
+    """Run lengths of all masks, whichever of the two forms the record has them in."""
+    import tensorflow as tf
+
+    from data.png_masks import png_run_lengths
+
+    counts, num_counts = (parsed[f"image/object/mask/{key}"] for key in ("counts", "num_counts"))
+    # PNGs beside run lengths would say the same once more.
+    pngs = parsed["image/object/mask"][tf.size(num_counts) :]
+    from_pngs = png_run_lengths(pngs, parsed["image/height"], parsed["image/width"], image_id)
+    return {
+        "run_lengths": tf.concat([counts, from_pngs[0]], axis=0),
+        "num_runs": tf.concat([num_counts, from_pngs[1]], axis=0),
+    }
+
+
+def _length_checks(tf, parsed: dict, record: dict, num_instances) -> list:
     """Assertions that every instance has what the network needs of it."""
-    wanted = {"image/object/class/label": "the record's boxes and class labels differ in number"}
-    if include_masks:
-        wanted["image/object/mask/num_counts"] = (
-            "the record's instances have no run-length masks; convert with masks, or train without"
-        )
+    labels = parsed["image/object/class/label"]
+    wanted = {"boxes and class labels differ in number": tf.size(labels)}
+    if "num_runs" in record:
+        wanted["boxes and masks differ in number"] = tf.size(record["num_runs"])
     checks = [
-        tf.debugging.assert_equal(tf.size(parsed[key]), num_instances, message)
-        for key, message in wanted.items()
+        tf.debugging.Assert(
+            tf.equal(found, num_instances),
+            [f"{message}. Image id:", record["image_id"], "numbers:", num_instances, found],
+        )
+        for message, found in wanted.items()
     ]
     return [check for check in checks if check is not None]

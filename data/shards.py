@@ -13,6 +13,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from data import coco, images, records
+from data.files import whole_file
 
 # Part of what a finished shard's note must agree on; raise it when a record's bytes change.
 _RECORD_VERSION = 1
@@ -84,10 +85,8 @@ def build_shard(job: ShardJob, advance: Callable[[int], None]) -> ShardResult:
         "sha256": written.sha256,
     }
     note = {"fingerprint": fingerprint, "result": dataclasses.asdict(result)}
-    temporary_path = f"{job.note_path}.tmp"
-    with open(temporary_path, "w") as file:
+    with whole_file(job.note_path) as file:
         json.dump(note, file)
-    os.replace(temporary_path, job.note_path)
     return result
 
 

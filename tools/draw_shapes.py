@@ -16,7 +16,6 @@ import argparse
 import colorsys
 import dataclasses
 import json
-import os
 import pathlib
 import sys
 from collections.abc import Sequence
@@ -27,6 +26,7 @@ from pycocotools import mask as coco_mask
 from tqdm import tqdm
 
 from data.errors import UserError
+from data.files import whole_file
 
 CATEGORIES = (
     {"id": 2, "name": "disc", "supercategory": "round"},
@@ -274,9 +274,9 @@ def draw_data_set(
         (root / "annotations").mkdir(parents=True, exist_ok=True)
         for split, (first_id, count) in splits.items():
             target = root / "annotations" / f"{split}.json"
-            partial = target.with_suffix(".json.partial")
-            partial.write_text(json.dumps(draw_split(root / split, first_id, count, seed, sides)))
-            os.replace(partial, target)
+            dataset = draw_split(root / split, first_id, count, seed, sides)
+            with whole_file(target) as file:
+                json.dump(dataset, file)
     except OSError as error:
         raise UserError(
             f"--output_dir={output_dir}: cannot be written ({error.strerror}); give a folder "

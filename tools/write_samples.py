@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import collections
 import json
-import os
 import pathlib
 import sys
 from collections.abc import Mapping, Sequence
@@ -20,6 +19,7 @@ import numpy as np
 from PIL import Image
 
 from data.errors import UserError
+from data.files import whole_file
 from trainer.coco_metrics import load_ground_truth
 from trainer.overlays import annotation_instances, draw_comparison
 
@@ -103,11 +103,10 @@ def write_samples(flags: argparse.Namespace) -> int:
 
 
 def _write_png(path: pathlib.Path, picture: np.ndarray) -> None:
-    partial = path.with_name(path.name + ".partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(picture).save(partial, format="PNG")
-        os.replace(partial, path)
+        with whole_file(path, "wb") as file:
+            Image.fromarray(picture).save(file, format="PNG")
     except OSError as error:
         raise UserError(f"{path}: cannot be written ({error.strerror}).") from error
 

@@ -9,6 +9,8 @@ import numpy as np
 METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl",
            "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")  # fmt: skip
 KINDS = ("bbox", "segm", "segm_class_score")
+# With COCO's 80 categories and few images the list would fill the screen.
+_CATEGORIES_NAMED = 10
 _SIZES = {
     "APs": ("small", "below 32² pixels"),
     "APm": ("medium-sized", "32² to 96² pixels"),
@@ -28,11 +30,9 @@ def explain_unmeasured(metrics: Mapping, areas: np.ndarray) -> list[str]:
         kinds = [kind for kind in KINDS if kind in metrics and metrics[kind][metric] == -1]
         if kinds and metric.startswith("AP"):
             sentences.append(f"{metric} of {_join(kinds)} is -1: {_reason(metric, areas)}.")
-    for name, values in metrics["per_category"].items():
-        if -1 in values.values() and areas.size:
-            sentences.append(
-                f"AP of category {name!r} is -1: the evaluated images have no object of it."
-            )
+    if areas.size:
+        names = [name for name, values in metrics["per_category"].items() if -1 in values.values()]
+        sentences += _explain_categories(names)
     return sentences
 
 
@@ -51,6 +51,22 @@ def format_table(metrics: Mapping) -> str:
         for name, values in metrics["per_category"].items()
     ]
     return _align(rows) + "\n\n" + _align(by_category)
+
+
+def _explain_categories(names: Sequence[str]) -> list[str]:
+    """One sentence at most, about the categories whose AP is -1."""
+    if len(names) < 2:
+        return [
+            f"AP of category {name!r} is -1: the evaluated images have no object of it."
+            for name in names
+        ]
+    listed = [repr(name) for name in names[:_CATEGORIES_NAMED]]
+    if more := len(names) - len(listed):
+        listed.append(f"{more} more")
+    return [
+        f"AP of {len(names)} categories is -1 because the evaluated images have no object of "
+        f"theirs: {_join(listed)}."
+    ]
 
 
 def _reason(metric: str, areas: np.ndarray) -> str:

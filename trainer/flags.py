@@ -9,7 +9,6 @@ Nothing here imports TensorFlow, so that --help answers at once.
 from __future__ import annotations
 
 import dataclasses
-import os
 import sys
 import textwrap
 import typing
@@ -17,6 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 from absl import flags
 
+from data.files import whole_file
 from trainer.config import Params
 
 _HELP_FLAGS = {
@@ -141,10 +141,8 @@ def write_flagfile(params: Params, path: str) -> None:
     for setting in list_settings():
         value = getattr(getattr(params, setting.room), setting.name)
         lines.append(_format_flag(setting.name, value))
-    partial = f"{path}.partial"
-    with open(partial, "w", encoding="utf-8") as file:
+    with whole_file(path) as file:
         file.write("\n".join(lines) + "\n")
-    os.replace(partial, path)
 
 
 def format_help(description: str, short: bool = False) -> str:

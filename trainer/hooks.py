@@ -19,6 +19,7 @@ import tensorflow as tf
 from tensorflow.core.framework import summary_pb2
 
 from data.errors import UserError
+from data.files import whole_file
 from trainer.steps import StepResult
 
 
@@ -121,10 +122,8 @@ class TrainLog:
             return
         with open(self._path, encoding="utf-8") as file:
             lines = [line for line in file if _step_of(line) <= step]
-        partial = f"{self._path}.partial"
-        with open(partial, "w", encoding="utf-8") as file:
+        with whole_file(self._path) as file:
             file.writelines(lines)
-        os.replace(partial, self._path)
 
 
 class Progress:

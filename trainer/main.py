@@ -9,13 +9,17 @@ imported after the flags are known to be good, so that --help and mistakes answe
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from data.errors import UserError
-from data.manifest import Manifest, find_manifest
+from data.manifest import find_manifest
+from trainer.completion import (
+    FLAGFILE,
+    complete_from_manifests,
+    complete_from_records,
+)
 from trainer.config import Params
 from trainer.flags import parse_flags, refuse_flags, write_flagfile
 
@@ -35,8 +39,7 @@ def main(argv: Sequence[str]) -> int:
     params = parse_flags(argv, _DESCRIPTION)
     check_required(params)
     try:
-        params = complete_params(params)
-        execute(params)
+        execute(complete_from_manifests(params))
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -63,34 +66,16 @@ def check_required(params: Params) -> None:
             refuse_flags(f"--mode={mode} needs --{name}, which is not set.")
 
 
-def complete_params(params: Params) -> Params:
-    """Takes from the records' manifests what the flags leave open, and checks the rest by them.
+def execute(params: Params) -> None:
+    """Does what `--mode` says.
 
     Raises:
-      UserError: a pattern matches nothing, the number of classes is neither given nor found or is
-        too small, or the records lack masks that the network is to learn.
+      UserError: something in the flags, the records or the model_dir cannot be used.
     """
-    training = params.train.mode in ("train", "train_and_eval")
-    pattern = params.data.train_file_pattern if training else params.data.eval_file_pattern
-    manifest = find_manifest(pattern)
-    if params.train.mode == "train_and_eval":
-        _check_same_categories(manifest, find_manifest(params.data.eval_file_pattern))
-    if manifest is None:
-        if not params.model.num_classes:
-            raise UserError(
-                f"The records {pattern} have no manifest to take the number of classes from: "
-                "give --num_classes, counting the background."
-            )
-        return params
-    if training:
-        _check_training_records(params, manifest)
-    return _with_num_classes(params, manifest.num_classes)
-
-
-def execute(params: Params) -> None:
-    """Does what `--mode` says with complete params."""
     _make_model_dir(params.train.model_dir)
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    import tensorflow as tf
+
     from data.input_fn import input_fn
     from model.mask_scoring_rcnn import build_network
     from model.model_fn import model_fn
@@ -98,20 +83,25 @@ def execute(params: Params) -> None:
     from trainer.strategy import make_strategy, prepare_runtime
 
     prepare_runtime(params)
+    params = complete_from_records(params)
     strategy = make_strategy(params)
     with strategy.scope():
         network = build_network(params)
     estimator = Estimator(model_fn, network, params, strategy)
-    _MODES[params.train.mode](estimator, input_fn, params)
+    try:
+        _MODES[params.train.mode](estimator, input_fn, params)
+    except (tf.errors.InvalidArgumentError, tf.errors.DataLossError):
+        _raise_if_a_record_is_broken(params)
+        raise
 
 
 def _train(estimator, input_fn: Callable, params: Params) -> None:
-    write_flagfile(params, os.path.join(params.train.model_dir, "config.flags"))
+    write_flagfile(params, os.path.join(params.train.model_dir, FLAGFILE))
     estimator.train(input_fn)
 
 
 def _train_and_eval(estimator, input_fn: Callable, params: Params) -> None:
-    write_flagfile(params, os.path.join(params.train.model_dir, "config.flags"))
+    write_flagfile(params, os.path.join(params.train.model_dir, FLAGFILE))
     evaluation = _make_evaluation(estimator, input_fn, params)
     if not estimator.train(input_fn, evaluation.run_in_training):
         evaluation.run_in_training(estimator.step)
@@ -127,7 +117,9 @@ def _predict(estimator, input_fn: Callable, params: Params) -> None:
     from trainer.coco_metrics import CocoEvaluator
 
     estimator.load()
-    writer = CocoEvaluator(None, _categories(params))
+    manifest = find_manifest(params.data.eval_file_pattern)
+    categories = manifest.categories if manifest else ()
+    writer = CocoEvaluator(None, categories, params.model.mask_paste)
     for prediction in estimator.predict(input_fn):
         writer.add(prediction)
     folder = os.path.join(params.train.model_dir, "predictions")
@@ -154,54 +146,43 @@ def _make_evaluation(estimator, input_fn: Callable, params: Params):
         estimator,
         input_fn,
         ground_truth,
-        _categories(params),
+        _categories(params, ground_truth),
         params.train.model_dir,
         params.train.num_eval_images_shown,
+        params.model.mask_paste,
     )
 
 
-def _categories(params: Params) -> Sequence[dict]:
-    """The records' categories; without a manifest none, and labels stand for COCO ids."""
+def _categories(params: Params, ground_truth: Mapping) -> Sequence[dict]:
+    """The records' categories; without a manifest labels stand for COCO ids."""
+    from data.survey import PEEK, survey_records
+
     manifest = find_manifest(params.data.eval_file_pattern)
-    return () if manifest is None else manifest.categories
+    if manifest:
+        return manifest.categories
+    names = {category["id"]: category["name"] for category in ground_truth["categories"]}
+    if params.train.eval_annotation_file:
+        # The records' own names are in there too, so that they are compared with the file's.
+        seen = survey_records(params.data.eval_file_pattern, PEEK).names
+        names |= {label: name for label, name in seen.items() if name}
+    return [{"label": key, "id": key, "name": name} for key, name in names.items()]
 
 
-def _check_training_records(params: Params, manifest: Manifest) -> None:
-    pattern = params.data.train_file_pattern
-    if params.model.include_mask and not manifest.include_masks:
-        raise UserError(
-            f"The records {pattern} were converted without masks: give --noinclude_mask "
-            "--noinclude_maskiou to train boxes alone, or convert them with masks."
-        )
-    if manifest.max_instances_per_image > params.data.max_instances:
-        print(
-            f"Warning: an image of {pattern} has {manifest.max_instances_per_image} objects and "
-            f"--max_instances={params.data.max_instances} drops what exceeds it; raise it to keep "
-            "them all.",
-            file=sys.stderr,
-        )
+def _raise_if_a_record_is_broken(params: Params) -> None:
+    """Looks through the records that were read for one that TensorFlow may have stopped at."""
+    from data.diagnosis import find_broken_record
 
-
-def _check_same_categories(train: Manifest | None, evaluation: Manifest | None) -> None:
-    if train and evaluation and train.categories != evaluation.categories:
-        raise UserError(
-            "The records of --train_file_pattern and of --eval_file_pattern have different "
-            "categories: convert both from annotation files with one list of categories."
-        )
-
-
-def _with_num_classes(params: Params, num_classes: int) -> Params:
-    if 0 < params.model.num_classes < num_classes:
-        raise UserError(
-            f"--num_classes={params.model.num_classes} is too small: the records have "
-            f"{num_classes - 1} categories, and the background counts as one more; give "
-            f"--num_classes={num_classes} or leave it out."
-        )
-    if params.model.num_classes:
-        return params
-    return dataclasses.replace(
-        params, model=dataclasses.replace(params.model, num_classes=num_classes)
+    print(
+        "TensorFlow has stopped; looking for a broken image or record ...",
+        file=sys.stderr,
+        flush=True,
     )
+    patterns = {params.data.eval_file_pattern: False} if params.train.mode != "train" else {}
+    if params.train.mode in ("train", "train_and_eval"):
+        patterns[params.data.train_file_pattern] = params.model.include_mask
+    for pattern, include_masks in patterns.items():
+        if error := find_broken_record(pattern, include_masks):
+            raise error
 
 
 def _make_model_dir(path: str) -> None:

@@ -64,3 +64,36 @@ def make_record(pixels, instances=(), image_id=1, include_masks=True, **changes)
         "include_masks": include_masks,
     }
     return encode_example(**(arguments | changes))
+
+
+def make_foreign_record(pixels, boxes=(), labels=(), **features) -> bytes:
+    """A record as other converters write it.
+
+    Args:
+      pixels: the image, stored as PNG.
+      boxes: [N, 4] as fractions of the image, y1, x1, y2, x2; without any there are no
+        image/object/* keys at all.
+      labels: N of them.
+      features: further ones by name, __ for /; a list of bytes, ints or floats each.
+    """
+    import tensorflow as tf
+
+    values = {
+        "image/encoded": [encode_png(pixels)],
+        "image/height": [pixels.shape[0]],
+        "image/width": [pixels.shape[1]],
+    }
+    if len(boxes):
+        sides = zip(("ymin", "xmin", "ymax", "xmax"), np.transpose(boxes), strict=True)
+        values |= {f"image/object/bbox/{side}": side_of.tolist() for side, side_of in sides}
+        values["image/object/class/label"] = list(labels)
+    values |= {name.replace("__", "/"): value for name, value in features.items()}
+    lists = {
+        bytes: lambda value: {"bytes_list": tf.train.BytesList(value=value)},
+        int: lambda value: {"int64_list": tf.train.Int64List(value=value)},
+        float: lambda value: {"float_list": tf.train.FloatList(value=value)},
+    }
+    feature = {
+        name: tf.train.Feature(**lists[type(value[0])](value)) for name, value in values.items()
+    }
+    return tf.train.Example(features=tf.train.Features(feature=feature)).SerializeToString()

@@ -1,5 +1,6 @@
 """Ground truth from records equals the JSON the records were made from."""
 
+import copy
 import json
 import pathlib
 
@@ -9,10 +10,12 @@ from coco_files import tiny_coco, write_dataset
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
+from sample_records import blobs, encode_png, make_foreign_record
 
 from data.conversion import Conversion, convert
 from data.errors import UserError
 from data.ground_truth import ground_truth_from_records
+from data.records import write_shard
 
 _SHARED_RECORDS = pathlib.Path(__file__).parents[2].parent / "shared" / "data" / "records"
 
@@ -86,8 +89,75 @@ def test_records_without_a_manifest(tmp_path):
     _, prefix = _convert(tmp_path)
     pathlib.Path(f"{prefix}.manifest.json").unlink()
     truth = ground_truth_from_records(f"{prefix}-*")
-    assert truth["categories"] == [{"id": label, "name": str(label)} for label in (1, 2, 3)]
+    names = {1: "car", 2: "dog", 3: "toothbrush"}
+    assert truth["categories"] == [{"id": key, "name": name} for key, name in names.items()]
     assert sum(coco_mask.area(entry["segmentation"]) for entry in truth["annotations"]) > 0
+
+
+def test_masks_of_others_become_rle(tmp_path):
+    masks = [blobs(np.random.default_rng(seed), 20, 30) for seed in range(3)]
+    boxes, labels = [(0.0, 0.0, 0.5, 0.5)] * 3, [90, 2, 90]
+    pngs = {"image__object__mask": [encode_png(mask * np.uint8(255)) for mask in masks]}
+    pixels = np.zeros((20, 30, 3), np.uint8)
+    with_masks = make_foreign_record(pixels, boxes, labels, image__source_id=[b"7"], **pngs)
+    nothing = make_foreign_record(pixels, image__source_id=[b"8"])
+    write_shard(str(tmp_path / "x.record"), [with_masks, nothing])
+    truth = ground_truth_from_records(f"{tmp_path}/x.record")
+    assert [entry["id"] for entry in truth["images"]] == [7, 8]
+    assert truth["categories"] == [{"id": 2, "name": "2"}, {"id": 90, "name": "90"}]
+    decoded = [coco_mask.decode(entry["segmentation"]) for entry in truth["annotations"]]
+    np.testing.assert_array_equal(decoded, masks)
+
+    boxes_only = make_foreign_record(pixels, boxes, labels, image__source_id=[b"9"])
+    write_shard(str(tmp_path / "y.record"), [with_masks, boxes_only])
+    truth = ground_truth_from_records(f"{tmp_path}/y.record")
+    assert len(truth["annotations"]) == 6
+    assert not any("segmentation" in entry for entry in truth["annotations"])
+
+
+def _noisy_detections(content):
+    """Detections of either kind that hit, miss and confuse, the same for equal categories."""
+    oracle = _index(content)
+    rng = np.random.default_rng(0)
+    categories = sorted(oracle.cats)
+    for number in sorted(oracle.anns):
+        truth = oracle.anns[number]
+        shift = rng.integers(-9, 10, 2)
+        mask = np.roll(oracle.annToMask(truth), shift, (0, 1)).astype(np.uint8, order="F")
+        confused = rng.random() < 0.2
+        yield {
+            "image_id": truth["image_id"],
+            "category_id": int(rng.choice(categories)) if confused else truth["category_id"],
+            "score": float(rng.random()),
+            "segmentation": coco_mask.encode(mask),
+        }
+
+
+def test_masks_of_others_measure_like_their_source(shared_data):
+    source = json.loads((shared_data / "records/coco_val24_src/instances.json").read_text())
+    rebuilt = ground_truth_from_records(f"{shared_data}/records/tpu_masks/*.tfrecord")
+    from_source, from_records = _index(source), _index(rebuilt)
+    pairs = [
+        sorted(index.dataset["annotations"], key=lambda entry: (entry["image_id"], *entry["bbox"]))
+        for index in (from_source, from_records)
+    ]
+    assert len(pairs[0]) == 220
+    for one, other in zip(*pairs, strict=True):
+        assert (one["image_id"], one["category_id"]) == (other["image_id"], other["category_id"])
+        assert one["area"] == pytest.approx(other["area"], rel=1e-6)
+        np.testing.assert_array_equal(from_source.annToMask(one), from_records.annToMask(other))
+
+    detections = list(_noisy_detections(source))
+    for kind in ("segm", "bbox"):
+        stats = []
+        for index in (from_source, from_records):
+            evaluation = COCOeval(index, index.loadRes(copy.deepcopy(detections)), kind)
+            evaluation.evaluate()
+            evaluation.accumulate()
+            evaluation.summarize()
+            stats.append(evaluation.stats.tolist())
+        assert stats[0] == stats[1]
+        assert 0.2 < stats[0][0] < 0.9
 
 
 def test_records_of_others():
@@ -123,5 +193,15 @@ def test_what_cannot_be_read_is_refused(tmp_path):
     with pytest.raises(UserError, match="no file matches"):
         ground_truth_from_records(f"{tmp_path}/*")
     (tmp_path / "torn.tfrecord").write_bytes(b"not a record at all")
-    with pytest.raises(UserError, match=r"cannot read the records .* \(corrupted record"):
+    with pytest.raises(UserError, match=r"cannot use record 1 of .*torn.tfrecord \(corrupted"):
         ground_truth_from_records(f"{tmp_path}/*")
+
+
+def test_a_mask_that_cannot_be_used_is_named(tmp_path):
+    pixels, path = np.zeros((20, 30, 3), np.uint8), tmp_path / "x.record"
+    for mask, reason in ((np.ones((30, 20), np.uint8), "differs in size"), (None, "no PNG")):
+        png = b"else" if mask is None else encode_png(mask)
+        names = {"image__source_id": [b"77"], "image__object__mask": [png]}
+        write_shard(str(path), [make_foreign_record(pixels, [(0, 0, 0.5, 1.0)], [1], **names)])
+        with pytest.raises(UserError, match=rf"record 1 of {path} \(image id 77\) .*{reason}"):
+            ground_truth_from_records(str(path))

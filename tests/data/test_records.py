@@ -9,8 +9,9 @@ import pytest
 import tensorflow as tf
 from hypothesis import given
 from hypothesis import strategies as st
+from sample_records import encode_png, run_lengths
 
-from data.records import Instance, encode_example, parse_record, write_shard
+from data.records import Instance, encode_example, parse_image_id, parse_record, write_shard
 
 _SHARED_RECORDS = pathlib.Path(__file__).parents[2].parent / "shared" / "data" / "records"
 
@@ -218,13 +219,46 @@ _CHIHUAHUA = 8881652048376064622
 
 def test_boxes_without_masks_or_labels_are_refused_in_words():
     boxes_only = _foreign(**_ONE_BOX, **{"image/object/class/label": [37]})
-    with pytest.raises(tf.errors.InvalidArgumentError, match="no run-length masks; convert with"):
+    with pytest.raises(tf.errors.InvalidArgumentError, match="boxes and masks differ"):
         parse_record(boxes_only, include_masks=True)
     dataset = tf.data.Dataset.from_tensors(boxes_only).map(lambda entry: parse_record(entry, True))
-    with pytest.raises(tf.errors.InvalidArgumentError, match="no run-length masks; convert with"):
+    with pytest.raises(tf.errors.InvalidArgumentError, match=r"masks differ.*Image id:\] \[\d+\]"):
         list(dataset)
     with pytest.raises(tf.errors.InvalidArgumentError, match="labels differ in number"):
         parse_record(_foreign(**_ONE_BOX), include_masks=False)
+
+
+def test_png_masks_are_parsed_into_run_lengths():
+    masks = [np.eye(20, 30, dtype=np.uint8), np.tri(20, 30, dtype=np.uint8) * np.uint8(255)]
+    pngs = {"image/object/mask": [encode_png(mask) for mask in masks]}
+    boxes = {key: values * 2 for key, values in _ONE_BOX.items()}
+    others = _foreign(**boxes, **{"image/object/class/label": [3, 1]}, **pngs)
+    record = _parse(others)
+    runs = [run_lengths(np.minimum(mask, 1)) for mask in masks]
+    np.testing.assert_array_equal(record["run_lengths"], np.concatenate(runs))
+    np.testing.assert_array_equal(record["num_runs"], [len(entry) for entry in runs])
+    ours = _parse(_example())
+    assert {key: (value.dtype, value.ndim) for key, value in ours.items() if key != "encoded"} == {
+        key: (value.dtype, value.ndim) for key, value in record.items() if key != "encoded"
+    }
+    assert not {"run_lengths", "num_runs"} & _parse(others, include_masks=False).keys()
+
+
+def test_run_lengths_come_before_pngs_beside_them():
+    both = {
+        "image/object/class/label": [1],
+        "image/object/mask": [b"not even looked at"],
+        "image/object/mask/counts": [0, 600],
+        "image/object/mask/num_counts": [2],
+    }
+    record = _parse(_foreign(**_ONE_BOX, **both))
+    np.testing.assert_array_equal(record["run_lengths"], [0, 600])
+
+
+def test_the_image_id_is_read_from_records_that_cannot_be_parsed():
+    example = tf.train.Example()
+    example.features.feature["image/source_id"].bytes_list.value.append(b"139")
+    assert parse_image_id(example.SerializeToString()) == 139
 
 
 @pytest.mark.parametrize("pattern, num_images", [("tpu_masks/*", 24), ("pets_examples.record", 10)])

@@ -10,6 +10,7 @@ import tensorflow as tf
 from toy_model import build_network, make_train_input_fn, toy_model_fn
 
 from data.manifest import Manifest, write_manifest
+from data.records import encode_example, write_shard
 from trainer.flags import parse_flags
 from trainer.main import main
 
@@ -150,7 +151,7 @@ def test_flags_the_mode_needs(capsys):
         assert missing in refusal(capsys)
 
 
-def test_records_without_manifest_need_num_classes(workplace, capsys):
+def test_records_that_tell_no_classes_need_num_classes(workplace, capsys):
     (workplace / "train.manifest.json").unlink()
     assert run(workplace, "train") == 1
     assert "--num_classes" in refusal(capsys)
@@ -188,3 +189,47 @@ def test_nothing_matches_and_no_folder(workplace, capsys):
     assert "none-*" in refusal(capsys)
     assert run(workplace, "train", f"--model_dir={workplace}/val.json") == 1
     assert "cannot be made" in refusal(capsys)
+
+
+def write_image(folder, encoded: bytes) -> str:
+    """A record of one image, without a manifest; returns its path."""
+    path = f"{folder}/one.record"
+    example = {"encoded": encoded, "image_format": "jpeg", "height": 8, "width": 8}
+    example |= {"file_name": "x.jpg", "image_id": 4711, "instances": [], "include_masks": False}
+    write_shard(path, [encode_example(**example)])
+    return path
+
+
+def broken_input_fn(mode, params, context=None):
+    """Stops as TensorFlow's decoders do, without a word about the image."""
+    return tf.data.Dataset.from_tensors(b"\xff\xd8\xff").map(tf.io.decode_jpeg)
+
+
+@pytest.mark.parametrize("mode", ["train", "eval"])
+def test_a_picture_that_cannot_be_decoded_is_named(workplace, capsys, monkeypatch, mode):
+    assert run(workplace, "train") == 0
+
+    monkeypatch.setattr(sys.modules["data.input_fn"], "input_fn", broken_input_fn)
+    path = write_image(workplace, b"\xff\xd8\xff cut short")
+    flags = [f"--{kind}_file_pattern={path}" for kind in ("train", "eval")]
+    assert run(workplace, mode, *flags, "--num_classes=2", "--train_steps=6") == 1
+    said = capsys.readouterr().err
+    assert f"error: cannot use record 1 of {path} (image id 4711) (" in said
+    assert "Traceback" not in said
+
+
+def test_an_error_without_a_broken_record_is_not_hidden(workplace, monkeypatch):
+    monkeypatch.setattr(sys.modules["data.input_fn"], "input_fn", broken_input_fn)
+    with pytest.raises(tf.errors.InvalidArgumentError):
+        run(workplace, "train")
+
+
+def test_labels_are_coco_ids_where_there_is_no_manifest(workplace, capsys):
+    assert run(workplace, "train") == 0
+    (workplace / "val.manifest.json").unlink()
+    assert run(workplace, "predict") == 0
+    results = json.loads((workplace / "m" / "predictions" / "bbox.json").read_text())
+    assert {entry["category_id"] for entry in results} == {1}
+    assert run(workplace, "eval") == 0
+    results = json.loads((workplace / "m" / "eval" / "bbox.json").read_text())
+    assert {entry["category_id"] for entry in results} == {1}

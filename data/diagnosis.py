@@ -1,0 +1,73 @@
+"""Which record made the input pipeline stop: TensorFlow's own message does not say.
+
+The decoders of the graph raise without knowing whose picture they were given. Once one has, the
+files are read again until the record is found.
+"""
+
+from __future__ import annotations
+
+import re
+
+import tensorflow as tf
+
+from data.errors import UserError
+from data.examples import decode_image
+from data.manifest import expand_pattern
+from data.records import parse_image_id, parse_record
+
+
+def find_broken_record(file_pattern: str, include_masks: bool) -> UserError | None:
+    """Parses and decodes records in order until one cannot be.
+
+    Args:
+      file_pattern: as for `data.manifest.expand_pattern`.
+      include_masks: whether the masks have to be usable too.
+
+    Returns:
+      An error, to be raised, that names file, record and image; None if all is well.
+    """
+
+    def use(serialized: tf.Tensor) -> tf.Tensor:
+        record = parse_record(serialized, include_masks)
+        return tf.size(decode_image(record)) + sum(map(tf.size, tf.nest.flatten(record)))
+
+    for path in expand_pattern(file_pattern):
+        used = tf.data.TFRecordDataset(path).map(use, tf.data.AUTOTUNE, deterministic=True)
+        number = 1
+        try:
+            for _ in used:
+                number += 1
+        except tf.errors.OpError as error:
+            return UserError(
+                f"cannot use record {number} of {path}{_whose(path, number)} "
+                f"({explain_error(error)}); correct it, or convert the data set again without it."
+            )
+    return None
+
+
+def name_broken_record(
+    error: tf.errors.OpError, file_pattern: str, include_masks: bool
+) -> UserError:
+    """What `find_broken_record` finds, or else a sentence with TensorFlow's own reason."""
+    return find_broken_record(file_pattern, include_masks) or UserError(
+        f"cannot read the records {file_pattern} ({explain_error(error)}); convert them again."
+    )
+
+
+def explain_error(error: tf.errors.OpError) -> str:
+    """TensorFlow's message without the names of nodes and ops around it."""
+    message = re.sub(r"\{\{[^}]*\}\} ", "", error.message.partition("\n")[0])
+    message = re.sub(r"^Error in user-defined function .*? Iterator::\S*: ", "", message)
+    message = re.sub(r" \[Op:\w+\].*$", "", message)
+    if message.startswith("assertion failed: "):
+        return " ".join(re.findall(r"\[([^\]]*)\]", message))
+    return message.rstrip(". ")
+
+
+def _whose(path: str, number: int) -> str:
+    """Names the image, as far as the record can be read at all."""
+    try:
+        serialized = next(iter(tf.data.TFRecordDataset(path).skip(number - 1)))
+        return f" (image id {int(parse_image_id(serialized))})"
+    except (tf.errors.OpError, StopIteration):
+        return ""

@@ -1,0 +1,81 @@
+"""What a look into records without a manifest finds."""
+
+import numpy as np
+import pytest
+from sample_records import encode_png, make_foreign_record, make_instance, make_record
+
+from data.errors import UserError
+from data.records import write_shard
+from data.survey import survey_records
+
+PIXELS = np.zeros((8, 10, 3), np.uint8)
+BOX = (0.25, 0.1, 0.75, 0.9)
+
+
+def _write(path, *records):
+    write_shard(str(path), records)
+    return str(path)
+
+
+def _with_masks(*labels, **features):
+    png = encode_png(np.ones((8, 10), np.uint8))
+    masks = {"image__object__mask": [png] * len(labels)}
+    return make_foreign_record(PIXELS, [BOX] * len(labels), labels, **masks, **features)
+
+
+def test_labels_names_and_masks_are_found(tmp_path):
+    _write(
+        tmp_path / "a",
+        _with_masks(90, 3, 90, image__object__class__text=[b"brush", b"car", b"brush"],
+                    image__object__is_crowd=[0, 1, 0]),
+        make_foreign_record(PIXELS),
+    )  # fmt: skip
+    _write(tmp_path / "b", _with_masks(7), make_foreign_record(PIXELS))
+    survey = survey_records(f"{tmp_path}/*")
+    assert survey.names == {3: "car", 7: "", 90: "brush"}
+    assert survey.largest_label == 90
+    assert survey.max_instances_per_image == 2
+    assert (survey.images_with_masks, survey.images_without_masks) == (2, 0)
+    assert survey.include_masks
+
+
+def test_run_lengths_are_masks_too(tmp_path):
+    instance = make_instance(np.ones((8, 10), np.uint8), label=5)
+    path = _write(tmp_path / "own", make_record(PIXELS, [instance]))
+    assert survey_records(path).images_with_masks == 1
+    assert survey_records(path).names == {5: "class 5"}
+
+
+def test_one_missing_mask_is_noticed(tmp_path):
+    boxes_only = make_foreign_record(PIXELS, [BOX], [1])
+    path = _write(tmp_path / "mixed", _with_masks(1), boxes_only)
+    survey = survey_records(path)
+    assert (survey.images_with_masks, survey.images_without_masks) == (1, 1)
+    assert not survey.include_masks
+    assert survey_records(path, limit=1).include_masks
+
+
+def test_records_without_objects(tmp_path):
+    survey = survey_records(_write(tmp_path / "empty", make_foreign_record(PIXELS)))
+    assert (survey.names, survey.largest_label, survey.include_masks) == ({}, 0, True)
+
+
+def test_files_without_records(tmp_path):
+    assert survey_records(_write(tmp_path / "nothing")).names == {}
+
+
+def test_what_cannot_be_read_is_refused(tmp_path):
+    with pytest.raises(UserError, match="no file matches"):
+        survey_records(f"{tmp_path}/*")
+    (tmp_path / "torn").write_bytes(b"not a record at all")
+    with pytest.raises(UserError, match=r"cannot use record 1 of .*torn \(corrupted record at 0"):
+        survey_records(f"{tmp_path}/torn")
+
+
+def test_records_of_others(shared_data):
+    masks = survey_records(f"{shared_data}/records/tpu_masks/*.tfrecord")
+    assert (masks.largest_label, masks.names[1], masks.images_with_masks) == (90, "person", 22)
+    assert masks.include_masks
+    pets = survey_records(f"{shared_data}/records/pets_examples.record")
+    assert (pets.largest_label, pets.names[11], pets.images_without_masks) == (37, "chihuahua", 10)
+    assert not pets.include_masks
