@@ -12,7 +12,7 @@ setup(
     long_description=pathlib.Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="MIT",
-    packages=["data", "model", "trainer", "tools"],
+    packages=["data", "model", "model.importers", "trainer", "tools"],
     python_requires=">=3.10",
     # The lock file brings tensorflow-cpu, which is a distribution of its own: the Makefile
     # therefore installs this package without its dependencies.
@@ -33,6 +33,7 @@ setup(
         "console_scripts": [
             "msrcnn-train=trainer.main:run",
             "msrcnn-create-tfrecord=tools.create_coco_tfrecord:main",
+            "msrcnn-import-weights=tools.import_weights:run",
             "msrcnn-benchmark=tools.benchmark:run",
             "msrcnn-draw-shapes=tools.draw_shapes:run",
             "msrcnn-write-samples=tools.write_samples:run",

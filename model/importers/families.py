@@ -1,0 +1,392 @@
+"""The programs whose weights can be imported: their names beside this project's.
+
+A line of a table is: name in the file, path of the variable here, layout. In names `{i}` stands for
+a number, `{i:1}` for one that counts from 1 there and from 0 here, `{path}` for anything, `{bn}`
+for the four vectors of a batch norm, `{wb}` for a weight (kernel here) or bias. A path that ends in
+`folded_bias` is the bias of a convolution that has a norm here, see `translate`.
+
+Source: the key lists of the published checkpoints and the programs' own code.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+from model.importers.layouts import (
+    Layout,
+    anchor_deltas,
+    background_absent,
+    background_first,
+    background_last,
+    bgr,
+    bgr_conv,
+    conv,
+    deconv,
+    dense,
+    flat_dense,
+    same,
+)
+from model.layers import BATCH_NORM_EPSILON
+
+Line = tuple[str, str, Layout]
+
+BLOCK = "backbone/stages/{stage}/{block}/"
+RGB = {"pixel_mean": (123.675, 116.28, 103.53), "pixel_std": (58.395, 57.12, 57.375)}
+CAFFE = {
+    "pixel_mean": (123.675, 116.28, 103.53),
+    "pixel_std": (1.0, 1.0, 1.0),
+    "resnet_stride_in_1x1": True,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Family:
+    """One program's files.
+
+    Attributes:
+        name: what messages call it.
+        signature: a name that only its files have, in the notation of the tables.
+        lines: the table.
+        ignored: names that are left out on purpose.
+        settings: what the network's settings were when the weights were trained; others work, but
+            give other numbers.
+        batch_norm_epsilon: what the program adds to variances.
+        folded_statistics: its batch norms are a scale and an offset alone.
+        scope: path prefixes of what the files are expected to hold.
+    """
+
+    name: str
+    signature: str
+    lines: tuple[Line, ...]
+    ignored: tuple[str, ...] = ()
+    settings: dict = dataclasses.field(default_factory=dict)
+    batch_norm_epsilon: float = 1e-5
+    folded_statistics: bool = False
+    scope: tuple[str, ...] = ("",)
+
+
+def _resnet(prefix: str, first_conv: Layout, stem: str = "") -> tuple[Line, ...]:
+    """PyTorch's names of a ResNet; conv biases stand in files whose batch norm is folded in."""
+    block = prefix + "layer{stage:1}.{block}."
+    return (
+        (prefix + stem + "conv1.weight", "backbone/stem/conv/kernel", first_conv),
+        (prefix + stem + "conv1.bias", "backbone/stem/conv/folded_bias", same),
+        (prefix + stem + "bn1.{bn}", "backbone/stem/norm/{bn}", same),
+        (block + "conv{n}.weight", BLOCK + "conv{n}/conv/kernel", conv),
+        (block + "conv{n}.bias", BLOCK + "conv{n}/conv/folded_bias", same),
+        (block + "bn{n}.{bn}", BLOCK + "conv{n}/norm/{bn}", same),
+        (block + "downsample.0.weight", BLOCK + "shortcut/conv/kernel", conv),
+        (block + "downsample.0.bias", BLOCK + "shortcut/conv/folded_bias", same),
+        (block + "downsample.1.{bn}", BLOCK + "shortcut/norm/{bn}", same),
+    )
+
+
+TORCHVISION_RESNET = Family(
+    name="torchvision ResNet",
+    signature="layer1.0.conv1.weight",
+    lines=_resnet("", conv),
+    ignored=("fc.weight", "fc.bias", "{path}.num_batches_tracked"),
+    settings=RGB | {"resnet_stride_in_1x1": False},
+    scope=("backbone/",),
+)
+
+_TORCHVISION_HEADS: tuple[Line, ...] = (
+    ("backbone.fpn.inner_blocks.{i}.0.{wb}", "fpn/laterals/{i}/conv/{wb}", conv),
+    ("backbone.fpn.inner_blocks.{i}.1.{bn}", "fpn/laterals/{i}/norm/{bn}", same),
+    ("backbone.fpn.inner_blocks.{i}.{wb}", "fpn/laterals/{i}/conv/{wb}", conv),
+    ("backbone.fpn.layer_blocks.{i}.0.{wb}", "fpn/outputs/{i}/conv/{wb}", conv),
+    ("backbone.fpn.layer_blocks.{i}.1.{bn}", "fpn/outputs/{i}/norm/{bn}", same),
+    ("backbone.fpn.layer_blocks.{i}.{wb}", "fpn/outputs/{i}/conv/{wb}", conv),
+    ("rpn.head.conv.{i}.0.{wb}", "rpn_head/convs/{i}/{wb}", conv),
+    ("rpn.head.conv.{wb}", "rpn_head/convs/0/{wb}", conv),
+    ("rpn.head.cls_logits.{wb}", "rpn_head/objectness/{wb}", conv),
+    ("rpn.head.bbox_pred.{wb}", "rpn_head/deltas/{wb}", anchor_deltas),
+    ("roi_heads.box_head.fc6.{wb}", "box_head/fcs/0/{wb}", flat_dense),
+    ("roi_heads.box_head.fc7.{wb}", "box_head/fcs/1/{wb}", dense),
+    ("roi_heads.box_head.{i}.0.weight", "box_head/convs/{i}/conv/kernel", conv),
+    ("roi_heads.box_head.{i}.1.{bn}", "box_head/convs/{i}/norm/{bn}", same),
+    ("roi_heads.box_head.5.{wb}", "box_head/fcs/0/{wb}", flat_dense),
+    ("roi_heads.box_predictor.cls_score.{wb}", "box_head/classes/{wb}", background_first(dense)),
+    ("roi_heads.box_predictor.bbox_pred.{wb}", "box_head/deltas/{wb}", background_first(dense, 4)),
+    ("roi_heads.mask_head.{i}.0.{wb}", "mask_head/convs/{i}/conv/{wb}", conv),
+    ("roi_heads.mask_head.{i}.1.{bn}", "mask_head/convs/{i}/norm/{bn}", same),
+    ("roi_heads.mask_head.mask_fcn{i:1}.{wb}", "mask_head/convs/{i}/conv/{wb}", conv),
+    ("roi_heads.mask_predictor.conv5_mask.{wb}", "mask_head/deconv/{wb}", deconv),
+    (
+        "roi_heads.mask_predictor.mask_fcn_logits.{wb}",
+        "mask_head/logits/{wb}",
+        background_first(conv),
+    ),
+)
+
+TORCHVISION = Family(
+    name="torchvision Faster or Mask R-CNN",
+    signature="backbone.body.layer1.0.conv1.weight",
+    lines=_resnet("backbone.body.", conv) + _TORCHVISION_HEADS,
+    ignored=("{path}.num_batches_tracked",),
+    settings=RGB
+    | {
+        "resnet_stride_in_1x1": False,
+        "anchor_rounding": True,
+        "roi_aligned": False,
+        "roi_sampling_ratio": 2,
+        "mask_paste": "integer",
+    },
+)
+
+# The files released in 2019 have older names, and no epsilon: torchvision sets it to 0 for them.
+TORCHVISION_2019 = dataclasses.replace(
+    TORCHVISION,
+    name="torchvision Faster or Mask R-CNN (released 2019)",
+    signature="backbone.fpn.inner_blocks.0.weight",
+    batch_norm_epsilon=0.0,
+)
+
+_DETECTRON2_BODY = "backbone.bottom_up."
+_DETECTRON2_BLOCK = _DETECTRON2_BODY + "res{stage:2}.{block}."
+
+DETECTRON2 = Family(
+    name="Detectron2 Faster or Mask R-CNN",
+    signature="backbone.bottom_up.res2.0.conv1.weight",
+    lines=(
+        (_DETECTRON2_BODY + "stem.conv1.weight", "backbone/stem/conv/kernel", bgr_conv),
+        (_DETECTRON2_BODY + "stem.conv1.norm.{bn}", "backbone/stem/norm/{bn}", same),
+        (_DETECTRON2_BLOCK + "conv{n}.weight", BLOCK + "conv{n}/conv/kernel", conv),
+        (_DETECTRON2_BLOCK + "conv{n}.norm.{bn}", BLOCK + "conv{n}/norm/{bn}", same),
+        (_DETECTRON2_BLOCK + "shortcut.weight", BLOCK + "shortcut/conv/kernel", conv),
+        (_DETECTRON2_BLOCK + "shortcut.norm.{bn}", BLOCK + "shortcut/norm/{bn}", same),
+        ("backbone.fpn_lateral{i:2}.{wb}", "fpn/laterals/{i}/conv/{wb}", conv),
+        ("backbone.fpn_output{i:2}.{wb}", "fpn/outputs/{i}/conv/{wb}", conv),
+        ("proposal_generator.rpn_head.conv.{wb}", "rpn_head/convs/0/{wb}", conv),
+        ("proposal_generator.rpn_head.objectness_logits.{wb}", "rpn_head/objectness/{wb}", conv),
+        ("proposal_generator.rpn_head.anchor_deltas.{wb}", "rpn_head/deltas/{wb}", anchor_deltas),
+        ("roi_heads.box_head.fc1.{wb}", "box_head/fcs/0/{wb}", flat_dense),
+        ("roi_heads.box_head.fc2.{wb}", "box_head/fcs/1/{wb}", dense),
+        ("roi_heads.box_predictor.cls_score.{wb}", "box_head/classes/{wb}", background_last(dense)),
+        (
+            "roi_heads.box_predictor.bbox_pred.{wb}",
+            "box_head/deltas/{wb}",
+            background_absent(dense, 4),
+        ),
+        ("roi_heads.mask_head.mask_fcn{i:1}.{wb}", "mask_head/convs/{i}/conv/{wb}", conv),
+        ("roi_heads.mask_head.deconv.{wb}", "mask_head/deconv/{wb}", deconv),
+        ("roi_heads.mask_head.predictor.{wb}", "mask_head/logits/{wb}", background_absent(conv)),
+    ),
+    ignored=(
+        "pixel_mean",
+        "pixel_std",
+        "proposal_generator.anchor_generator.cell_anchors.{i}",
+        "{path}.num_batches_tracked",
+    ),
+    settings=CAFFE
+    | {
+        "anchor_rounding": False,
+        "roi_aligned": True,
+        "roi_sampling_ratio": 0,
+        "mask_paste": "exact",
+    },
+)
+
+_MSRA_BLOCK = "res{stage:2}_{block}_branch"
+
+# The ImageNet ResNets that Detectron and Detectron2 start from, in Caffe2's names. Their batch norm
+# is a scale and an offset, the statistics being folded in.
+MSRA_RESNET = Family(
+    name="Detectron2 ImageNet ResNet (MSRA)",
+    signature="res2_0_branch2a_w",
+    lines=(
+        ("conv1_w", "backbone/stem/conv/kernel", bgr_conv),
+        ("res_conv1_bn_s", "backbone/stem/norm/gamma", same),
+        ("res_conv1_bn_b", "backbone/stem/norm/beta", same),
+        *(
+            line
+            for theirs, ours in (
+                ("1", "shortcut"),
+                ("2a", "conv1"),
+                ("2b", "conv2"),
+                ("2c", "conv3"),
+            )
+            for line in (
+                (f"{_MSRA_BLOCK}{theirs}_w", f"{BLOCK}{ours}/conv/kernel", conv),
+                (f"{_MSRA_BLOCK}{theirs}_bn_s", f"{BLOCK}{ours}/norm/gamma", same),
+                (f"{_MSRA_BLOCK}{theirs}_bn_b", f"{BLOCK}{ours}/norm/beta", same),
+            )
+        ),
+    ),
+    ignored=("conv1_b", "fc1000_w", "fc1000_b"),
+    settings=CAFFE,
+    folded_statistics=True,
+    scope=("backbone/",),
+)
+
+
+def _mmdetection(name: str, signature: str, first_conv: Layout, settings: dict) -> Family:
+    return Family(
+        name=name,
+        signature=signature,
+        lines=_resnet("backbone.", first_conv)
+        + (
+            ("neck.lateral_convs.{i}.conv.{wb}", "fpn/laterals/{i}/conv/{wb}", conv),
+            ("neck.fpn_convs.{i}.conv.{wb}", "fpn/outputs/{i}/conv/{wb}", conv),
+            ("rpn_head.rpn_conv.{wb}", "rpn_head/convs/0/{wb}", conv),
+            ("rpn_head.rpn_cls.{wb}", "rpn_head/objectness/{wb}", conv),
+            ("rpn_head.rpn_reg.{wb}", "rpn_head/deltas/{wb}", anchor_deltas),
+            ("roi_head.bbox_head.shared_fcs.0.{wb}", "box_head/fcs/0/{wb}", flat_dense),
+            ("roi_head.bbox_head.shared_fcs.{i}.{wb}", "box_head/fcs/{i}/{wb}", dense),
+            ("roi_head.bbox_head.fc_cls.{wb}", "box_head/classes/{wb}", background_last(dense)),
+            ("roi_head.bbox_head.fc_reg.{wb}", "box_head/deltas/{wb}", background_absent(dense, 4)),
+            ("roi_head.mask_head.convs.{i}.conv.{wb}", "mask_head/convs/{i}/conv/{wb}", conv),
+            ("roi_head.mask_head.upsample.{wb}", "mask_head/deconv/{wb}", deconv),
+            (
+                "roi_head.mask_head.conv_logits.{wb}",
+                "mask_head/logits/{wb}",
+                background_absent(conv),
+            ),
+            ("roi_head.mask_iou_head.convs.{i}.{wb}", "maskiou_head/convs/{i}/{wb}", conv),
+            ("roi_head.mask_iou_head.fcs.0.{wb}", "maskiou_head/fcs/0/{wb}", flat_dense),
+            ("roi_head.mask_iou_head.fcs.{i}.{wb}", "maskiou_head/fcs/{i}/{wb}", dense),
+            (
+                "roi_head.mask_iou_head.fc_mask_iou.{wb}",
+                "maskiou_head/maskiou/{wb}",
+                background_absent(dense),
+            ),
+        ),
+        ignored=("{path}.num_batches_tracked",),
+        settings=settings
+        | {
+            "anchor_rounding": False,
+            "roi_aligned": True,
+            "roi_sampling_ratio": 0,
+            "box_delta_clip": "both",
+            "rpn_forced_match": "reassign",
+            "mask_paste": "exact",
+        },
+    )
+
+
+_MMDETECTION_SIGNATURE = "roi_head.bbox_head.fc_cls.weight"
+# The two styles have the same names; which one a file is of, the network's settings say.
+MMDETECTION = _mmdetection(
+    "mmdetection (PyTorch style)",
+    _MMDETECTION_SIGNATURE,
+    conv,
+    RGB | {"resnet_stride_in_1x1": False},
+)
+MMDETECTION_CAFFE = _mmdetection(
+    "mmdetection (Caffe style)", _MMDETECTION_SIGNATURE, bgr_conv, CAFFE
+)
+
+_AUTHORS_MASK = "roi_heads.mask."
+_AUTHORS_MASKIOU = "roi_heads.maskiou."
+
+AUTHORS = Family(
+    name="the Mask Scoring R-CNN authors' code or maskrcnn-benchmark",
+    signature="roi_heads.box.feature_extractor.fc6.weight",
+    lines=_resnet("backbone.body.", bgr_conv, stem="stem.")
+    + (
+        ("backbone.fpn.fpn_inner{i:1}.{wb}", "fpn/laterals/{i}/conv/{wb}", conv),
+        ("backbone.fpn.fpn_layer{i:1}.{wb}", "fpn/outputs/{i}/conv/{wb}", conv),
+        ("rpn.head.conv.{wb}", "rpn_head/convs/0/{wb}", conv),
+        ("rpn.head.cls_logits.{wb}", "rpn_head/objectness/{wb}", conv),
+        ("rpn.head.bbox_pred.{wb}", "rpn_head/deltas/{wb}", anchor_deltas),
+        ("roi_heads.box.feature_extractor.fc6.{wb}", "box_head/fcs/0/{wb}", flat_dense),
+        ("roi_heads.box.feature_extractor.fc7.{wb}", "box_head/fcs/1/{wb}", dense),
+        (
+            "roi_heads.box.predictor.cls_score.{wb}",
+            "box_head/classes/{wb}",
+            background_first(dense),
+        ),
+        (
+            "roi_heads.box.predictor.bbox_pred.{wb}",
+            "box_head/deltas/{wb}",
+            background_first(dense, 4),
+        ),
+        (
+            _AUTHORS_MASK + "feature_extractor.mask_fcn{i:1}.{wb}",
+            "mask_head/convs/{i}/conv/{wb}",
+            conv,
+        ),
+        (_AUTHORS_MASK + "predictor.conv5_mask.{wb}", "mask_head/deconv/{wb}", deconv),
+        (
+            _AUTHORS_MASK + "predictor.mask_fcn_logits.{wb}",
+            "mask_head/logits/{wb}",
+            background_first(conv),
+        ),
+        (
+            _AUTHORS_MASKIOU + "feature_extractor.maskiou_fcn{i:1}.{wb}",
+            "maskiou_head/convs/{i}/{wb}",
+            conv,
+        ),
+        (
+            _AUTHORS_MASKIOU + "feature_extractor.maskiou_fc1.{wb}",
+            "maskiou_head/fcs/0/{wb}",
+            flat_dense,
+        ),
+        (
+            _AUTHORS_MASKIOU + "feature_extractor.maskiou_fc2.{wb}",
+            "maskiou_head/fcs/1/{wb}",
+            dense,
+        ),
+        (
+            _AUTHORS_MASKIOU + "predictor.maskiou.{wb}",
+            "maskiou_head/maskiou/{wb}",
+            background_first(dense),
+        ),
+    ),
+    ignored=("rpn.anchor_generator.cell_anchors.{i}", "{path}.num_batches_tracked"),
+    settings={
+        "pixel_mean": (122.7717, 115.9465, 102.9801),
+        "pixel_std": (1.0, 1.0, 1.0),
+        "resnet_stride_in_1x1": True,
+        "roi_aligned": False,
+        "roi_sampling_ratio": 2,
+        "mask_paste": "integer",
+    },
+    batch_norm_epsilon=0.0,
+)
+
+_KERAS_BLOCK = "conv{stage:2}_block{block:1}_"
+
+KERAS_RESNET = Family(
+    name="Keras ResNet",
+    signature="conv2_block1_1_conv/kernel",
+    lines=(
+        ("conv1_conv/kernel", "backbone/stem/conv/kernel", bgr),
+        ("conv1_conv/bias", "backbone/stem/conv/folded_bias", same),
+        ("conv1_bn/{keras_bn}", "backbone/stem/norm/{keras_bn}", same),
+        (_KERAS_BLOCK + "0_conv/kernel", BLOCK + "shortcut/conv/kernel", same),
+        (_KERAS_BLOCK + "0_conv/bias", BLOCK + "shortcut/conv/folded_bias", same),
+        (_KERAS_BLOCK + "0_bn/{keras_bn}", BLOCK + "shortcut/norm/{keras_bn}", same),
+        (_KERAS_BLOCK + "{n}_conv/kernel", BLOCK + "conv{n}/conv/kernel", same),
+        (_KERAS_BLOCK + "{n}_conv/bias", BLOCK + "conv{n}/conv/folded_bias", same),
+        (_KERAS_BLOCK + "{n}_bn/{keras_bn}", BLOCK + "conv{n}/norm/{keras_bn}", same),
+    ),
+    ignored=("predictions/kernel", "predictions/bias", "probs/kernel", "probs/bias"),
+    settings={
+        "pixel_mean": (123.68, 116.779, 103.939),
+        "pixel_std": (1.0, 1.0, 1.0),
+        "resnet_stride_in_1x1": True,
+    },
+    batch_norm_epsilon=1.001e-5,
+    scope=("backbone/",),
+)
+
+OWN = Family(
+    name="this project",
+    signature="backbone/stem/conv/kernel",
+    lines=(("{path}", "{path}", same),),
+    batch_norm_epsilon=BATCH_NORM_EPSILON,
+)
+
+# More telling signatures first.
+FAMILIES = (
+    OWN,
+    AUTHORS,
+    TORCHVISION_2019,
+    TORCHVISION,
+    DETECTRON2,
+    MMDETECTION,
+    MSRA_RESNET,
+    KERAS_RESNET,
+    TORCHVISION_RESNET,
+)

@@ -1,0 +1,175 @@
+"""NumPy's arrays as files hold them: in pickles, in .npz archives, and as bare bytes.
+
+NumPy's own constructors believe the state that a pickle gives them, down to the flags that say
+whether bytes are pointers. Nothing of it is used: an array is its bytes, a shape and one of the
+number types below.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import re
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from model.importers.pickle_objects import Numbers, Stub
+from model.importers.refusals import Budget, Refusal, damaged, shown
+from model.importers.zip_members import ZipMembers
+
+_NUMBER_TYPES = re.compile(r"b1|[iu][1248]|f[248]|c8|c16")
+_MAX_AXES = 32
+
+
+def array_from_bytes(
+    content: bytes, dtype: np.dtype, shape: tuple[int, ...], fortran: bool, budget: Budget
+) -> np.ndarray:
+    """An array of numbers over its bytes, which it has to fill exactly.
+
+    Args:
+        content: the numbers, one after another.
+        dtype: their type, of any byte order.
+        shape: the axes' lengths.
+        fortran: whether the first axis, not the last, is the one whose neighbours are neighbours.
+        budget: is charged for the array.
+
+    Returns:
+        The array, of the machine's byte order; read-only where nothing had to be converted.
+
+    Raises:
+        Refusal: shape and bytes do not fit, or they are no numbers.
+    """
+    if not is_number_type(dtype):
+        raise Refusal(f"it holds an array of {dtype}, no numbers: save plain arrays of numbers")
+    if not is_shape(shape):
+        raise damaged("an array with an impossible shape")
+    num_bytes = math.prod(shape) * dtype.itemsize
+    if num_bytes != len(content):
+        raise damaged(f"an array of {num_bytes} bytes has {len(content)}")
+    budget.charge(num_bytes)
+    array = np.frombuffer(content, dtype).reshape(shape, order="F" if fortran else "C")
+    return array.astype(dtype.newbyteorder("="), copy=False)
+
+
+def is_number_type(dtype: np.dtype) -> bool:
+    """Whether an array of this type holds numbers that weights may be."""
+    return bool(_NUMBER_TYPES.fullmatch(f"{dtype.kind}{dtype.itemsize}"))
+
+
+def is_shape(shape: Any) -> bool:
+    """Whether something is a tuple of a few lengths that are not negative."""
+    return (
+        isinstance(shape, tuple)
+        and len(shape) <= _MAX_AXES
+        and all(type(length) is int and 0 <= length < 2**63 for length in shape)
+    )
+
+
+def plain_numbers(array: np.ndarray) -> np.ndarray:
+    """An array as `read_tensors` returns it.
+
+    Returns:
+        A contiguous array of its own, of the same shape: float32 for floats of any width; bool,
+        integers and complex numbers as they are.
+    """
+    if array.dtype == bool:
+        # A file may hold other bytes than 0 and 1, for which NumPy's bool has no meaning.
+        return np.ascontiguousarray(array).view(np.uint8).reshape(array.shape) != 0
+    dtype = np.float32 if array.dtype.kind == "f" else array.dtype.newbyteorder("=")
+    with np.errstate(over="ignore", invalid="ignore"):
+        return np.array(array, dtype, order="C")
+
+
+class _PickledType(Stub):
+    """A numpy.dtype of a pickle: its code and byte order, and whether that is all of it."""
+
+    def __init__(self, code: Any, *_: Any):
+        super().__init__("numpy.dtype")
+        self._code = code.lstrip("<>=|")
+        self._order = code[0] if code[0] in "<>" else "="
+        self._plain = True
+
+    def set_state(self, state: Any) -> None:
+        _, order, *structure = state
+        self._order = order if order in ("<", ">") else "="
+        self._plain = structure[:3] == [None, None, None]
+
+    def resolve(self) -> np.dtype:
+        if not self._plain or not _NUMBER_TYPES.fullmatch(self._code):
+            raise Refusal(
+                f"it holds an array of type {shown(self._code)}, no numbers: "
+                "save plain arrays of numbers"
+            )
+        return np.dtype(self._order + self._code)
+
+
+class _PickledArray(Numbers):
+    """A numpy.ndarray of a pickle, whose content comes as its state or at once."""
+
+    def __init__(self, *_: Any):
+        super().__init__("numpy.ndarray")
+        self._parts: tuple | None = None
+
+    @classmethod
+    def of_parts(cls, shape: Any, dtype: Any, fortran: Any, content: Any) -> _PickledArray:
+        array = cls()
+        array._parts = (shape, dtype, fortran, content)
+        return array
+
+    def set_state(self, state: Any) -> None:
+        if not isinstance(state, tuple) or len(state) not in (4, 5):
+            raise damaged("the state of an array is none")
+        self._parts = state[-4:]  # the first of five is the version of the format
+
+    def to_array(self, budget: Budget) -> np.ndarray:
+        if self._parts is None:
+            raise damaged("an array without content")
+        shape, dtype, fortran, content = self._parts
+        if not isinstance(dtype, _PickledType):
+            raise damaged("an array without a type")
+        resolved = dtype.resolve()
+        if isinstance(content, str):  # Python 2 wrote it
+            content = content.encode("latin1")
+        if not isinstance(content, bytes):
+            raise damaged("an array without bytes")
+        return array_from_bytes(content, resolved, shape, bool(fortran), budget)
+
+
+def _scalar(dtype: Any, content: Any = b"") -> _PickledArray:
+    return _PickledArray.of_parts((), dtype, False, content)
+
+
+def _from_buffer(content: Any, dtype: Any, shape: Any, order: Any = "C") -> _PickledArray:
+    return _PickledArray.of_parts(shape, dtype, order == "F", content)
+
+
+def array_builders() -> dict[str, Callable[..., Any]]:
+    """Builders of NumPy's arrays, scalars and types, under their old and their new full names."""
+    builders = {"numpy.dtype": _PickledType}
+    for core in ("numpy.core", "numpy._core"):
+        builders[f"{core}.multiarray._reconstruct"] = _PickledArray
+        builders[f"{core}.multiarray.scalar"] = _scalar
+        builders[f"{core}.numeric._frombuffer"] = _from_buffer
+    return builders
+
+
+def read_npz(members: ZipMembers, budget: Budget) -> dict[str, np.ndarray]:
+    """The arrays of an .npz archive by name.
+
+    Raises:
+        Refusal: a member is no array of numbers.
+    """
+    names = [name for name in members.names if name.endswith(".npy")]
+    return {name.removesuffix(".npy"): _read_npy(members.read(name), budget) for name in names}
+
+
+def _read_npy(content: bytes, budget: Budget) -> np.ndarray:
+    file = io.BytesIO(content)
+    version = np.lib.format.read_magic(file)
+    if version == (1, 0):
+        shape, fortran, dtype = np.lib.format.read_array_header_1_0(file)
+    else:
+        shape, fortran, dtype = np.lib.format.read_array_header_2_0(file)
+    return array_from_bytes(content[file.tell() :], dtype, shape, fortran, budget)

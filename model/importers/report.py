@@ -1,0 +1,63 @@
+"""What an import tells its user."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from data.config import DataConfig
+from model.config import ModelConfig
+from model.importers.translate import Translation
+
+_NAMED = 4
+
+
+def summarise(result: Translation, model: ModelConfig, data: DataConfig) -> Iterator[str]:
+    """Yields the lines for the screen: counts, and settings that the weights were not made for."""
+    yield f"Weights of {result.family.name}:"
+    yield f"  {len(result.matched)} tensors as they are, {len(result.reshaped)} reordered, "
+    yield f"  {len(result.skipped)} left out on purpose, {len(result.unexpected)} without a place"
+    yield f"  {len(result.values)} variables have values, {len(result.missing)} are missing, "
+    yield f"  {len(result.initial)} stay as initialised"
+    for name, trained_with in result.family.settings.items():
+        ours = getattr(model if hasattr(model, name) else data, name)
+        if ours != trained_with:
+            yield (
+                f"Warning: these weights were trained with --{_format(name, trained_with)}, and "
+                f"the network has --{_format(name, ours)}: its numbers will differ from theirs."
+            )
+
+
+def itemise(result: Translation) -> Iterator[str]:
+    """Yields a line for each tensor of the file and each variable without a value."""
+    for title, pairs in (("matched", result.matched), ("reshaped", result.reshaped)):
+        yield from (f"{title}\t{name}\t{path}" for name, path in pairs)
+    for title, reasons in (("skipped", result.skipped), ("unexpected", result.unexpected)):
+        yield from (f"{title}\t{name}\t{reason}" for name, reason in reasons.items())
+    yield from (f"missing\t\t{path}" for path in result.missing)
+    yield from (f"initial\t\t{path}" for path in result.initial)
+
+
+def explain_refusal(result: Translation, source: str) -> str:
+    """One sentence on what does not fit, and what to do."""
+    parts = []
+    if result.unexpected:
+        named = [f"{name} ({reason})" for name, reason in result.unexpected.items()]
+        parts.append(f"no place for {_list(named)}")
+    if result.missing:
+        parts.append(f"nothing for {_list(result.missing)}")
+    return (
+        f"{source} fits this network only in part: {'; '.join(parts)}; choose the flags of the "
+        "network it was made for, or give --allow_partial to leave these out and start what is "
+        "missing from its initial values."
+    )
+
+
+def _list(names: list[str]) -> str:
+    more = len(names) - _NAMED
+    return ", ".join(names[:_NAMED]) + (f" and {more} more" if more > 0 else "")
+
+
+def _format(name: str, value) -> str:
+    if isinstance(value, bool):
+        return name if value else f"no{name}"
+    return f"{name}={','.join(map(str, value)) if isinstance(value, tuple) else value}"

@@ -1,0 +1,222 @@
+"""Other programs' tensors as values of this network's variables, every one accounted for."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Iterable, Mapping
+
+import numpy as np
+
+from model.importers.families import FAMILIES, MMDETECTION, MMDETECTION_CAFFE, Family, Line
+from model.importers.layouts import Layout, same
+from model.layers import BATCH_NORM_EPSILON
+
+_BATCH_NORM = {
+    "weight": "gamma",
+    "bias": "beta",
+    "running_mean": "moving_mean",
+    "running_var": "moving_variance",
+}
+_WEIGHT_OR_BIAS = {"weight": "kernel", "bias": "bias"}
+_CHOICES = {
+    "bn": _BATCH_NORM,
+    "wb": _WEIGHT_OR_BIAS,
+    "keras_bn": {name: name for name in _BATCH_NORM.values()},
+}
+_FIELD = re.compile(r"\\{(\w+)(?::(\d))?\\}")
+
+
+@dataclasses.dataclass
+class Translation:
+    """What became of every tensor and every variable.
+
+    Attributes:
+        family: where the file comes from.
+        values: value of each variable that got one, by path.
+        matched: (name in the file, path) of tensors that kept their order of elements.
+        reshaped: the same for tensors that were brought into another order.
+        skipped: name in the file → why it was left out on purpose.
+        unexpected: name in the file → why there is no place for it.
+        missing: paths of variables that the file should have had.
+        initial: paths of variables that such files never have.
+    """
+
+    family: Family
+    values: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    matched: list[tuple[str, str]] = dataclasses.field(default_factory=list)
+    reshaped: list[tuple[str, str]] = dataclasses.field(default_factory=list)
+    skipped: dict[str, str] = dataclasses.field(default_factory=dict)
+    unexpected: dict[str, str] = dataclasses.field(default_factory=dict)
+    missing: list[str] = dataclasses.field(default_factory=list)
+    initial: list[str] = dataclasses.field(default_factory=list)
+
+    @property
+    def complete(self) -> bool:
+        """Whether nothing was unexpected or missing."""
+        return not (self.unexpected or self.missing)
+
+
+def recognise(names: Iterable[str], stride_in_1x1: bool) -> Family | None:
+    """The family whose files have such names, or None.
+
+    Args:
+        names: of all tensors of a file.
+        stride_in_1x1: the network's setting, which tells the two styles of mmdetection apart.
+    """
+    names = {_plain(name) for name in names}
+    for family in FAMILIES:
+        if family.signature in names:
+            is_caffe = family is MMDETECTION and stride_in_1x1
+            return MMDETECTION_CAFFE if is_caffe else family
+    return None
+
+
+def count_classes(tensors: Mapping[str, np.ndarray], family: Family) -> int | None:
+    """Classes, with the background, of a file's class logits; None if it has none."""
+    table = [_compile(line) for line in family.lines]
+    for name, tensor in tensors.items():
+        path, layout = _find(_plain(name), table)
+        if path == "box_head/classes/bias":
+            return len(layout(tensor))
+    return None
+
+
+def place(name: str, family: Family) -> tuple[str, Layout] | None:
+    """The variable's path and the layout for a tensor's name; None if the family's table has none.
+
+    A path that ends in `folded_bias` is of no variable, see `translate`.
+    """
+    path, layout = _find(_plain(name), [_compile(line) for line in family.lines])
+    return None if path is None else (path, layout)
+
+
+def translate(
+    tensors: Mapping[str, np.ndarray], family: Family, shapes: Mapping[str, tuple[int, ...]]
+) -> Translation:
+    """Finds a variable for each tensor and a tensor for each variable.
+
+    Where a convolution has a norm here and a bias there, the bias moves into the norm: off the
+    moving mean, or, if batch norm was folded into the convolution, as the offset of a norm that
+    does nothing else. Epsilons of other programs go into the variances.
+
+    Args:
+        tensors: of the file, by name.
+        family: whose names they are.
+        shapes: of this network's variables, by path.
+    """
+    result = Translation(family)
+    table = [_compile(line) for line in family.lines]
+    ignored = [_compile((name, "", same)) for name in family.ignored]
+    folded: dict[str, tuple[str, np.ndarray]] = {}
+    for name, tensor in tensors.items():
+        if any(pattern.fullmatch(_plain(name)) for pattern, *_ in ignored):
+            result.skipped[name] = "not part of the network"
+            continue
+        path, layout = _find(_plain(name), table)
+        if path is None:
+            result.unexpected[name] = "no such layer here"
+        elif path.endswith("/folded_bias"):
+            folded[path.removesuffix("conv/folded_bias")] = (name, tensor)
+        else:
+            _assign(result, name, tensor, layout(tensor), path, shapes)
+    _complete_norms(result, folded, shapes)
+    _adapt_epsilon(result)
+    for path in shapes:
+        if path not in result.values:
+            expected = path.startswith(family.scope)
+            (result.missing if expected else result.initial).append(path)
+    return result
+
+
+def _assign(result, name, tensor, value, path, shapes) -> None:
+    norm, is_norm, _ = path.partition("norm/")
+    if is_norm and f"{norm}norm/moving_mean" not in shapes:
+        result.unexpected[name] = "it is of a batch norm, and there is none here"
+    elif path not in shapes:
+        result.unexpected[name] = "no such layer here"
+    elif tuple(shapes[path]) != value.shape:
+        result.unexpected[name] = (
+            f"{path} is {list(shapes[path])} here and {list(value.shape)} there"
+        )
+    else:
+        kept = tensor.shape == value.shape and np.array_equal(tensor, value)
+        (result.matched if kept else result.reshaped).append((name, path))
+        result.values[path] = np.ascontiguousarray(value, np.float32)
+
+
+def _complete_norms(result: Translation, folded, shapes) -> None:
+    """Gives norms what folded files leave out, and convolutions' biases a place."""
+    values = result.values
+    for layer, (name, bias) in folded.items():
+        norm = layer + "norm/"
+        if layer + "conv/kernel" not in values:
+            result.skipped[name] = "the kernel it belongs to is not there"
+        elif shapes.get(norm + "moving_mean") != bias.shape:
+            result.unexpected[name] = "no such layer here, or no batch norm to take it up"
+        elif norm + "moving_mean" in values:
+            values[norm + "moving_mean"] = values[norm + "moving_mean"] - bias
+            result.reshaped.append((name, norm + "moving_mean"))
+        else:
+            values[norm + "gamma"], values[norm + "beta"] = np.ones_like(bias), bias
+            _neutralise(result, norm)
+            result.reshaped.append((name, norm + "beta"))
+    if result.family.folded_statistics:
+        for path in [path for path in values if path.endswith("norm/gamma")]:
+            _neutralise(result, path.removesuffix("gamma"))
+
+
+def _neutralise(result: Translation, norm: str) -> None:
+    """Makes a norm neither shift nor scale by its statistics."""
+    gamma = result.values[norm + "gamma"]
+    result.values[norm + "moving_mean"] = np.zeros_like(gamma)
+    epsilon = np.float32(result.family.batch_norm_epsilon)
+    result.values[norm + "moving_variance"] = np.ones_like(gamma) - epsilon
+
+
+def _adapt_epsilon(result: Translation) -> None:
+    difference = result.family.batch_norm_epsilon - BATCH_NORM_EPSILON
+    for path in result.values:
+        if difference and path.endswith("norm/moving_variance"):
+            result.values[path] = result.values[path] + np.float32(difference)
+
+
+def _plain(name: str) -> str:
+    """Keras' names carry an output number."""
+    return name.removesuffix(":0")
+
+
+def _compile(line: Line):
+    """A table's line as (pattern of the name, path, what its numbers count from, layout)."""
+    name, path, layout = line
+    starts: dict[str, int] = {}
+
+    def group(match: re.Match) -> str:
+        field, start = match.groups()
+        if field == "path":
+            return "(?P<path>.+)"
+        if field in _CHOICES:
+            return f"(?P<{field}>{'|'.join(_CHOICES[field])})"
+        starts[field] = int(start or 0)
+        return rf"(?P<{field}>\d+)"
+
+    return re.compile(_FIELD.sub(group, re.escape(name))), path, starts, layout
+
+
+def _find(name: str, table):
+    """The path and the layout for a name; (None, None) if no line knows it."""
+    for pattern, path, starts, layout in table:
+        match = pattern.fullmatch(name)
+        if match:
+            fields = {
+                field: _value(field, text, starts) for field, text in match.groupdict().items()
+            }
+            return path.format(**fields), layout
+    return None, None
+
+
+def _value(field: str, text: str, starts: dict[str, int]) -> str | int:
+    """What a field of a name becomes in the path."""
+    if field in _CHOICES:
+        return _CHOICES[field][text]
+    return int(text) - starts[field] if field in starts else text
