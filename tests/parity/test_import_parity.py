@@ -1,0 +1,99 @@
+"""The names and shapes of published checkpoints: every tensor finds its variable and vice versa."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+from fixtures import FOLDER, fixture, key_list
+from reference_networks import flagfile
+
+from model.importers.translate import count_classes, recognise, translate
+from model.mask_scoring_rcnn import MaskScoringRCNN
+from model.variables import named_variables
+
+fixture("i_mm_tiny.npz")
+# The network that each list is of: flagfile, and what else its name says.
+NETWORKS = {
+    "detectron2_R-50_pkl": ("detectron2", {"num_classes": 2}),
+    "detectron2_mask_rcnn_R_50_FPN": ("detectron2", {"include_maskiou": False}),
+    "maskscoring_rcnn_R_50_FPN": ("authors", {}),
+    "mmdet_mask_rcnn_r50_fpn_1x_coco": ("mmdetection", {"include_maskiou": False}),
+    "mmdet_ms_rcnn_r50_caffe_fpn_1x_coco": ("mmdetection_caffe", {}),
+    "mmdet_ms_rcnn_r50_fpn_1x_coco": ("mmdetection", {}),
+    "torchvision_fasterrcnn_resnet50_fpn": (
+        "torchvision",
+        {"include_mask": False, "include_maskiou": False},
+    ),
+    "torchvision_maskrcnn_resnet50_fpn": ("torchvision", {"include_maskiou": False}),
+    "torchvision_maskrcnn_resnet50_fpn_v2": ("torchvision_v2", {"include_maskiou": False}),
+    "torchvision_resnet50": ("torchvision", {"num_classes": 2}),
+}
+LISTS = sorted(path.stem for path in (FOLDER / "keys").glob("*.json"))
+
+
+def tensors_of(keys):
+    """One constant a tensor, told apart by its place in the list."""
+    return {
+        name: np.full(entry["shape"], number, np.float32)
+        for number, (name, entry) in enumerate(keys.items(), start=1)
+    }
+
+
+@pytest.fixture(scope="module")
+def shapes_of():
+    """Shapes of the variables of a network, made once for each set of settings."""
+    made = {}
+
+    def get(name, settings):
+        key = name, tuple(sorted(settings.items()))
+        if key not in made:
+            params = flagfile(name)
+            config = dataclasses.replace(params.model, norm="frozen_bn", **settings)
+            variables = named_variables(MaskScoringRCNN(config, params.data))
+            made[key] = {path: tuple(variable.shape) for path, variable in variables.items()}
+        return made[key]
+
+    return get
+
+
+def translated(tensors, name, shapes_of):
+    flags, settings = NETWORKS[name]
+    stride = flagfile(flags).model.resnet_stride_in_1x1
+    family = recognise(tensors, stride)
+    classes = {"num_classes": count_classes(tensors, family)} | settings
+    return translate(tensors, family, shapes_of(flags, classes))
+
+
+@pytest.mark.parametrize("name", [name for name in LISTS if "C4" not in name])
+def test_every_tensor_of_a_published_checkpoint_has_its_place(name, shapes_of):
+    tensors = tensors_of(key_list(name)["keys"])
+    result = translated(tensors, name, shapes_of)
+    assert result.complete, (result.unexpected, result.missing)
+    placed = len(result.matched) + len(result.reshaped) + len(result.skipped)
+    assert placed == len(tensors)
+    is_backbone = result.family.scope == ("backbone/",)
+    assert bool(result.initial) == is_backbone
+    assert all(not path.startswith("backbone/") for path in result.initial)
+    sources = [path for _, path in result.matched + result.reshaped]
+    assert len(sources) == len(set(sources))
+
+
+def test_the_older_names_of_torchvision_lead_to_the_same_variables(shapes_of):
+    name = "torchvision_maskrcnn_resnet50_fpn"
+    keys = key_list(name)
+    older = {new: old for old, new in keys["old_names_to_new"].items()}
+    tensors = tensors_of(keys["keys"])
+    renamed = {older.get(tensor, tensor): value for tensor, value in tensors.items()}
+    assert renamed.keys() != tensors.keys()
+    new = translated(tensors, name, shapes_of)
+    old = translated(renamed, name, shapes_of)
+    assert old.complete
+    for path, value in new.values.items():
+        # The released files have no epsilon, which ours then takes off the variances.
+        shift = 1e-5 if path.endswith("moving_variance") else 0.0
+        np.testing.assert_allclose(old.values[path] + shift, value, rtol=1e-6)
+
+
+def test_detectron2_s_c4_network_is_refused():
+    (name,) = [name for name in LISTS if "C4" in name]
+    assert recognise(key_list(name)["keys"], stride_in_1x1=True) is None
