@@ -94,7 +94,9 @@ class Evaluation:
         return draw_comparison(
             image,
             annotation_instances(annotations, names_by_id, height, width),
-            prediction_instances(prediction, names_by_label, height, width),
+            prediction_instances(
+                prediction, names_by_label, height, width, mask_paste=self._mask_paste
+            ),
         )
 
 

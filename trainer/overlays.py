@@ -44,6 +44,7 @@ def prediction_instances(
     height: int,
     width: int,
     min_score: float = 0.3,
+    mask_paste: str = "exact",
 ) -> list[Instance]:
     """What a prediction of one image shows on a picture of it, best box_score first.
 
@@ -53,6 +54,7 @@ def prediction_instances(
       height: H of the picture, pixels; need not be the network's nor the original's.
       width: W of the picture, pixels.
       min_score: detections with a lower box_score are left out.
+      mask_paste: how masks are pasted, a rule of `model.paste`.
     """
     count = int(prediction["num_detections"])
     valid_height, valid_width = prediction["image_info"][:2]
@@ -67,8 +69,11 @@ def prediction_instances(
         words = [names.get(label, str(label)), f"{scores[index]:.2f}"]
         mask = None
         if "detection_masks" in prediction:
-            mask = paste_mask(prediction["detection_masks"][index], box, height, width)
-            words += [f"{prediction[key][index]:.2f}" for key in ("mask_ious", "mask_scores")]
+            probabilities = prediction["detection_masks"][index]
+            mask = paste_mask(probabilities, box, height, width, rule=mask_paste)
+        # A network without a MaskIoU head has no mask_ious.
+        further = [key for key in ("mask_ious", "mask_scores") if key in prediction]
+        words += [f"{prediction[key][index]:.2f}" for key in further]
         instances.append(Instance(tuple(box), " ".join(words), mask))
     return instances
 

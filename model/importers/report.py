@@ -14,10 +14,14 @@ _NAMED = 4
 def summarise(result: Translation, model: ModelConfig, data: DataConfig) -> Iterator[str]:
     """Yields the lines for the screen: counts, and settings that the weights were not made for."""
     yield f"Weights of {result.family.name}:"
-    yield f"  {len(result.matched)} tensors as they are, {len(result.reshaped)} reordered, "
-    yield f"  {len(result.skipped)} left out on purpose, {len(result.unexpected)} without a place"
-    yield f"  {len(result.values)} variables have values, {len(result.missing)} are missing, "
-    yield f"  {len(result.initial)} stay as initialised"
+    yield (
+        f"  tensors: {len(result.matched)} as they are, {len(result.reshaped)} reordered, "
+        f"{len(result.skipped)} left out on purpose, {len(result.unexpected)} without a place"
+    )
+    yield (
+        f"  variables: {len(result.values)} with values, {len(result.missing)} missing, "
+        f"{len(result.initial)} as initialised"
+    )
     for name, trained_with in result.family.settings.items():
         ours = getattr(model if hasattr(model, name) else data, name)
         if ours != trained_with:

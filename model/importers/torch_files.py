@@ -115,8 +115,9 @@ def _build_tensor(storage: Any, offset: Any, shape: Any, strides: Any, *_: Any) 
 
 
 def _build_typed_tensor(
-    storage: Any, offset: Any, shape: Any, strides: Any, grad: Any, hooks: Any, dtype: Any, *_: Any
+    storage: Any, offset: Any, shape: Any, strides: Any, *more: Any
 ) -> Numbers | Stub:
+    dtype = more[2]  # after whether it requires a gradient, and its hooks
     type_code = _TYPES.get(getattr(dtype, "name", "").removeprefix("torch."))
     if type_code is None:
         return Stub(getattr(dtype, "name", "torch.dtype"))

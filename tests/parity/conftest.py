@@ -1,24 +1,27 @@
 """Writes how near the comparisons came, when PARITY_REPORT names a file (see docs/PARITY.md)."""
 
-import json
 import os
 
 from fixtures import AGREEMENTS
 
+HEAD = (
+    "| operator | reference | comparisons | worst difference | allowed |\n"
+    "| --- | --- | --- | --- | --- |\n"
+)
+
 
 def pytest_sessionfinish(session):
-    """One entry for each operator and reference: comparisons, worst difference, tolerance."""
+    """A table of Markdown with a row for each operator and reference."""
     path = os.environ.get("PARITY_REPORT")
     if not path:
         return
-    rows: dict[tuple[str, str], dict] = {}
+    rows: dict[tuple[str, str], list] = {}
     for entry in AGREEMENTS:
-        row = rows.setdefault(
-            (entry.operator, entry.reference),
-            {"operator": entry.operator, "reference": entry.reference, "cases": 0, "worst": 0.0},
-        )
-        row["cases"] += 1
-        row["worst"] = max(row["worst"], entry.worst)
-        row["allowed"] = entry.allowed
+        row = rows.setdefault((entry.operator, entry.reference), [0, 0.0, entry.allowed])
+        row[0] += 1
+        row[1] = max(row[1], entry.worst)
     with open(path, "w", encoding="utf-8") as file:
-        json.dump(list(rows.values()), file, indent=2)
+        file.write(HEAD)
+        for (operator, reference), (count, worst, allowed) in sorted(rows.items()):
+            worst_text = f"{worst:.2g}" if worst else "0"
+            file.write(f"| {operator} | {reference} | {count} | {worst_text} | {allowed} |\n")

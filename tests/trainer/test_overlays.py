@@ -37,6 +37,32 @@ def prediction():
     }
 
 
+@pytest.mark.parametrize(
+    "absent, label",
+    [
+        ((), "cat 0.90 0.80 0.72"),
+        (("mask_ious",), "cat 0.90 0.72"),
+        (("mask_ious", "mask_scores", "detection_masks"), "cat 0.90"),
+    ],
+)
+def test_labels_show_the_scores_there_are(absent, label):
+    shown = {name: value for name, value in prediction().items() if name not in absent}
+    (best, *_) = prediction_instances(shown, {1: "cat"}, 100, 150)
+    assert best.label == label
+    assert (best.mask is None) == ("detection_masks" in absent)
+
+
+def test_masks_are_pasted_by_the_rule_asked_for():
+    shown = prediction()
+    # From 40.6 to 42.4 on the picture: one row has its centre inside, three rows are touched.
+    shown["detection_boxes"][1] = [81.2, 100, 84.8, 160]
+    exact, integer = (
+        prediction_instances(shown, {}, 100, 150, mask_paste=rule)[0].mask.any(axis=1).sum()
+        for rule in ("exact", "integer")
+    )
+    assert (exact, integer) == (1, 3)
+
+
 def test_prediction_is_scaled_to_the_picture_and_sorted():
     instances = prediction_instances(prediction(), {1: "cat"}, 100, 150)
     assert [instance.label for instance in instances] == ["cat 0.90 0.80 0.72", "2 0.31 0.50 0.25"]

@@ -205,13 +205,14 @@ def test_pickles_that_are_refused(tmp_path, content, sentence):
     assert sentence in str(caught.value)
 
 
-def test_arrays_whose_type_lies_about_pointers_are_refused(tmp_path):
+@pytest.mark.parametrize("code", ["O8", "V8", "f8"])
+def test_arrays_whose_type_lies_about_pointers_are_refused(tmp_path, code):
     # NumPy itself would take the bytes for the addresses of objects.
     fields = {"x": (Call("numpy.dtype", ("O8", False, True)), 0)}
     state = (3, "|", None, ("x",), fields, 8, 1, 0)
-    dtype = Call("numpy.dtype", ("V8", False, True), state)
+    dtype = Call("numpy.dtype", (code, False, True), state)
     array = _ONE._replace(state=(1, (1,), dtype, False, b"\x10" * 8))
-    with pytest.raises(UserError, match="no numbers"):
+    with pytest.raises(UserError, match=f"an array of type '{code}', no numbers"):
         _read(tmp_path, pickled({"a": array}))
 
 
