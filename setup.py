@@ -19,6 +19,7 @@ setup(
     install_requires=[
         "absl-py>=2.0",
         "google-crc32c>=1.5",
+        "h5py>=3.10",
         "numpy>=1.26",
         "Pillow>=10.1",
         "pycocotools>=2.0.7",
