@@ -106,6 +106,12 @@ def batch_features(images: list[np.ndarray], canvas: tuple[int, int]) -> dict[st
     }
 
 
+def box_tolerance(tolerance: dict) -> float:
+    """Pixels: the manifest's, or for the full networks what IoU > .99 leaves."""
+    stated = re.search(r"atol (\S+) px", tolerance["boxes"])
+    return float(stated.group(1)) if stated else 1.0
+
+
 @functools.cache
 def load(file: str) -> Reference:
     """Opens a file of a whole network, i_LIBRARY_NAME.npz."""

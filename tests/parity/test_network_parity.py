@@ -16,7 +16,7 @@ import pytest
 import tensorflow as tf
 from fixtures import FOLDER, agree, fixture, yx
 from pycocotools import mask as coco_mask
-from reference_networks import image_features, load
+from reference_networks import box_tolerance, image_features, load
 
 from data.anchors import AnchorGrid
 from model.box_head import ROI_SIZE
@@ -227,12 +227,6 @@ def test_proposals(detected):
         reference.library,
         atol=box_tolerance(tolerance),
     )
-
-
-def box_tolerance(tolerance):
-    """Pixels: the manifest's, or for the full networks what IoU > .99 leaves."""
-    stated = re.search(r"atol (\S+) px", tolerance["boxes"])
-    return float(stated.group(1)) if stated else 1.0
 
 
 def test_detections_from_end_to_end(detected):

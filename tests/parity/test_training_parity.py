@@ -22,7 +22,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from fixtures import FOLDER, agree, fixture, yx
-from reference_networks import Reference, batch_features, load, network_like
+from reference_networks import Reference, batch_features, box_tolerance, load, network_like
 
 from data.anchor_matching import TIE_TOLERANCE, match
 from data.anchors import AnchorGrid
@@ -56,7 +56,9 @@ LOSSES = {
 # The fixtures' three steps.
 SGD_RATE, SGD_MOMENTUM, SGD_DECAY = 1e-3, 0.9, 1e-4
 # See `test_three_steps_of_sgd`.
-WEIGHT_NOISE, NOISE_RUNS, SPREAD_FACTOR = 1e-5, 3, 4.0
+WEIGHT_NOISE, NOISE_RUNS, SPREAD_FACTOR = 1e-5, 4, 4.0
+# What float noise amounts to in mask logits of some tens.
+LOGIT_NOISE = 1e-3
 
 
 class Run(NamedTuple):
@@ -229,7 +231,7 @@ def test_proposals_of_both_images(run):
             theirs[order],
             "training: proposals, pixels",
             run.reference.library,
-            atol=1e-2,
+            atol=box_tolerance(run.reference.fixture.tolerance),
         )
 
 
@@ -340,14 +342,20 @@ def test_positive_rois_and_their_maskiou_targets(run):
         targets = mask_targets(masks, windows, rois, network.config.mask_size, "bitmap")
         full = ratio_full_areas(targets, area_ratios(masks, windows, rois))
         threshold = network.config.maskiou_target_threshold
+        ours = maskiou_targets(logits, targets, full, threshold).numpy()
+        # A cell whose logit lies within float noise of the threshold may be on either side of it.
+        distance = np.abs(logits.numpy() - math.log(threshold / (1 - threshold)))
+        undecided = (distance < LOGIT_NOISE).sum(axis=(1, 2))
+        predicted = np.maximum((logits.numpy() > 0).sum(axis=(1, 2)), 1)
+        theirs = run.case["mask_iou_targets"][start : start + len(gt)]
         agree(
-            maskiou_targets(logits, targets, full, threshold).numpy(),
-            run.case["mask_iou_targets"][start : start + len(gt)],
+            np.where(np.abs(ours - theirs) <= 2 * undecided / predicted, theirs, ours),
+            theirs,
             "training: MaskIoU targets",
             run.reference.library,
-            # One cell whose logit lies within float noise of the threshold moves a target so far.
-            atol=2e-3,
+            atol=fixture("g_maskiou.npz").tolerance["targets_atol"],
         )
+        assert (undecided == 0).mean() > 0.5
         start += len(gt)
 
 
