@@ -1,6 +1,7 @@
 """The whole network on a synthetic batch: training losses, detections, and their variants."""
 
 import dataclasses
+import operator
 
 import numpy as np
 import pytest
@@ -266,17 +267,28 @@ def test_xla_gives_the_same():
         np.testing.assert_allclose(a, b, atol=1e-2 * np.abs(a).max() + 1e-6, err_msg=variable.path)
 
 
-def test_bfloat16_losses_are_close(network):
-    features, labels = toy_features(), toy_labels()
+@pytest.mark.parametrize(
+    "precision, tolerance, alike", [("mixed_bfloat16", 0.08, 0.95), ("mixed_float16", 0.01, 0.99)]
+)
+def test_losses_and_gradients_in_half_precision_are_close(network, precision, tolerance, alike):
+    labels = toy_labels()
     # All candidates are sampled, so that rounding the scores cannot change who is.
     settings = {"rois_per_image": 80, "rpn_post_nms_train": 15}
-    exact = variant(network, **settings).compute_losses(features, labels)[0]
-    mixed = build_network(toy_params(precision="mixed_bfloat16", **settings))
+    mixed = build_network(toy_params(precision=precision, **settings))
     assert {variable.dtype for variable in mixed.variables} == {"float32"}
-    close = mixed.compute_losses(features, labels)[0]
+    kernels = ("backbone.stem.conv", "mask_head.deconv", "box_head.classes")
+    watched = [
+        [operator.attrgetter(f"{path}.kernel")(each) for path in kernels]
+        for each in (variant(network, **settings), mixed)
+    ]
+    exact, _, gradients = losses_and_gradients(network, labels, watched[0])
+    close, _, mixed_gradients = losses_and_gradients(mixed, labels, watched[1])
     assert all(value.dtype == tf.float32 for value in close.values())
     for name, value in numbers(exact).items():
-        assert float(close[name]) == pytest.approx(value, rel=0.08), name
+        assert float(close[name]) == pytest.approx(value, rel=tolerance), name
+    for ours, theirs in zip(mixed_gradients, gradients, strict=True):
+        cosine = np.sum(ours * theirs) / (np.linalg.norm(ours) * np.linalg.norm(theirs))
+        assert cosine > alike
 
 
 def test_decayed_variables_are_the_trainable_kernels(network):

@@ -43,14 +43,8 @@ def nuclei(tmp_path_factory):
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_nuclei_in_18_minutes(nuclei, tmp_path, seed):
     found = train_and_eval(tmp_path, *nuclei, "--flagfile=configs/nuclei.flags", f"--seed={seed}")
-    assert found["segm"]["AP"] >= 0.44
-    assert found["segm"]["AP50"] >= 0.80
-
-
-def test_nuclei_in_45_minutes(nuclei, tmp_path):
-    steps = ("--train_steps=2000", "--eval_every_steps=2000")
-    found = train_and_eval(tmp_path, *nuclei, "--flagfile=configs/nuclei.flags", *steps)
     assert found["segm"]["AP"] >= 0.47
+    assert found["segm"]["AP50"] >= 0.80
 
 
 def choose_images(dataset, num_images, num_with_crowds):
