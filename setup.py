@@ -18,6 +18,7 @@ setup(
     # therefore installs this package without its dependencies.
     install_requires=[
         "absl-py>=2.0",
+        "faster-coco-eval>=1.8",
         "google-crc32c>=1.5",
         "h5py>=3.10",
         "numpy>=1.26",

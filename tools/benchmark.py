@@ -181,7 +181,8 @@ def _peak_rss_mb() -> float:
 
 def _versions() -> dict[str, str]:
     versions = {"python": platform.python_version()}
-    for package in ("tensorflow", "tensorflow-cpu", "keras", "numpy", "pycocotools"):
+    packages = "tensorflow", "tensorflow-cpu", "keras", "numpy", "pycocotools", "faster-coco-eval"
+    for package in packages:
         try:
             versions[package] = metadata.version(package)
         except metadata.PackageNotFoundError:

@@ -167,22 +167,19 @@ def make_convert(params: Params, values: flags.FlagValues) -> Workload:
 
 def make_evaluate(params: Params, values: flags.FlagValues) -> Workload:
     """COCO evaluation of boxes and masks: 30 detections an image, shifted ground truths."""
-    from pycocotools.coco import COCO
-
-    from trainer.coco_metrics import evaluate_results, load_ground_truth
+    from trainer.average_precision import evaluate_results
+    from trainer.coco_metrics import load_ground_truth
 
     if not params.train.eval_annotation_file:
         raise UserError("--eval_annotation_file is not set: name a COCO JSON file to evaluate on.")
-    ground_truth = COCO()
-    ground_truth.dataset = load_ground_truth(params.train.eval_annotation_file, "")
-    with contextlib.redirect_stdout(io.StringIO()):
-        ground_truth.createIndex()
-    results = shift_ground_truth(ground_truth.dataset, np.random.default_rng(params.data.seed))
+    ground_truth = load_ground_truth(params.train.eval_annotation_file, "")
+    image_ids = [image["id"] for image in ground_truth["images"]]
+    results = shift_ground_truth(ground_truth, np.random.default_rng(params.data.seed))
 
     def run() -> int:
         for kind in ("bbox", "segm"):
-            evaluate_results(ground_truth, results, kind, ground_truth.getImgIds())
-        return len(ground_truth.imgs)
+            evaluate_results(ground_truth, results, kind, image_ids)
+        return len(image_ids)
 
     return run
 

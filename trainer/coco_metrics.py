@@ -2,8 +2,7 @@
 
 Boxes are ranked by `box_score` (the class probability); masks by `mask_score`, which is the class
 probability times the predicted IoU of the mask (Mask Scoring R-CNN, section 3.3), and once more by
-`box_score`, so that one evaluation shows what the mask score is worth. The numbers are
-pycocotools' own.
+`box_score`, so that one evaluation shows what the mask score is worth.
 
 Axes: N detections an image; M mask side; H, W original image.
 """
@@ -11,17 +10,12 @@ Axes: N detections an image; M mask side; H, W original image.
 from __future__ import annotations
 
 import collections
-import contextlib
-import io
 import json
 import logging
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
-from pycocotools import mask as coco_mask
-from pycocotools.coco import COCO
-from pycocotools.cocoeval import COCOeval
 
 from data.coco import (
     InvalidAnnotation,
@@ -33,7 +27,8 @@ from data.coco import (
 from data.errors import UserError
 from data.files import whole_file
 from model.paste import encode_counts, paste_rle
-from trainer.coco_report import METRICS, explain_unmeasured, format_table
+from trainer.average_precision import evaluate_results
+from trainer.coco_report import explain_unmeasured, format_table
 
 
 def load_ground_truth(annotation_file: str, eval_file_pattern: str) -> dict:
@@ -103,51 +98,6 @@ def _complete(annotation: Mapping, height: int, width: int) -> dict:
     return complete
 
 
-def evaluate_results(
-    ground_truth: COCO, results: Sequence[Mapping], kind: str, image_ids: Iterable[int]
-) -> tuple[dict[str, float], dict[int, float]]:
-    """Runs COCO's evaluation of one kind of result.
-
-    Args:
-      ground_truth: the ground truth; every annotation has area and iscrowd, and with kind "segm"
-        a segmentation.
-      results: entries in COCO results format, with bbox or segmentation as the kind asks; may be
-        empty.
-      kind: "bbox" or "segm".
-      image_ids: images that take part.
-
-    Returns:
-      The 12 numbers of `METRICS`, and AP by COCO category id; -1 where no ground truth exists.
-    """
-    with contextlib.redirect_stdout(io.StringIO()):
-        evaluation = COCOeval(ground_truth, _index_results(ground_truth, results, kind), kind)
-        evaluation.params.imgIds = sorted(image_ids)
-        evaluation.evaluate()
-        evaluation.accumulate()
-        evaluation.summarize()
-    by_category = {}
-    for index, category_id in enumerate(evaluation.params.catIds):
-        precision = evaluation.eval["precision"][:, :, index, 0, -1]
-        measured = precision[precision > -1]
-        by_category[category_id] = float(measured.mean()) if measured.size else -1.0
-    return dict(zip(METRICS, evaluation.stats.tolist(), strict=True)), by_category
-
-
-def _index_results(ground_truth: COCO, results: Sequence[Mapping], kind: str) -> COCO:
-    """What `COCO.loadRes` does, for an empty list of results as well."""
-    annotations = []
-    for number, result in enumerate(results, 1):
-        if kind == "segm":
-            area = float(coco_mask.area(result["segmentation"]))
-        else:
-            area = result["bbox"][2] * result["bbox"][3]
-        annotations.append({**result, "id": number, "area": area, "iscrowd": 0})
-    indexed = COCO()
-    indexed.dataset = {**ground_truth.dataset, "annotations": annotations}
-    indexed.createIndex()
-    return indexed
-
-
 class CocoEvaluator:
     """Collects predictions image by image, writes them as COCO results and measures them."""
 
@@ -173,9 +123,11 @@ class CocoEvaluator:
         self._ids_by_label = {c["label"]: c["id"] for c in categories}
         self._names_by_id = {c["id"]: c["name"] for c in categories}
         self._ground_truth = None
+        self._images: set[int] = set()
         if ground_truth is not None:
             self._check_categories(ground_truth["categories"])
-            self._ground_truth = _index_ground_truth(ground_truth, self._names_by_id)
+            self._ground_truth = _complete_ground_truth(ground_truth, self._names_by_id)
+            self._images = {image["id"] for image in ground_truth["images"]}
         self._predicted: set[int] = set()
         self._boxes: list[dict] = []
         self._masks: list[dict] = []
@@ -234,7 +186,7 @@ class CocoEvaluator:
                 f"image {image_id} was predicted twice; every image id may stand once in the "
                 "evaluation records, so convert them again from a file without duplicates."
             )
-        if self._ground_truth is not None and image_id not in self._ground_truth.imgs:
+        if self._ground_truth is not None and image_id not in self._images:
             raise UserError(
                 f"image {image_id} was predicted but is not in the ground truth; evaluate against "
                 "the annotation file that the evaluation records were converted from."
@@ -290,16 +242,16 @@ class CocoEvaluator:
         }
 
     def _measures_masks(self) -> bool:
-        annotations = self._ground_truth.dataset["annotations"]
+        annotations = self._ground_truth["annotations"]
         return self._masks_predicted and all(a.get("segmentation") for a in annotations)
 
     def explain(self, metrics: Mapping) -> list[str]:
         """Says of every AP that is -1, and of everything left out, why it is so."""
         sentences = []
-        missing = self._ground_truth.imgs.keys() - self._predicted
+        missing = self._images - self._predicted
         if missing:
             sentences.append(
-                f"{len(missing)} of the {len(self._ground_truth.imgs)} images of the ground truth "
+                f"{len(missing)} of the {len(self._images)} images of the ground truth "
                 f"were not predicted and take no part (image {min(missing)} is one)."
             )
         if self._masks_predicted and not self._measures_masks():
@@ -313,7 +265,7 @@ class CocoEvaluator:
         """Annotated areas of the objects that count: in evaluated images, no crowds."""
         return np.array([
             annotation["area"]
-            for annotation in self._ground_truth.dataset["annotations"]
+            for annotation in self._ground_truth["annotations"]
             if annotation["image_id"] in self._predicted and not annotation["iscrowd"]
         ])  # fmt: skip
 
@@ -351,23 +303,15 @@ def _short(score: np.ndarray) -> float:
     return float(str(np.float32(score)))
 
 
-def _index_ground_truth(ground_truth: Mapping, names_by_id: Mapping[int, str]) -> COCO:
-    """A COCO index over a complete copy, whose annotations are numbered from 1.
-
-    pycocotools takes annotation id 0 for "no match", and changes annotations while it evaluates.
-    """
+def _complete_ground_truth(ground_truth: Mapping, names_by_id: Mapping[int, str]) -> dict:
+    """A copy with complete annotations and all categories."""
     images = {image["id"]: image for image in ground_truth["images"]}
     annotations = []
-    for number, annotation in enumerate(ground_truth["annotations"], 1):
+    for annotation in ground_truth["annotations"]:
         image = images[annotation["image_id"]]
-        complete = _complete(annotation, image["height"], image["width"])
-        annotations.append({**complete, "id": number})
-    indexed = COCO()
-    indexed.dataset = {
+        annotations.append(_complete(annotation, image["height"], image["width"]))
+    return {
         "images": ground_truth["images"],
         "annotations": annotations,
         "categories": [{"id": key, "name": name} for key, name in names_by_id.items()],
     }
-    with contextlib.redirect_stdout(io.StringIO()):
-        indexed.createIndex()
-    return indexed

@@ -1,27 +1,30 @@
 """Writes how near the comparisons came, when PARITY_REPORT names a file (see docs/PARITY.md)."""
 
 import os
+from collections import defaultdict
 
 from fixtures import AGREEMENTS
 
 HEAD = (
-    "| operator | reference | comparisons | worst difference | allowed |\n"
-    "| --- | --- | --- | --- | --- |\n"
+    "| operator | comparisons | worst difference by reference | allowed |\n"
+    "| --- | --- | --- | --- |\n"
 )
 
 
 def pytest_sessionfinish(session):
-    """A table of Markdown with a row for each operator and reference."""
+    """A table of Markdown with a row for each operator."""
     path = os.environ.get("PARITY_REPORT")
     if not path:
         return
-    rows: dict[tuple[str, str], list] = {}
+    operators = defaultdict(list)
     for entry in AGREEMENTS:
-        row = rows.setdefault((entry.operator, entry.reference), [0, 0.0, entry.allowed])
-        row[0] += 1
-        row[1] = max(row[1], entry.worst)
+        operators[entry.operator].append(entry)
     with open(path, "w", encoding="utf-8") as file:
         file.write(HEAD)
-        for (operator, reference), (count, worst, allowed) in sorted(rows.items()):
-            worst_text = f"{worst:.2g}" if worst else "0"
-            file.write(f"| {operator} | {reference} | {count} | {worst_text} | {allowed} |\n")
+        for operator, entries in sorted(operators.items()):
+            worst = defaultdict(float)
+            for entry in entries:
+                worst[entry.reference] = max(worst[entry.reference], entry.worst)
+            cells = [f"{name} {number:.1g}" for name, number in sorted(worst.items())]
+            allowed = " or ".join(sorted({entry.allowed for entry in entries})[:2])
+            file.write(f"| {operator} | {len(entries)} | {' · '.join(cells)} | {allowed} |\n")

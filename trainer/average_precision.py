@@ -1,0 +1,168 @@
+"""Average precision and recall of detections, as COCO defines them.
+
+The numbers are those of pycocotools' COCOeval, up to rounding, from the C++ of faster-coco-eval.
+
+Axes: T IoU thresholds; R recall thresholds; K categories; A area ranges; D detections allowed an
+image.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from faster_coco_eval import COCO, COCOeval_faster
+from pycocotools import mask as coco_mask
+
+from trainer.coco_report import METRICS
+
+_LOGGER = logging.getLogger(__name__)
+_SHAPES = {"bbox": "bbox", "segm": "segmentation"}
+_ONLY_CATEGORY = {"id": 1}
+
+
+class Curves(NamedTuple):
+    """What COCO's numbers are means of; -1 where no ground truth exists.
+
+    precision: float64 [T, R, K, A, D], the highest at this recall or above it.
+    recall: float64 [T, K, A, D].
+    """
+
+    precision: np.ndarray
+    recall: np.ndarray
+
+
+def evaluate_results(
+    ground_truth: Mapping, results: Sequence[Mapping], kind: str, image_ids: Iterable[int]
+) -> tuple[dict[str, float], dict[int, float]]:
+    """Runs COCO's evaluation of one kind of result.
+
+    Args:
+      ground_truth: COCO-format dict; every annotation has area and iscrowd, and with kind "segm"
+        a segmentation in any of its forms.
+      results: entries in COCO results format, with bbox or, as compressed RLE, segmentation as
+        the kind asks; may be empty. Of equal scores in an image the earlier entry ranks first.
+      kind: "bbox" or "segm".
+      image_ids: images of the ground truth that take part.
+
+    Returns:
+      The 12 numbers of `METRICS`, and AP by COCO category id; -1 where no ground truth exists.
+    """
+    curves = measure_curves(ground_truth, results, kind, image_ids)
+    summary = COCOeval_faster(iouType=kind, print_function=_LOGGER.debug)
+    summary.eval = curves._asdict()
+    summary.summarize()
+    by_category = {}
+    for index, category_id in enumerate(_category_ids(ground_truth)):
+        # Objects of every size, 100 detections an image.
+        precision = curves.precision[:, :, index, 0, -1]
+        measured = precision[precision > -1]
+        by_category[category_id] = float(measured.mean()) if measured.size else -1.0
+    return dict(zip(METRICS, summary.stats.tolist(), strict=True)), by_category
+
+
+def measure_curves(
+    ground_truth: Mapping, results: Sequence[Mapping], kind: str, image_ids: Iterable[int]
+) -> Curves:
+    """Precision and recall of one kind of result, the K categories by ascending COCO id.
+
+    Takes what `evaluate_results` takes. The categories are measured one after the other, because
+    the evaluator looks at every category in every image that it is given, and most have neither
+    an object nor a detection there.
+    """
+    numbers = {image_id: number for number, image_id in enumerate(sorted(image_ids))}
+    sizes = {
+        numbers[image["id"]]: {"height": image["height"], "width": image["width"]}
+        for image in ground_truth["images"]
+        if image["id"] in numbers
+    }
+    shape = _SHAPES[kind]
+    truths = _by_category(ground_truth["annotations"], ("area", "iscrowd", shape), numbers)
+    found = _by_category(results, ("score", shape), numbers)
+    category_ids = _category_ids(ground_truth)
+    curves = _unmeasured(kind, len(category_ids))
+    for index, category_id in enumerate(category_ids):
+        if category_id in truths:
+            entries = truths[category_id], found.get(category_id, [])
+            measured = _measure_category(*entries, kind, sizes)
+            curves.precision[:, :, index] = measured["precision"][:, :, 0]
+            curves.recall[:, index] = measured["recall"][:, 0]
+    return curves
+
+
+def _category_ids(ground_truth: Mapping) -> list[int]:
+    return sorted({category["id"] for category in ground_truth["categories"]})
+
+
+def _unmeasured(kind: str, num_categories: int) -> Curves:
+    params = COCOeval_faster(iouType=kind).params
+    t, r, a, d = (len(p) for p in (params.iouThrs, params.recThrs, params.areaRng, params.maxDets))
+    k = num_categories
+    return Curves(np.full([t, r, k, a, d], -1.0), np.full([t, k, a, d], -1.0))
+
+
+def _by_category(
+    entries: Iterable[Mapping], fields: Sequence[str], numbers: Mapping[int, int]
+) -> dict[int, list[dict]]:
+    """Some fields of the entries of the numbered images, by COCO's id of the category.
+
+    Images are called by their number: the evaluator passes ids through float64, which cannot tell
+    apart those above 2⁵³, such as the hashes of file names. Annotations are numbered from 1: id 0
+    means "no match" there.
+    """
+    by_category: dict[int, list[dict]] = {}
+    for entry in entries:
+        if entry["image_id"] in numbers:
+            same = by_category.setdefault(entry["category_id"], [])
+            copied = {field: entry[field] for field in fields}
+            copied["id"] = len(same) + 1
+            copied["image_id"] = numbers[entry["image_id"]]
+            copied["category_id"] = _ONLY_CATEGORY["id"]
+            same.append(copied)
+    return by_category
+
+
+def _measure_category(
+    truths: list[dict], found: list[dict], kind: str, sizes: Mapping[int, Mapping]
+) -> dict[str, np.ndarray]:
+    """The evaluator's arrays for one category: K is 1."""
+    _add_areas(found, kind)
+    wanted = {entry["image_id"] for entry in truths}
+    offered = {entry["image_id"] for entry in found}
+    if kind == "segm":
+        _drop_masks((*truths, *found), wanted & offered)
+    images = [{"id": number, **sizes[number]} for number in wanted | offered]
+    evaluation = COCOeval_faster(
+        _index(truths, images),
+        _index(found, images),
+        kind,
+        print_function=_LOGGER.debug,
+        # The library holds Python's lock while it computes IoUs: more threads would only wait.
+        rle_iou_max_workers=1,
+    )
+    evaluation.evaluate()
+    return evaluation.eval
+
+
+def _add_areas(found: Iterable[dict], kind: str) -> None:
+    for result in found:
+        if kind == "segm":
+            result["area"] = float(coco_mask.area(result["segmentation"]))
+        else:
+            result["area"] = result["bbox"][2] * result["bbox"][3]
+
+
+def _drop_masks(entries: Iterable[dict], matchable: set[int]) -> None:
+    """Removes masks that have no counterpart in their image: decoding them costs the most."""
+    for entry in entries:
+        if entry["image_id"] not in matchable:
+            del entry["segmentation"]
+
+
+def _index(entries: list[dict], images: list[dict]) -> COCO:
+    indexed = COCO()
+    indexed.dataset = {"images": images, "annotations": entries, "categories": [_ONLY_CATEGORY]}
+    indexed.createIndex()
+    return indexed
