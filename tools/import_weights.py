@@ -23,6 +23,8 @@ from data.files import whole_file
 from trainer.config import Params
 from trainer.flags import parse_flags_with, refuse_flags
 
+_UNUSED_COCO_IDS = frozenset((12, 26, 29, 30, 45, 66, 68, 69, 71, 83))
+
 
 def run(argv: list[str] | None = None) -> None:
     """Parses the command line and imports; exits with 1 after one sentence when it is refused."""
@@ -34,19 +36,27 @@ def run(argv: list[str] | None = None) -> None:
         if not value:
             refuse_flags(f"--{name} is missing.")
     try:
-        import_weights(params, **options, allow_partial=flag_values["allow_partial"].value)
+        import_weights(
+            params,
+            **options,
+            keep_classes=flag_values["keep_classes"].value,
+            allow_partial=flag_values["allow_partial"].value,
+        )
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(1) from None
 
 
-def import_weights(params: Params, source: str, output: str, allow_partial: bool) -> None:
+def import_weights(
+    params: Params, source: str, output: str, keep_classes: str, allow_partial: bool
+) -> None:
     """Reads `source`, writes a checkpoint of the network under the prefix `output`, and a report.
 
     Args:
         params: the network's settings; without `--num_classes` the file decides.
         source: a .pth, .pkl, .h5 or .npz file.
         output: prefix of the checkpoint.
+        keep_classes: the file's classes to keep, as the flag of that name takes them.
         allow_partial: leave out what does not fit, and initialise what the file has not.
 
     Raises:
@@ -68,10 +78,13 @@ def import_weights(params: Params, source: str, output: str, allow_partial: bool
             f"The tensors of {source} have names of no program that is known here: "
             f"{', '.join(list(tensors)[:4])}."
         )
-    params = _with_num_classes(params, count_classes(tensors, family), source)
+    found = count_classes(tensors, family)
+    kept = parse_classes(keep_classes, found)
+    params = _with_num_classes(params, len(kept) + 1 if kept else found, source)
     network = build_network(params)
     variables = named_variables(network)
-    result = translate(tensors, family, {path: tuple(v.shape) for path, v in variables.items()})
+    shapes = {path: tuple(variable.shape) for path, variable in variables.items()}
+    result = translate(tensors, family, shapes, kept)
     print("\n".join(summarise(result, params.model, params.data)))
     if not result.complete and not allow_partial:
         raise UserError(explain_refusal(result, source))
@@ -87,12 +100,42 @@ def import_weights(params: Params, source: str, output: str, allow_partial: bool
 def _define_flags(flag_values: flags.FlagValues) -> None:
     flags.DEFINE_string("source", "", "The file to import.", flag_values=flag_values)
     flags.DEFINE_string("output", "", "Prefix of the checkpoint to write.", flag_values=flag_values)
+    flags.DEFINE_string(
+        "keep_classes",
+        "",
+        "The file's classes to keep as classes 1, 2, ...: a comma list of numbers that count from "
+        "1 after the background, or coco91 for the 80 of COCO's ids that are in use (torchvision's "
+        "weights have an output for each of the ids up to 90).",
+        flag_values=flag_values,
+    )
     flags.DEFINE_boolean(
         "allow_partial",
         False,
         "Leave out tensors that do not fit and initialise variables that the file has not.",
         flag_values=flag_values,
     )
+
+
+def parse_classes(text: str, found: int | None) -> list[int]:
+    """The classes that --keep_classes names, of a file with `found` classes, the background too.
+
+    Raises:
+        UserError: `text` is neither coco91 nor numbers of classes that the file has.
+    """
+    if text == "coco91" and found == 91:
+        return [number for number in range(1, 91) if number not in _UNUSED_COCO_IDS]
+    try:
+        classes = [int(number) for number in text.split(",")] if text else []
+    except ValueError:
+        classes = [0]
+    if classes and found is None:
+        raise UserError(f"--keep_classes={text} is of no use: the file has no outputs for classes.")
+    if any(not 1 <= number < found for number in classes):
+        raise UserError(
+            f"--keep_classes={text} has to be coco91 or numbers from 1 to {found - 1}, the classes "
+            "that the file has outputs for."
+        )
+    return classes
 
 
 def _with_num_classes(params: Params, found: int | None, source: str) -> Params:

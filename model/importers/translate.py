@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
@@ -23,6 +23,13 @@ _CHOICES = {
     "bn": _BATCH_NORM,
     "wb": _WEIGHT_OR_BIAS,
     "keras_bn": {name: name for name in _BATCH_NORM.values()},
+}
+# Layers with outputs for every class, and how many.
+_CLASSWISE = {
+    "box_head/classes": 1,
+    "box_head/deltas": 4,
+    "mask_head/logits": 1,
+    "maskiou_head/maskiou": 1,
 }
 _FIELD = re.compile(r"\\{(\w+)(?::(\d))?\\}")
 
@@ -92,7 +99,10 @@ def place(name: str, family: Family) -> tuple[str, Layout] | None:
 
 
 def translate(
-    tensors: Mapping[str, np.ndarray], family: Family, shapes: Mapping[str, tuple[int, ...]]
+    tensors: Mapping[str, np.ndarray],
+    family: Family,
+    shapes: Mapping[str, tuple[int, ...]],
+    keep_classes: Sequence[int] = (),
 ) -> Translation:
     """Finds a variable for each tensor and a tensor for each variable.
 
@@ -104,6 +114,8 @@ def translate(
         tensors: of the file, by name.
         family: whose names they are.
         shapes: of this network's variables, by path.
+        keep_classes: the file's classes, counted from 1 after the background, that become classes
+            1, 2, … here; all of them if empty.
     """
     result = Translation(family)
     table = [_compile(line) for line in family.lines]
@@ -119,7 +131,8 @@ def translate(
         elif path.endswith("/folded_bias"):
             folded[path.removesuffix("conv/folded_bias")] = (name, tensor)
         else:
-            _assign(result, name, tensor, layout(tensor), path, shapes)
+            value = _keep(layout(tensor), path, keep_classes) if keep_classes else layout(tensor)
+            _assign(result, name, tensor, value, path, shapes)
     _complete_norms(result, folded, shapes)
     _adapt_epsilon(result)
     for path in shapes:
@@ -127,6 +140,16 @@ def translate(
             expected = path.startswith(family.scope)
             (result.missing if expected else result.initial).append(path)
     return result
+
+
+def _keep(value: np.ndarray, path: str, classes: Sequence[int]) -> np.ndarray:
+    """Takes the background and some classes out of class-wise outputs [..., K · entries]."""
+    layer = path.rpartition("/")[0]
+    if layer not in _CLASSWISE:
+        return value
+    entries = _CLASSWISE[layer]
+    by_class = value.reshape(*value.shape[:-1], -1, entries)
+    return by_class[..., [0, *classes], :].reshape(*value.shape[:-1], -1)
 
 
 def _assign(result, name, tensor, value, path, shapes) -> None:

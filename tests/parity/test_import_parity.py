@@ -10,6 +10,7 @@ from reference_networks import flagfile
 from model.importers.translate import count_classes, recognise, translate
 from model.mask_scoring_rcnn import MaskScoringRCNN
 from model.variables import named_variables
+from tools.import_weights import parse_classes
 
 fixture("i_mm_tiny.npz")
 # The network that each list is of: flagfile, and what else its name says.
@@ -92,6 +93,24 @@ def test_the_older_names_of_torchvision_lead_to_the_same_variables(shapes_of):
         # The released files have no epsilon, which ours then takes off the variances.
         shift = 1e-5 if path.endswith("moving_variance") else 0.0
         np.testing.assert_allclose(old.values[path] + shift, value, rtol=1e-6)
+
+
+def test_torchvision_s_outputs_for_unused_ids_can_be_left_out(shapes_of):
+    name = "torchvision_maskrcnn_resnet50_fpn"
+    tensors = tensors_of(key_list(name)["keys"])
+    names = [f"roi_heads.box_predictor.cls_score.{kind}" for kind in ("weight", "bias")]
+    for tensor in names:
+        tensors[tensor] = tensors[tensor] * 0 + np.arange(91).reshape(
+            -1, *[1] * (tensors[tensor].ndim - 1)
+        )
+    kept = parse_classes("coco91", 91)
+    assert len(kept) == 80 and kept[:12] == [*range(1, 12), 13] and kept[-1] == 90
+    settings = {"num_classes": 81, "include_maskiou": False}
+    family = recognise(tensors, stride_in_1x1=False)
+    result = translate(tensors, family, shapes_of("torchvision", settings), kept)
+    assert result.complete
+    np.testing.assert_array_equal(result.values["box_head/classes/bias"], [0, *kept])
+    np.testing.assert_array_equal(result.values["box_head/classes/kernel"][5], [0, *kept])
 
 
 def test_detectron2_s_c4_network_is_refused():

@@ -10,9 +10,10 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "model" / "
 from resnet_tensors import WIDTH, resnet18_tensors  # noqa: E402
 
 from data.config import DataConfig
+from data.errors import UserError
 from model.config import ModelConfig
 from model.mask_scoring_rcnn import MaskScoringRCNN
-from tools.import_weights import run
+from tools.import_weights import parse_classes, run
 from trainer.checkpoints import load_network
 
 SMALL = {
@@ -88,9 +89,19 @@ def test_what_cannot_be_used_is_one_sentence(source, tmp_path, capsys):
     assert "names of no program that is known here: a, b" in refused(capsys, 1, other)
     missing = flags(source=tmp_path / "absent.pth", output=output, num_classes=4, **SMALL)
     assert "absent.pth" in refused(capsys, 1, missing)
+    chosen = [*other, f"--source={source}", "--keep_classes=1,2"]
+    assert "the file has no outputs for classes" in refused(capsys, 1, chosen)
     unsaid = flags(source=source, output=output, **SMALL)
     assert "give --num_classes" in refused(capsys, 1, unsaid)
     assert "--output is missing" in refused(capsys, 2, flags(source=source, num_classes=4, **SMALL))
     group_norm = flags(source=source, output=output, num_classes=4, **(SMALL | {"norm": "gn"}))
     assert "batch norm" in refused(capsys, 1, group_norm)
     assert not output.exists() and not list(tmp_path.glob("out*"))
+
+
+def test_classes_are_named_by_number():
+    assert parse_classes("", 5) == []
+    assert parse_classes("3,1", 5) == [3, 1]
+    for text in ("0", "5", "cat", "1,,2", "coco91"):
+        with pytest.raises(UserError, match="numbers from 1 to 4"):
+            parse_classes(text, 5)

@@ -174,6 +174,24 @@ def test_own_names_are_paths(network):
     np.testing.assert_array_equal(result.values["mask_head/logits/bias"], np.ones(3))
 
 
+def test_some_classes_are_kept_in_the_order_asked_for(network):
+    rng = np.random.default_rng(0)
+    logits = rng.standard_normal((6, 8)).astype(np.float32)  # the background and five classes
+    deltas = rng.standard_normal((24, 8)).astype(np.float32)
+    tensors = {
+        "roi_heads.box_predictor.cls_score.weight": logits,
+        "roi_heads.box_predictor.bbox_pred.weight": deltas,
+        "rpn.head.cls_logits.bias": np.arange(3, dtype=np.float32),
+    }
+    family, shapes = families.TORCHVISION, shapes_of(network)
+    result = translate(tensors, family, shapes, keep_classes=[4, 2])
+    assert not result.unexpected
+    np.testing.assert_array_equal(result.values["box_head/classes/kernel"], logits[[0, 4, 2]].T)
+    kept = deltas.reshape(6, 4, 8)[[0, 4, 2]][:, [1, 0, 3, 2]]
+    np.testing.assert_array_equal(result.values["box_head/deltas/kernel"], kept.reshape(12, 8).T)
+    np.testing.assert_array_equal(result.values["rpn_head/objectness/bias"], [0, 1, 2])
+
+
 def test_names_tell_programs_apart():
     signatures = {family.name: family.signature for family in families.FAMILIES}
     assert len(set(signatures.values())) == len(signatures)
