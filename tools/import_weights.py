@@ -1,10 +1,11 @@
-"""Turns weights of torchvision, Detectron2, mmdetection or Keras into a checkpoint of this network.
+"""Turns the weights of another program into a checkpoint of this network.
 
     python tools/import_weights.py --source=resnet50_fpn.pth --output=weights/torchvision \\
       --flagfile=configs/r50.flags --flagfile=configs/finetune.flags \\
       --flagfile=configs/torchvision.flags
 
-The checkpoint is for --init_checkpoint. What became of every tensor is written to OUTPUT.report.txt
+Torchvision, Detectron2, mmdetection, Keras and the code of the paper's authors are known. The
+checkpoint is for --init_checkpoint. What became of every tensor is written to OUTPUT.report.txt
 and counted on the screen. Without --allow_partial every tensor of the file must find its variable
 and every variable its tensor; only an ImageNet ResNet may leave the rest of the network as it is
 initialised. Nothing that the file contains is executed.
@@ -31,38 +32,49 @@ def run(argv: list[str] | None = None) -> None:
     params, flag_values = parse_flags_with(
         argv or sys.argv, "Imports the weights of another program.", _define_flags
     )
-    options = {name: flag_values[name].value for name in ("source", "output")}
-    for name, value in options.items():
-        if not value:
+    options = ImportOptions(
+        **{field.name: flag_values[field.name].value for field in dataclasses.fields(ImportOptions)}
+    )
+    for name in ("source", "output"):
+        if not getattr(options, name):
             refuse_flags(f"--{name} is missing.")
+    if options.output.endswith("/"):
+        refuse_flags(f"--output={options.output}: expected a file's name after the folder.")
+    if options.channel_order not in ("", "rgb", "bgr"):
+        refuse_flags(f"--channel_order={options.channel_order}: expected rgb or bgr.")
     try:
-        import_weights(
-            params,
-            **options,
-            keep_classes=flag_values["keep_classes"].value,
-            allow_partial=flag_values["allow_partial"].value,
-        )
+        import_weights(params, options)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(1) from None
 
 
-def import_weights(
-    params: Params, source: str, output: str, keep_classes: str, allow_partial: bool
-) -> None:
-    """Reads `source`, writes a checkpoint of the network under the prefix `output`, and a report.
+@dataclasses.dataclass(frozen=True)
+class ImportOptions:
+    """What to import and how; each field is a flag that says what it means."""
+
+    source: str
+    output: str
+    keep_classes: str = ""
+    channel_order: str = ""
+    batch_norm_epsilon: float | None = None
+    allow_partial: bool = False
+
+
+def import_weights(params: Params, options: ImportOptions) -> None:
+    """Writes a checkpoint of the network with the weights of a file, and a report.
 
     Args:
         params: the network's settings; without `--num_classes` the file decides.
-        source: a .pth, .pkl, .h5 or .npz file.
-        output: prefix of the checkpoint.
-        keep_classes: the file's classes to keep, as the flag of that name takes them.
-        allow_partial: leave out what does not fit, and initialise what the file has not.
+        options: the file and how to read it.
 
     Raises:
-        UserError: the file cannot be read, is of no known program, or does not fit.
+        UserError: the file cannot be read, is of no known program, or does not fit; or the
+            checkpoint cannot be written.
     """
+    source, output = options.source, options.output
     # TensorFlow starts here, so that --help and bad flags answer at once.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     import tensorflow as tf
 
     from model.importers.report import explain_refusal, itemise, summarise
@@ -78,22 +90,34 @@ def import_weights(
             f"The tensors of {source} have names of no program that is known here: "
             f"{', '.join(list(tensors)[:4])}."
         )
+    overrides = {
+        name: getattr(options, name)
+        for name in ("channel_order", "batch_norm_epsilon")
+        if getattr(options, name) not in ("", None)
+    }
+    family = dataclasses.replace(family, **overrides)
     found = count_classes(tensors, family)
-    kept = parse_classes(keep_classes, found)
+    kept = parse_classes(options.keep_classes, found)
     params = _with_num_classes(params, len(kept) + 1 if kept else found, source)
     network = build_network(params)
     variables = named_variables(network)
     shapes = {path: tuple(variable.shape) for path, variable in variables.items()}
     result = translate(tensors, family, shapes, kept)
     print("\n".join(summarise(result, params.model, params.data)))
-    if not result.complete and not allow_partial:
+    if not result.complete and not options.allow_partial:
         raise UserError(explain_refusal(result, source))
     for path, value in result.values.items():
         variables[path].assign(value)
-    _make_folder(output)
-    with whole_file(f"{output}.report.txt", "w") as file:
-        file.writelines(f"{line}\n" for line in itemise(result))
-    tf.train.Checkpoint(network=network).write(output)
+    try:
+        os.makedirs(os.path.dirname(output) or ".", exist_ok=True)
+        with whole_file(f"{output}.report.txt") as file:
+            file.writelines(f"{line}\n" for line in itemise(result))
+        tf.train.Checkpoint(network=network).write(output)
+    except (OSError, tf.errors.OpError) as error:
+        reason = getattr(error, "strerror", None) or getattr(error, "message", "")
+        raise UserError(
+            f"--output={output} cannot be written ({reason}): name a file in another folder."
+        ) from None
     print(f"Wrote {output}: give it as --init_checkpoint ({output}.report.txt has the details).")
 
 
@@ -106,6 +130,19 @@ def _define_flags(flag_values: flags.FlagValues) -> None:
         "The file's classes to keep as classes 1, 2, ...: a comma list of numbers that count from "
         "1 after the background, or coco91 for the 80 of COCO's ids that are in use (torchvision's "
         "weights have an output for each of the ids up to 90).",
+        flag_values=flag_values,
+    )
+    flags.DEFINE_string(
+        "channel_order",
+        "",
+        "Order of the colours that the weights take, rgb or bgr; empty: the program's usual one.",
+        flag_values=flag_values,
+    )
+    flags.DEFINE_float(
+        "batch_norm_epsilon",
+        None,
+        "What the weights' batch norms add to variances; empty: the program's usual number "
+        "(torchvision's files of 2019, and what was trained on from them, have 0).",
         flag_values=flag_values,
     )
     flags.DEFINE_boolean(
@@ -132,8 +169,8 @@ def parse_classes(text: str, found: int | None) -> list[int]:
         raise UserError(f"--keep_classes={text} is of no use: the file has no outputs for classes.")
     if any(not 1 <= number < found for number in classes):
         raise UserError(
-            f"--keep_classes={text} has to be coco91 or numbers from 1 to {found - 1}, the classes "
-            "that the file has outputs for."
+            f"--keep_classes={text}: expected numbers from 1 to {found - 1}, the classes that the "
+            f"file has outputs for{', or coco91' if found == 91 else ''}."
         )
     return classes
 
@@ -141,6 +178,8 @@ def parse_classes(text: str, found: int | None) -> list[int]:
 def _with_num_classes(params: Params, found: int | None, source: str) -> Params:
     if params.model.num_classes:
         return params
+    if found is not None and found < 2:
+        raise UserError(f"{source} has outputs for {found} class: give --num_classes.")
     if found is None:
         raise UserError(
             f"{source} does not say how many classes there are: give --num_classes, the "
@@ -148,16 +187,6 @@ def _with_num_classes(params: Params, found: int | None, source: str) -> Params:
         )
     model = dataclasses.replace(params.model, num_classes=found)
     return dataclasses.replace(params, model=model)
-
-
-def _make_folder(output: str) -> None:
-    folder = os.path.dirname(output) or "."
-    try:
-        os.makedirs(folder, exist_ok=True)
-    except OSError as error:
-        raise UserError(
-            f"--output={output} cannot be written ({error.strerror}): name another folder."
-        ) from None
 
 
 if __name__ == "__main__":

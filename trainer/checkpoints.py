@@ -178,9 +178,14 @@ def _read_shapes(path: str) -> dict[str, list[int]]:
     try:
         shapes = dict(tf.train.list_variables(path))
     except (tf.errors.OpError, ValueError) as error:
+        foreign = os.path.isfile(path)
         raise UserError(
-            f"There is no readable checkpoint at {path}: name one by its prefix, such as "
-            "runs/x/ckpt-1000, or by its folder."
+            f"There is no readable checkpoint at {path}: "
+            + (
+                "weights of other programs become one by tools/import_weights.py."
+                if foreign
+                else "name one by its prefix, such as runs/x/ckpt-1000, or by its folder."
+            )
         ) from error
     return {
         name.removesuffix(_SUFFIX): shape

@@ -150,7 +150,7 @@ class CocoEvaluator:
           prediction: image_id [] (-1, a padding entry, is passed over), image_info [5],
             num_detections [], detection_boxes [N, 4] (y1, x1, y2, x2 in network pixels),
             detection_classes [N], box_scores [N]; with masks also detection_masks [N, M, M]
-            (probabilities over the box), mask_ious [N] and mask_scores [N].
+            (probabilities over the box) and mask_scores [N], and with a MaskIoU head mask_ious [N].
 
         Raises:
           UserError: the image was added before, or the ground truth does not know it.
@@ -165,6 +165,9 @@ class CocoEvaluator:
         height, width = original_size(prediction)
         for index, box in enumerate(boxes):
             label = int(prediction["detection_classes"][index])
+            if self._ids_by_label and label not in self._ids_by_label:
+                # A class of the network's that the data set has no category for.
+                continue
             entry = {
                 "image_id": image_id,
                 "category_id": self._ids_by_label.get(label, label),
@@ -172,7 +175,8 @@ class CocoEvaluator:
                 "box_score": _short(prediction["box_scores"][index]),
             }
             if "detection_masks" in prediction:
-                entry["mask_iou"] = _short(prediction["mask_ious"][index])
+                if "mask_ious" in prediction:
+                    entry["mask_iou"] = _short(prediction["mask_ious"][index])
                 entry["mask_score"] = _short(prediction["mask_scores"][index])
                 mask = prediction["detection_masks"][index]
                 rle = paste_rle(mask, box, height, width, rule=self._mask_paste)
@@ -195,8 +199,9 @@ class CocoEvaluator:
     def write_results(self, folder: str) -> None:
         """Writes bbox.json and, with masks, segm.json in COCO results format.
 
-        `score` is box_score in the first and mask_score in the second; both also carry box_score
-        and, with masks, mask_iou and mask_score. Each file appears whole or not at all.
+        `score` is box_score in the first and mask_score in the second; both also carry box_score,
+        with masks mask_score, and with a MaskIoU head mask_iou. Each file appears whole or not at
+        all.
         """
         os.makedirs(folder, exist_ok=True)
         results = {"bbox.json": self._boxes}

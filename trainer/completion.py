@@ -195,6 +195,14 @@ def _with_num_classes(params: Params, manifest: Manifest) -> Params:
             f"{num_classes - 1} categories, and the background counts as one more; give "
             f"--num_classes={num_classes} or leave it out."
         )
+    if params.model.num_classes > num_classes:
+        print(
+            f"Warning: --num_classes={params.model.num_classes} is more than the {num_classes} of "
+            "the records, the background among them; what the network takes for a class beyond "
+            "them has no category, and if its weights number the classes otherwise, all categories "
+            "are wrong (tools/import_weights.py --keep_classes brings them into order).",
+            file=sys.stderr,
+        )
     return _replace_num_classes(params, params.model.num_classes or num_classes)
 
 

@@ -12,7 +12,7 @@ import dataclasses
 import sys
 import textwrap
 import typing
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from absl import flags
 
@@ -114,13 +114,15 @@ def parse_flags_with(
     """The same for a program with flags of its own, which `define_more` defines."""
     flag_values = flags.FlagValues()
     define_flags(flag_values)
+    settings = set(flag_values)
     define_more(flag_values)
+    own = [flag_values[name] for name in flag_values if name not in settings]
     for name, meaning in _HELP_FLAGS.items():
         flags.DEFINE_boolean(name, False, meaning, flag_values=flag_values)
     try:
         rest = flag_values(list(argv))[1:]
         if flag_values["help"].value or flag_values["helpshort"].value:
-            print(format_help(description, short=not flag_values["help"].value))
+            print(format_help(description, short=not flag_values["help"].value, own=own))
             raise SystemExit(0)
         if rest:
             raise ValueError(f"{rest[0]!r} is not a flag: flags look like --name=value.")
@@ -145,19 +147,27 @@ def write_flagfile(params: Params, path: str) -> None:
         file.write("\n".join(lines) + "\n")
 
 
-def format_help(description: str, short: bool = False) -> str:
-    """Lists the flags room by room; `short` leaves their meaning out."""
-    lines = [description, "", "Flags (each can stand in a file given by --flagfile=FILE):"]
-    room = ""
+def format_help(description: str, short: bool = False, own: Iterable[flags.Flag] = ()) -> str:
+    """Lists a program's own flags and then all settings, room by room.
+
+    Args:
+      description: what the program is for.
+      short: leaves the flags' meaning out.
+      own: flags that are no settings.
+    """
+    rooms = {"this program": [(flag.name, flag.default, flag.help) for flag in own]}
     for setting in list_settings():
-        if setting.room != room:
-            room = setting.room
-            lines += ["", f"{room}:"]
-        lines.append(f"  {_format_flag(setting.name, setting.default)}")
-        if not short:
-            lines += textwrap.wrap(
-                setting.help, 92, initial_indent=" " * 6, subsequent_indent=" " * 6
-            )
+        entry = setting.name, setting.default, setting.help
+        rooms.setdefault(setting.room, []).append(entry)
+    lines = [description, "", "Flags (each can stand in a file given by --flagfile=FILE):"]
+    for room, entries in rooms.items():
+        lines += ["", f"{room}:"] if entries else []
+        for name, default, meaning in entries:
+            lines.append(f"  {_format_flag(name, default)}")
+            if not short:
+                lines += textwrap.wrap(
+                    meaning, 92, initial_indent=" " * 6, subsequent_indent=" " * 6
+                )
     return "\n".join(lines)
 
 

@@ -18,8 +18,6 @@ from model.importers.layouts import (
     background_absent,
     background_first,
     background_last,
-    bgr,
-    bgr_conv,
     conv,
     deconv,
     dense,
@@ -50,9 +48,11 @@ class Family:
         ignored: names that are left out on purpose.
         settings: what the network's settings were when the weights were trained; others work, but
             give other numbers.
+        channel_order: of the images it takes, "rgb" or "bgr".
         batch_norm_epsilon: what the program adds to variances.
         folded_statistics: its batch norms are a scale and an offset alone.
         scope: path prefixes of what the files are expected to hold.
+        note: what to tell everybody who imports its files.
     """
 
     name: str
@@ -60,16 +60,18 @@ class Family:
     lines: tuple[Line, ...]
     ignored: tuple[str, ...] = ()
     settings: dict = dataclasses.field(default_factory=dict)
+    channel_order: str = "rgb"
     batch_norm_epsilon: float = 1e-5
     folded_statistics: bool = False
     scope: tuple[str, ...] = ("",)
+    note: str = ""
 
 
-def _resnet(prefix: str, first_conv: Layout, stem: str = "") -> tuple[Line, ...]:
+def _resnet(prefix: str, stem: str = "") -> tuple[Line, ...]:
     """PyTorch's names of a ResNet; conv biases stand in files whose batch norm is folded in."""
     block = prefix + "layer{stage:1}.{block}."
     return (
-        (prefix + stem + "conv1.weight", "backbone/stem/conv/kernel", first_conv),
+        (prefix + stem + "conv1.weight", "backbone/stem/conv/kernel", conv),
         (prefix + stem + "conv1.bias", "backbone/stem/conv/folded_bias", same),
         (prefix + stem + "bn1.{bn}", "backbone/stem/norm/{bn}", same),
         (block + "conv{n}.weight", BLOCK + "conv{n}/conv/kernel", conv),
@@ -84,7 +86,7 @@ def _resnet(prefix: str, first_conv: Layout, stem: str = "") -> tuple[Line, ...]
 TORCHVISION_RESNET = Family(
     name="torchvision ResNet",
     signature="layer1.0.conv1.weight",
-    lines=_resnet("", conv),
+    lines=_resnet(""),
     ignored=("fc.weight", "fc.bias", "{path}.num_batches_tracked"),
     settings=RGB | {"resnet_stride_in_1x1": False},
     scope=("backbone/",),
@@ -122,7 +124,7 @@ _TORCHVISION_HEADS: tuple[Line, ...] = (
 TORCHVISION = Family(
     name="torchvision Faster or Mask R-CNN",
     signature="backbone.body.layer1.0.conv1.weight",
-    lines=_resnet("backbone.body.", conv) + _TORCHVISION_HEADS,
+    lines=_resnet("backbone.body.") + _TORCHVISION_HEADS,
     ignored=("{path}.num_batches_tracked",),
     settings=RGB
     | {
@@ -132,6 +134,8 @@ TORCHVISION = Family(
         "roi_sampling_ratio": 2,
         "mask_paste": "integer",
     },
+    note="Weights for COCO have an output for every COCO id up to 90: for records of this "
+    "project's converter, which numbers the 80 categories from 1, give --keep_classes=coco91.",
 )
 
 # The files released in 2019 have older names, and no epsilon: torchvision sets it to 0 for them.
@@ -149,7 +153,7 @@ DETECTRON2 = Family(
     name="Detectron2 Faster or Mask R-CNN",
     signature="backbone.bottom_up.res2.0.conv1.weight",
     lines=(
-        (_DETECTRON2_BODY + "stem.conv1.weight", "backbone/stem/conv/kernel", bgr_conv),
+        (_DETECTRON2_BODY + "stem.conv1.weight", "backbone/stem/conv/kernel", conv),
         (_DETECTRON2_BODY + "stem.conv1.norm.{bn}", "backbone/stem/norm/{bn}", same),
         (_DETECTRON2_BLOCK + "conv{n}.weight", BLOCK + "conv{n}/conv/kernel", conv),
         (_DETECTRON2_BLOCK + "conv{n}.norm.{bn}", BLOCK + "conv{n}/norm/{bn}", same),
@@ -185,6 +189,7 @@ DETECTRON2 = Family(
         "roi_sampling_ratio": 0,
         "mask_paste": "exact",
     },
+    channel_order="bgr",
 )
 
 _MSRA_BLOCK = "res{stage:2}_{block}_branch"
@@ -195,7 +200,7 @@ MSRA_RESNET = Family(
     name="Detectron2 ImageNet ResNet (MSRA)",
     signature="res2_0_branch2a_w",
     lines=(
-        ("conv1_w", "backbone/stem/conv/kernel", bgr_conv),
+        ("conv1_w", "backbone/stem/conv/kernel", conv),
         ("res_conv1_bn_s", "backbone/stem/norm/gamma", same),
         ("res_conv1_bn_b", "backbone/stem/norm/beta", same),
         *(
@@ -215,65 +220,63 @@ MSRA_RESNET = Family(
     ),
     ignored=("conv1_b", "fc1000_w", "fc1000_b"),
     settings=CAFFE,
+    channel_order="bgr",
     folded_statistics=True,
     scope=("backbone/",),
 )
 
 
-def _mmdetection(name: str, signature: str, first_conv: Layout, settings: dict) -> Family:
-    return Family(
-        name=name,
-        signature=signature,
-        lines=_resnet("backbone.", first_conv)
-        + (
-            ("neck.lateral_convs.{i}.conv.{wb}", "fpn/laterals/{i}/conv/{wb}", conv),
-            ("neck.fpn_convs.{i}.conv.{wb}", "fpn/outputs/{i}/conv/{wb}", conv),
-            ("rpn_head.rpn_conv.{wb}", "rpn_head/convs/0/{wb}", conv),
-            ("rpn_head.rpn_cls.{wb}", "rpn_head/objectness/{wb}", conv),
-            ("rpn_head.rpn_reg.{wb}", "rpn_head/deltas/{wb}", anchor_deltas),
-            ("roi_head.bbox_head.shared_fcs.0.{wb}", "box_head/fcs/0/{wb}", flat_dense),
-            ("roi_head.bbox_head.shared_fcs.{i}.{wb}", "box_head/fcs/{i}/{wb}", dense),
-            ("roi_head.bbox_head.fc_cls.{wb}", "box_head/classes/{wb}", background_last(dense)),
-            ("roi_head.bbox_head.fc_reg.{wb}", "box_head/deltas/{wb}", background_absent(dense, 4)),
-            ("roi_head.mask_head.convs.{i}.conv.{wb}", "mask_head/convs/{i}/conv/{wb}", conv),
-            ("roi_head.mask_head.upsample.{wb}", "mask_head/deconv/{wb}", deconv),
-            (
-                "roi_head.mask_head.conv_logits.{wb}",
-                "mask_head/logits/{wb}",
-                background_absent(conv),
-            ),
-            ("roi_head.mask_iou_head.convs.{i}.{wb}", "maskiou_head/convs/{i}/{wb}", conv),
-            ("roi_head.mask_iou_head.fcs.0.{wb}", "maskiou_head/fcs/0/{wb}", flat_dense),
-            ("roi_head.mask_iou_head.fcs.{i}.{wb}", "maskiou_head/fcs/{i}/{wb}", dense),
-            (
-                "roi_head.mask_iou_head.fc_mask_iou.{wb}",
-                "maskiou_head/maskiou/{wb}",
-                background_absent(dense),
-            ),
+MMDETECTION = Family(
+    name="mmdetection, PyTorch style",
+    signature="roi_head.bbox_head.fc_cls.weight",
+    lines=_resnet("backbone.")
+    + (
+        ("neck.lateral_convs.{i}.conv.{wb}", "fpn/laterals/{i}/conv/{wb}", conv),
+        ("neck.fpn_convs.{i}.conv.{wb}", "fpn/outputs/{i}/conv/{wb}", conv),
+        ("rpn_head.rpn_conv.{wb}", "rpn_head/convs/0/{wb}", conv),
+        ("rpn_head.rpn_cls.{wb}", "rpn_head/objectness/{wb}", conv),
+        ("rpn_head.rpn_reg.{wb}", "rpn_head/deltas/{wb}", anchor_deltas),
+        ("roi_head.bbox_head.shared_fcs.0.{wb}", "box_head/fcs/0/{wb}", flat_dense),
+        ("roi_head.bbox_head.shared_fcs.{i}.{wb}", "box_head/fcs/{i}/{wb}", dense),
+        ("roi_head.bbox_head.fc_cls.{wb}", "box_head/classes/{wb}", background_last(dense)),
+        ("roi_head.bbox_head.fc_reg.{wb}", "box_head/deltas/{wb}", background_absent(dense, 4)),
+        ("roi_head.mask_head.convs.{i}.conv.{wb}", "mask_head/convs/{i}/conv/{wb}", conv),
+        ("roi_head.mask_head.upsample.{wb}", "mask_head/deconv/{wb}", deconv),
+        (
+            "roi_head.mask_head.conv_logits.{wb}",
+            "mask_head/logits/{wb}",
+            background_absent(conv),
         ),
-        ignored=("{path}.num_batches_tracked",),
-        settings=settings
-        | {
-            "anchor_rounding": False,
-            "roi_aligned": True,
-            "roi_sampling_ratio": 0,
-            "box_delta_clip": "both",
-            "rpn_forced_match": "reassign",
-            "mask_paste": "exact",
-        },
-    )
-
-
-_MMDETECTION_SIGNATURE = "roi_head.bbox_head.fc_cls.weight"
-# The two styles have the same names; which one a file is of, the network's settings say.
-MMDETECTION = _mmdetection(
-    "mmdetection (PyTorch style)",
-    _MMDETECTION_SIGNATURE,
-    conv,
-    RGB | {"resnet_stride_in_1x1": False},
+        ("roi_head.mask_iou_head.convs.{i}.{wb}", "maskiou_head/convs/{i}/{wb}", conv),
+        ("roi_head.mask_iou_head.fcs.0.{wb}", "maskiou_head/fcs/0/{wb}", flat_dense),
+        ("roi_head.mask_iou_head.fcs.{i}.{wb}", "maskiou_head/fcs/{i}/{wb}", dense),
+        (
+            "roi_head.mask_iou_head.fc_mask_iou.{wb}",
+            "maskiou_head/maskiou/{wb}",
+            background_absent(dense),
+        ),
+    ),
+    ignored=("{path}.num_batches_tracked",),
+    settings=RGB
+    | {
+        "resnet_stride_in_1x1": False,
+        "anchor_rounding": False,
+        "roi_aligned": True,
+        "roi_sampling_ratio": 0,
+        "box_delta_clip": "both",
+        "rpn_forced_match": "reassign",
+        "mask_paste": "exact",
+    },
+    note="The file does not say which style its ResNet has: it is taken for PyTorch's because of "
+    "--noresnet_stride_in_1x1; for Caffe's add --flagfile=configs/mmdetection_caffe.flags.",
 )
-MMDETECTION_CAFFE = _mmdetection(
-    "mmdetection (Caffe style)", _MMDETECTION_SIGNATURE, bgr_conv, CAFFE
+MMDETECTION_CAFFE = dataclasses.replace(
+    MMDETECTION,
+    name="mmdetection, Caffe style",
+    settings=MMDETECTION.settings | CAFFE,
+    channel_order="bgr",
+    note="The file does not say which style its ResNet has: it is taken for Caffe's because of "
+    "--resnet_stride_in_1x1; for PyTorch's give --flagfile=configs/mmdetection.flags.",
 )
 
 _AUTHORS_MASK = "roi_heads.mask."
@@ -282,7 +285,7 @@ _AUTHORS_MASKIOU = "roi_heads.maskiou."
 AUTHORS = Family(
     name="the Mask Scoring R-CNN authors' code or maskrcnn-benchmark",
     signature="roi_heads.box.feature_extractor.fc6.weight",
-    lines=_resnet("backbone.body.", bgr_conv, stem="stem.")
+    lines=_resnet("backbone.body.", stem="stem.")
     + (
         ("backbone.fpn.fpn_inner{i:1}.{wb}", "fpn/laterals/{i}/conv/{wb}", conv),
         ("backbone.fpn.fpn_layer{i:1}.{wb}", "fpn/outputs/{i}/conv/{wb}", conv),
@@ -342,7 +345,10 @@ AUTHORS = Family(
         "roi_sampling_ratio": 2,
         "mask_paste": "integer",
     },
+    channel_order="bgr",
     batch_norm_epsilon=0.0,
+    note="The authors' anchors and boxes have inclusive corners and lie up to half a stride aside; "
+    "these are not reproduced, so train on before you rely on the detections.",
 )
 
 _KERAS_BLOCK = "conv{stage:2}_block{block:1}_"
@@ -351,7 +357,7 @@ KERAS_RESNET = Family(
     name="Keras ResNet",
     signature="conv2_block1_1_conv/kernel",
     lines=(
-        ("conv1_conv/kernel", "backbone/stem/conv/kernel", bgr),
+        ("conv1_conv/kernel", "backbone/stem/conv/kernel", same),
         ("conv1_conv/bias", "backbone/stem/conv/folded_bias", same),
         ("conv1_bn/{keras_bn}", "backbone/stem/norm/{keras_bn}", same),
         (_KERAS_BLOCK + "0_conv/kernel", BLOCK + "shortcut/conv/kernel", same),
@@ -367,6 +373,7 @@ KERAS_RESNET = Family(
         "pixel_std": (1.0, 1.0, 1.0),
         "resnet_stride_in_1x1": True,
     },
+    channel_order="bgr",
     batch_norm_epsilon=1.001e-5,
     scope=("backbone/",),
 )

@@ -29,14 +29,9 @@ def conv(tensor: np.ndarray) -> np.ndarray:
     return tensor.transpose(2, 3, 1, 0) if tensor.ndim == 4 else tensor
 
 
-def bgr_conv(tensor: np.ndarray) -> np.ndarray:
-    """[O, 3, H, W] for blue, green, red → [H, W, 3, O] for red, green, blue."""
-    return conv(tensor)[:, :, ::-1]
-
-
-def bgr(tensor: np.ndarray) -> np.ndarray:
+def swap_colours(kernel: np.ndarray) -> np.ndarray:
     """[H, W, 3, O] for blue, green, red → the same for red, green, blue."""
-    return tensor[:, :, ::-1]
+    return kernel[:, :, ::-1]
 
 
 def deconv(tensor: np.ndarray) -> np.ndarray:
@@ -91,5 +86,6 @@ def _outputs(layout: Layout, entries: int, arrange: Layout) -> Layout:
 
 
 def _swap_deltas(tensor: np.ndarray) -> np.ndarray:
+    # A length that is no multiple of four fails here, see `translate`.
     deltas = tensor.reshape(-1, 4, *tensor.shape[1:])
     return deltas[:, _YXHW].reshape(tensor.shape)

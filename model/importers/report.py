@@ -22,6 +22,13 @@ def summarise(result: Translation, model: ModelConfig, data: DataConfig) -> Iter
         f"  variables: {len(result.values)} with values, {len(result.missing)} missing, "
         f"{len(result.initial)} as initialised"
     )
+    family = result.family
+    yield (
+        f"  read as: images in {family.channel_order} order, batch norm epsilon "
+        f"{family.batch_norm_epsilon:g} (--channel_order and --batch_norm_epsilon override)"
+    )
+    if family.note:
+        yield f"Note: {family.note}"
     for name, trained_with in result.family.settings.items():
         ours = getattr(model if hasattr(model, name) else data, name)
         if ours != trained_with:
@@ -49,11 +56,16 @@ def explain_refusal(result: Translation, source: str) -> str:
         parts.append(f"no place for {_list(named)}")
     if result.missing:
         parts.append(f"nothing for {_list(result.missing)}")
-    return (
-        f"{source} fits this network only in part: {'; '.join(parts)}; choose the flags of the "
-        "network it was made for, or give --allow_partial to leave these out and start what is "
-        "missing from its initial values."
+    advice = (
+        "choose the flags of the network it was made for, or give --allow_partial to leave these "
+        "out and start what is missing from its initial values"
     )
+    if not result.unexpected and all(path.startswith("maskiou_head/") for path in result.missing):
+        advice = (
+            "give --noinclude_maskiou to use the network as it is, or --allow_partial to train "
+            "that head from its initial values"
+        )
+    return f"{source} fits this network only in part: {'; '.join(parts)}; {advice}."
 
 
 def _list(names: list[str]) -> str:

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 
 from model.importers.families import FAMILIES, MMDETECTION, MMDETECTION_CAFFE, Family, Line
-from model.importers.layouts import Layout, same
+from model.importers.layouts import Layout, same, swap_colours
 from model.layers import BATCH_NORM_EPSILON
 
 _BATCH_NORM = {
@@ -85,7 +85,7 @@ def count_classes(tensors: Mapping[str, np.ndarray], family: Family) -> int | No
     for name, tensor in tensors.items():
         path, layout = _find(_plain(name), table)
         if path == "box_head/classes/bias":
-            return len(layout(tensor))
+            return layout(tensor).size
     return None
 
 
@@ -131,7 +131,11 @@ def translate(
         elif path.endswith("/folded_bias"):
             folded[path.removesuffix("conv/folded_bias")] = (name, tensor)
         else:
-            value = _keep(layout(tensor), path, keep_classes) if keep_classes else layout(tensor)
+            try:
+                value = _arrange(tensor, path, layout, family, keep_classes)
+            except ValueError:
+                result.unexpected[name] = f"{list(tensor.shape)} is no shape of such a layer"
+                continue
             _assign(result, name, tensor, value, path, shapes)
     _complete_norms(result, folded, shapes)
     _adapt_epsilon(result)
@@ -142,12 +146,18 @@ def translate(
     return result
 
 
-def _keep(value: np.ndarray, path: str, classes: Sequence[int]) -> np.ndarray:
-    """Takes the background and some classes out of class-wise outputs [..., K · entries]."""
-    layer = path.rpartition("/")[0]
-    if layer not in _CLASSWISE:
+def _arrange(tensor, path, layout, family, classes: Sequence[int]) -> np.ndarray:
+    """A tensor in our order, with the background and `classes` of its class-wise outputs.
+
+    Raises:
+        ValueError: its shape is none of such a layer.
+    """
+    value = layout(tensor)
+    if path == "backbone/stem/conv/kernel" and family.channel_order == "bgr":
+        return swap_colours(value)
+    entries = _CLASSWISE.get(path.rpartition("/")[0])
+    if not classes or entries is None:
         return value
-    entries = _CLASSWISE[layer]
     by_class = value.reshape(*value.shape[:-1], -1, entries)
     return by_class[..., [0, *classes], :].reshape(*value.shape[:-1], -1)
 

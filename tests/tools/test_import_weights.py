@@ -96,12 +96,25 @@ def test_what_cannot_be_used_is_one_sentence(source, tmp_path, capsys):
     assert "--output is missing" in refused(capsys, 2, flags(source=source, num_classes=4, **SMALL))
     group_norm = flags(source=source, output=output, num_classes=4, **(SMALL | {"norm": "gn"}))
     assert "batch norm" in refused(capsys, 1, group_norm)
+    folder = flags(source=source, output=f"{output}/", num_classes=4, **SMALL)
+    assert "expected a file's name" in refused(capsys, 2, folder)
+    nowhere = flags(source=source, output="/proc/none", num_classes=4, **SMALL)
+    assert "--output=/proc/none cannot be written" in refused(capsys, 1, nowhere)
+    colours = flags(source=source, output=output, channel_order="grb", **SMALL)
+    assert "expected rgb or bgr" in refused(capsys, 2, colours)
     assert not output.exists() and not list(tmp_path.glob("out*"))
+
+
+def test_help_shows_the_program_s_own_flags_first(capsys):
+    with pytest.raises(SystemExit):
+        run(["import_weights", "--help"])
+    said = capsys.readouterr().out
+    assert said.index("--source=") < said.index("--keep_classes=") < said.index("--num_classes=")
 
 
 def test_classes_are_named_by_number():
     assert parse_classes("", 5) == []
     assert parse_classes("3,1", 5) == [3, 1]
     for text in ("0", "5", "cat", "1,,2", "coco91"):
-        with pytest.raises(UserError, match="numbers from 1 to 4"):
+        with pytest.raises(UserError, match="expected numbers from 1 to 4"):
             parse_classes(text, 5)

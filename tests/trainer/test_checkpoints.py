@@ -133,6 +133,10 @@ def test_no_checkpoint_is_a_sentence(tmp_path):
     for path in (str(tmp_path / "nothing"), str(tmp_path)):
         with pytest.raises(UserError, match="no readable checkpoint"):
             load_network(network, path)
+    foreign = tmp_path / "resnet50.pth"
+    foreign.write_bytes(b"PK")
+    with pytest.raises(UserError, match="become one by tools/import_weights.py"):
+        load_network(network, str(foreign))
 
 
 def test_the_best_is_kept_over_restarts(tmp_path):

@@ -97,6 +97,27 @@ def test_perfect_detection_has_ap_1():
     assert metrics["per_category"]["dog"] == {"bbox": -1, "segm": -1, "segm_class_score": -1}
 
 
+def test_a_network_without_a_maskiou_head_is_evaluated(tmp_path):
+    prediction = predict(1, ([10, 20, 50, 60], 1, 0.8, 1.0))
+    del prediction["mask_ious"]
+    evaluator = CocoEvaluator(ground_truth(square(1, 20, 10, 40)), CATEGORIES)
+    evaluator.add(prediction)
+    assert evaluator.evaluate()["segm"]["AP"] == pytest.approx(1)
+    evaluator.write_results(str(tmp_path))
+    (entry,) = json.loads((tmp_path / "segm.json").read_text())
+    assert entry["mask_score"] == entry["score"] == pytest.approx(0.8)
+    assert "mask_iou" not in entry
+
+
+def test_classes_without_a_category_are_no_detections(tmp_path):
+    labels = [category["label"] for category in CATEGORIES]
+    evaluator = CocoEvaluator(None, CATEGORIES)
+    evaluator.add(predict(1, *(([0, 0, 9, 9], label, 0.5, 1.0) for label in [*labels, 90])))
+    evaluator.write_results(str(tmp_path))
+    found = json.loads((tmp_path / "bbox.json").read_text())
+    assert [entry["category_id"] for entry in found] == [c["id"] for c in CATEGORIES]
+
+
 def test_mask_score_reorders_masks_but_not_boxes():
     # Two objects found, and a false detection between them by class score, last by mask score.
     # By class score: TP, FP, TP. Precision is 1 up to recall 0.5 (51 of the 101 recall points),

@@ -65,6 +65,12 @@ def test_the_largest_label_of_both_files_counts(tmp_path, capsys):
     assert num_classes(tmp_path, "train", **both) == 12
 
 
+def test_more_classes_than_categories_are_warned_about(tmp_path, capsys):
+    records = write_own(tmp_path, "train", "cat", "dog")
+    assert num_classes(tmp_path, "train", train_file_pattern=records, num_classes=91) == 91
+    assert "--num_classes=91 is more than the 3 of the records" in capsys.readouterr().err
+
+
 def test_what_is_given_wins(tmp_path, capsys):
     train = write_foreign(tmp_path, "train", 3, 11)
     assert num_classes(tmp_path, "train", train_file_pattern=train, num_classes=40) == 40

@@ -1,5 +1,6 @@
 """Finding places for tensors: what fits, what is folded, what is refused."""
 
+import dataclasses
 import os
 import pathlib
 
@@ -92,8 +93,6 @@ def test_a_folded_bias_without_its_kernel_is_left_out(network):
 
 @pytest.mark.parametrize("epsilon", [0.0, 1e-3])
 def test_another_epsilon_goes_into_the_variance(network, epsilon):
-    import dataclasses
-
     tensors = resnet18_tensors()
     family = dataclasses.replace(families.TORCHVISION_RESNET, batch_norm_epsilon=epsilon)
     assert load(network, tensors, family).complete
@@ -157,6 +156,33 @@ def test_shapes_that_differ_are_unexpected_and_their_variables_missing(network):
     )
 
 
+def test_shapes_that_no_such_layer_has_are_unexpected(network):
+    tensors = {
+        "rpn.head.bbox_pred.bias": np.zeros(15, np.float32),
+        "roi_heads.box_predictor.bbox_pred.bias": np.zeros(10, np.float32),
+    }
+    result = translate(tensors, families.TORCHVISION, shapes_of(network))
+    assert result.unexpected == {
+        "rpn.head.bbox_pred.bias": "[15] is no shape of such a layer",
+        "roi_heads.box_predictor.bbox_pred.bias": "[10] is no shape of such a layer",
+    }
+
+
+@pytest.mark.parametrize("order, expected", [("rgb", [0, 1, 2]), ("bgr", [2, 1, 0])])
+def test_the_order_of_colours(network, order, expected):
+    kernel = np.zeros((WIDTH, 3, 7, 7), np.float32) + np.arange(3).reshape(1, 3, 1, 1)
+    family = dataclasses.replace(families.TORCHVISION_RESNET, channel_order=order)
+    result = translate({"conv1.weight": kernel}, family, shapes_of(network))
+    np.testing.assert_array_equal(result.values["backbone/stem/conv/kernel"][0, 0, :, 0], expected)
+
+
+def test_a_network_without_its_maskiou_head_gets_advice(network):
+    tensors = {path: variable.numpy() for path, variable in named_variables(network).items()}
+    tensors = {path: t for path, t in tensors.items() if not path.startswith("maskiou_head/")}
+    sentence = explain_refusal(translate(tensors, families.OWN, shapes_of(network)), "f.npz")
+    assert "--noinclude_maskiou" in sentence and "--allow_partial" in sentence
+
+
 def test_batch_norm_does_not_become_group_norm():
     network = make_network(norm="gn")
     result = translate(resnet18_tensors(), families.TORCHVISION_RESNET, shapes_of(network))
@@ -210,7 +236,8 @@ def test_the_report_names_everything(network):
     assert "unexpected\todd\tno such layer here" in lines
     text = "\n".join(summarise(result, ModelConfig(pixel_std=(1.0, 1.0, 1.0)), DataConfig()))
     assert "Warning: these weights were trained with --pixel_std=58.395,57.12,57.375" in text
-    assert "resnet_stride" not in text
+    assert "noresnet_stride" not in text
+    assert "images in rgb order, batch norm epsilon 1e-05" in text
 
 
 FLAGFILES = {
