@@ -1,7 +1,6 @@
 """Keras weights in HDF5: both layouts, pointers to other files, and a library that never ends."""
 
 import random
-import time
 
 import h5py
 import keras
@@ -211,9 +210,11 @@ def test_a_file_that_sends_the_library_round_in_a_circle_is_refused(tmp_path, mo
     size = content.index(b"GCOL") + 16 + 8
     assert content[size : size + 10] == b"\x02\0\0\0\0\0\0\0bn"
     endless = content[:size] + (1024).to_bytes(8, "little") + content[size + 8 :]
+    monkeypatch.setattr(hdf5_process, "_SECONDS", 8.0)
+    # The file as it was is answered within the limit.
+    with pytest.raises(UserError) as answer:
+        read_tensors(str(tmp_path / "w.h5"))
+    assert "does not come to an end" not in str(answer.value)
     (tmp_path / "w.h5").write_bytes(endless)
-    monkeypatch.setattr(hdf5_process, "_SECONDS", 5.0)
-    start = time.monotonic()
     with pytest.raises(UserError, match="does not come to an end"):
         read_tensors(str(tmp_path / "w.h5"))
-    assert time.monotonic() - start < 60

@@ -171,10 +171,10 @@ def test_an_attack_that_works_on_python_does_nothing_here(tmp_path):
     ],
 )
 def test_malformed_pickles_end_at_once(content):
-    start = time.monotonic()
+    start = time.process_time()
     with pytest.raises((Refusal, ValueError)):
         _load(content)
-    assert time.monotonic() - start < 1
+    assert time.process_time() - start < 1
 
 
 def test_a_memo_takes_no_more_than_what_is_in_it():
