@@ -78,6 +78,11 @@ class DataConfig:
         64, "Memory for the shuffle buffer of still serialised records, in MB."
     )
     input_threads: int = setting(0, "Threads of the input pipeline; 0 leaves it to tf.data.")
+    data_service: str = setting(
+        "",
+        "Dispatcher of a tf.data service (grpc://HOST:PORT) whose workers read and prepare the "
+        "images; empty: this host does.",
+    )
 
     def __post_init__(self):
         for name in (
@@ -129,6 +134,18 @@ class DataConfig:
             "anchor_sizes",
             self.anchor_sizes,
             f"one size for each level from {MIN_LEVEL} to {MAX_LEVEL}",
+        )
+        require(
+            re.fullmatch(r"(grpc://[^/]+:\d+)?", self.data_service) is not None,
+            "data_service",
+            self.data_service,
+            "grpc://HOST:PORT",
+        )
+        require(
+            not (self.deterministic and self.data_service),
+            "data_service",
+            self.data_service,
+            "none with --deterministic, since a service's workers deliver in no fixed order",
         )
         require(len(self.canvases) > 0, "canvases", self.canvases, "at least one size")
         for canvas in self.canvases:

@@ -3,16 +3,31 @@
 Every image appears exactly once an epoch and every draw is a function of the seed, the epoch and
 the image id, so with deterministic order two runs see the same batches.
 
+With `--data_service` the workers of a tf.data service make the single images, dealt file by file.
+They are grouped and batched here, because consecutive batches have to be of one canvas whichever
+worker made them; a batch has the bytes of its images, so batching there would save no traffic.
+The order is whatever the workers' speeds make it. Then
+- evaluation shows every image exactly once. If a worker dies it waits until the worker is back at
+  the same address, and if images were lost it ends in an error (FailedPreconditionError).
+- training makes every image once for each epoch, with the draws it has without a service. Epochs
+  overlap: the files of the next are dealt while others still read the last ones of this. So among
+  any images of an epoch's number some may be missing and others there twice, as many as the
+  workers' open files hold. A worker that dies loses the rest of its open files for that epoch.
+
 Axes: B images of a replica's batch, H W canvas.
 """
 
 from __future__ import annotations
 
 import functools
+import itertools
+import os
+from collections.abc import Iterator
 
 import tensorflow as tf
 
 from data.config import DataConfig
+from data.data_service import run_on_workers
 from data.errors import UserError
 from data.examples import eval_example, padding_example, train_example
 from data.manifest import Manifest, expand_pattern, find_manifest
@@ -20,6 +35,8 @@ from data.manifest import Manifest, expand_pattern, find_manifest
 MODES = ("train", "eval", "predict")
 # Files read at a time: enough to mix shards and to hide the latency of remote storage.
 FILES_READ_AT_A_TIME = 8
+# Share of an epoch's files that a worker of a service opens at a time, at most the number above.
+SHARE_OPENED_BY_WORKER = 1 / 16
 # Batches made ahead of each replica.
 BATCHES_AHEAD = 2
 # Records looked at to guess the mean size where no manifest tells it.
@@ -51,8 +68,8 @@ def input_fn(
 
     Raises:
         ValueError: `mode` is none of the three.
-        UserError: no file matches, there is nothing to train on, or the batch size is not divisible
-            by the replicas.
+        UserError: no file matches, there is nothing to train on, the batch size is not divisible
+            by the replicas, or the data service cannot be reached or has no worker.
     """
     if mode not in MODES:
         raise ValueError(f"mode={mode!r}: expected one of {', '.join(MODES)}.")
@@ -86,33 +103,101 @@ def _train_examples(
         include_masks=include_masks and (manifest is None or manifest.include_masks),
     )
 
+    records = _dealt_train_records if config.data_service else _local_train_records
+    examples = records(files, buffer_size, config, context).map(
+        make_example, tf.data.AUTOTUNE, deterministic=config.deterministic
+    )
+    return run_on_workers(examples, config.data_service) if config.data_service else examples
+
+
+def _local_train_records(
+    files: list[str], buffer_size: int, config: DataConfig, context: tf.distribute.InputContext
+) -> tf.data.Dataset:
+    """Serialised records with their epoch, epoch after epoch."""
+
     def shuffled_records(epoch: tf.Tensor) -> tf.data.Dataset:
-        # Dataset.shuffle mixes the graph's seed into its own; a constant one here keeps the order
-        # free of tf.random.set_seed, which within a function concerns that function only.
-        tf.random.set_seed(1)
-        key = tf.random.experimental.stateless_fold_in(
-            tf.constant([config.seed, 0], tf.int64), epoch, alg="philox"
-        )
-        order_seed = tf.random.stateless_uniform([], key, 0, 2**31 - 1, tf.int64, alg="philox")
-        shuffled_files = tf.random.experimental.stateless_shuffle(files, key, alg="philox")
+        shuffled_files, order_seed = _draw_order(files, epoch, config.seed)
         return (
             _read_records(shuffled_files, len(files), context, config.deterministic)
             .shuffle(buffer_size, order_seed, reshuffle_each_iteration=False)
             .map(lambda serialized: (serialized, epoch))
         )
 
-    return (
-        tf.data.Dataset.range(tf.int64.max)
-        .flat_map(shuffled_records)
-        .map(make_example, tf.data.AUTOTUNE, deterministic=config.deterministic)
+    return tf.data.Dataset.range(tf.int64.max).flat_map(shuffled_records)
+
+
+def _dealt_train_records(
+    files: list[str], buffer_size: int, config: DataConfig, context: tf.distribute.InputContext
+) -> tf.data.Dataset:
+    """The same for a worker of a service, which is dealt files of epochs, in order of the epochs.
+
+    A shuffle buffer for each open file keeps workers from reading far into later epochs only to
+    fill it. Nothing is opened ahead, as by parallel calls: those files would be lost to others.
+    """
+    open_files = round(len(files) * SHARE_OPENED_BY_WORKER)
+    open_files = min(max(1, open_files), FILES_READ_AT_A_TIME)
+
+    def file_records(index: tf.Tensor) -> tf.data.Dataset:
+        place = index * context.num_input_pipelines + context.input_pipeline_id
+        epoch = place // len(files)
+        shuffled_files, order_seed = _draw_order(files, epoch, config.seed)
+        return (
+            tf.data.TFRecordDataset(shuffled_files[place % len(files)])
+            .shuffle(max(1, buffer_size // open_files), order_seed, reshuffle_each_iteration=False)
+            .map(lambda serialized: (serialized, epoch))
+            .prefetch(tf.data.AUTOTUNE)
+        )
+
+    return tf.data.Dataset.range(tf.int64.max).interleave(file_records, cycle_length=open_files)
+
+
+def _draw_order(files: list[str], epoch: tf.Tensor, seed: int) -> tuple[tf.Tensor, tf.Tensor]:
+    """The files in the order of an epoch, and a seed to shuffle their records with."""
+    # Dataset.shuffle mixes the graph's seed into its own; a constant one here keeps the order
+    # free of tf.random.set_seed, which within a function concerns that function only.
+    tf.random.set_seed(1)
+    key = tf.random.experimental.stateless_fold_in(
+        tf.constant([seed, 0], tf.int64), epoch, alg="philox"
     )
+    order_seed = tf.random.stateless_uniform([], key, 0, 2**31 - 1, tf.int64, alg="philox")
+    return tf.random.experimental.stateless_shuffle(files, key, alg="philox"), order_seed
 
 
 def _eval_examples(config: DataConfig, context: tf.distribute.InputContext) -> tf.data.Dataset:
-    """Every image once, in the order of the files."""
+    """Every image once, in the order of the files unless a service makes them."""
     files = expand_pattern(config.eval_file_pattern)
-    return _read_records(tf.constant(files), len(files), context, deterministic=True).map(
-        functools.partial(eval_example, config=config), tf.data.AUTOTUNE, deterministic=True
+    make_example = functools.partial(eval_example, config=config)
+    if not config.data_service:
+        return _read_records(tf.constant(files), len(files), context, deterministic=True).map(
+            make_example, tf.data.AUTOTUNE, deterministic=True
+        )
+    records, count = _dealt_eval_records(files, find_manifest(config.eval_file_pattern), context)
+    examples = records.map(make_example, tf.data.AUTOTUNE, deterministic=False)
+    # Without it, images that died with a worker would be missing from the metrics unseen.
+    counted = tf.data.experimental.assert_cardinality(count)
+    return run_on_workers(examples, config.data_service).apply(counted)
+
+
+def _dealt_eval_records(
+    files: list[str], manifest: Manifest | None, context: tf.distribute.InputContext
+) -> tuple[tf.data.Dataset, int]:
+    """Serialised records for a worker of a service, which is dealt a file at a time; their number.
+
+    Pipelines share the files, if there are enough, or else the records of each file: a worker does
+    not see the others', so it could not count on from file to file.
+    """
+    pipelines, index = context.num_input_pipelines, context.input_pipeline_id
+    sizes = _count_records(files, manifest)
+    if len(files) >= pipelines:
+        files, count = files[index::pipelines], sum(sizes[index::pipelines])
+        pipelines, index = 1, 0
+    else:
+        count = sum(len(range(index, size, pipelines)) for size in sizes)
+    return (
+        tf.data.Dataset.from_tensor_slices(files).flat_map(
+            lambda path: tf.data.TFRecordDataset(path).shard(pipelines, index)
+        ),
+        count,
     )
 
 
@@ -195,20 +280,39 @@ def _shuffle_buffer_size(files: list[str], manifest: Manifest | None, config: Da
 
 
 def _mean_record_bytes(path: str) -> float:
-    """Mean size of the first records of a file, from the lengths that frame them."""
+    """Mean size of the first records of a file."""
+    ends = list(itertools.islice(_record_ends(path), RECORDS_PROBED))
+    return ends[-1] / len(ends) if ends else 0.0
+
+
+def _count_records(files: list[str], manifest: Manifest | None) -> list[int]:
+    """Number of records in each file."""
+    shards = manifest.shards if manifest else ()
+    told = {shard["name"]: shard["num_images"] for shard in shards}
+    if len(told) < len(shards):  # Joined manifests that have shards of one name tell nothing.
+        told = {}
+    names = map(os.path.basename, files)
+    return [
+        told[name] if name in told else sum(1 for _ in _record_ends(path))
+        for path, name in zip(files, names, strict=True)
+    ]
+
+
+def _record_ends(path: str) -> Iterator[int]:
+    """Where each record of a file ends, from the lengths that frame them."""
     size = _file_size(path)
-    end = records = 0
+    end = 0
     with tf.io.gfile.GFile(path, "rb") as file:
-        while records < RECORDS_PROBED and end < size:
+        while end < size:
             file.seek(end)
             # A record is framed by its length, two checksums of 4 bytes and itself.
             end += 16 + int.from_bytes(file.read(8), "little")
-            records += 1
-    if end > size:
-        raise UserError(
-            f"{path} is truncated or no uncompressed TFRecord file; convert the data set again."
-        )
-    return end / max(records, 1)
+            if end > size:
+                raise UserError(
+                    f"{path} is truncated or no uncompressed TFRecord file; convert the data set "
+                    "again."
+                )
+            yield end
 
 
 def _options(config: DataConfig) -> tf.data.Options:

@@ -165,8 +165,8 @@ class CocoEvaluator:
         height, width = original_size(prediction)
         for index, box in enumerate(boxes):
             label = int(prediction["detection_classes"][index])
-            if self._ids_by_label and label not in self._ids_by_label:
-                # A class of the network's that the data set has no category for.
+            if label not in self._ids_by_label and label in self._ids_by_label.values():
+                # A class of the network's that has no category, with another category's id.
                 continue
             entry = {
                 "image_id": image_id,

@@ -93,6 +93,13 @@ def execute(params: Params) -> None:
     except (tf.errors.InvalidArgumentError, tf.errors.DataLossError):
         _raise_if_a_record_is_broken(params)
         raise
+    except tf.errors.FailedPreconditionError as error:
+        if not params.data.data_service:
+            raise
+        raise UserError(
+            f"the workers of --data_service={params.data.data_service} lost images, so the "
+            "evaluation would not be of all of them; start the workers again and evaluate anew."
+        ) from error
 
 
 def _train(estimator, input_fn: Callable, params: Params) -> None:

@@ -109,13 +109,16 @@ def test_a_network_without_a_maskiou_head_is_evaluated(tmp_path):
     assert "mask_iou" not in entry
 
 
-def test_classes_without_a_category_are_no_detections(tmp_path):
-    labels = [category["label"] for category in CATEGORIES]
+def test_classes_without_a_category_do_not_pass_for_another(tmp_path):
+    ids = {category["label"]: category["id"] for category in CATEGORIES}
+    another = next(number for number in ids.values() if number not in ids)
+    free = max([*ids, *ids.values()]) + 1
     evaluator = CocoEvaluator(None, CATEGORIES)
-    evaluator.add(predict(1, *(([0, 0, 9, 9], label, 0.5, 1.0) for label in [*labels, 90])))
+    labels = [*ids, another, free]
+    evaluator.add(predict(1, *(([0, 0, 9, 9], label, 0.5, 1.0) for label in labels)))
     evaluator.write_results(str(tmp_path))
     found = json.loads((tmp_path / "bbox.json").read_text())
-    assert [entry["category_id"] for entry in found] == [c["id"] for c in CATEGORIES]
+    assert [entry["category_id"] for entry in found] == [*ids.values(), free]
 
 
 def test_mask_score_reorders_masks_but_not_boxes():

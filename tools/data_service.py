@@ -1,0 +1,94 @@
+"""Starts a part of a tf.data service, on hosts that make images for a training program.
+
+    python tools/data_service.py --role=dispatcher --port=5050
+    python tools/data_service.py --role=worker --port=5051 --dispatcher=HOST:5050   # on each host
+    python -m trainer.main ... --data_service=grpc://HOST:5050
+
+Each runs until it is interrupted. The records must have the same paths on the workers' hosts. A
+worker that dies can be started again: what reads from it goes on when it is back at its host and
+port. Evaluation waits for it, training meanwhile goes on with the other workers. The traffic is
+neither encrypted nor authenticated: open the ports to trusted hosts only.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import socket
+import sys
+from collections.abc import Sequence
+
+from data.errors import UserError
+
+
+def start_server(role: str, port: int, dispatcher: str = "", host: str = ""):
+    """Starts a dispatcher or a worker in this process.
+
+    Args:
+        role: "dispatcher" or "worker".
+        port: to listen at; 0 picks a free one.
+        dispatcher: HOST:PORT of a worker's dispatcher.
+        host: name under which training programs reach a worker; this host's own if empty.
+
+    Returns:
+        The server; it stops when the object is deleted.
+
+    Raises:
+        UserError: the port cannot be used, or the dispatcher does not answer.
+    """
+    import tensorflow as tf
+
+    from data.data_service import find_workers
+
+    _require_free(port)
+    service = tf.data.experimental.service
+    if role == "dispatcher":
+        return service.DispatchServer(service.DispatcherConfig(port=port, protocol="grpc"))
+    find_workers(f"grpc://{dispatcher}")
+    return service.WorkerServer(
+        service.WorkerConfig(
+            dispatcher_address=dispatcher,
+            worker_address=f"{host or socket.gethostname()}:%port%",
+            port=port,
+            protocol="grpc",
+        )
+    )
+
+
+def _require_free(port: int) -> None:
+    """Two servers would share a port without a word, and with it the workers and the programs."""
+    with socket.socket() as probe:
+        # As the server does: what is left of closed connections is no obstacle.
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("", port))
+        except (OSError, OverflowError) as error:
+            raise UserError(f"--port={port} cannot be used ({error}); choose another.") from None
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs a server until it is interrupted; returns the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0], allow_abbrev=False)
+    parser.add_argument("--role", required=True, choices=("dispatcher", "worker"))
+    parser.add_argument("--port", type=int, default=0, help="To listen at; 0 picks a free one.")
+    parser.add_argument("--dispatcher", default="", help="HOST:PORT of the worker's dispatcher.")
+    parser.add_argument("--host", default="", help="This host's name, as seen by the others.")
+    flags = parser.parse_args(argv)
+    if (flags.role == "worker") != bool(flags.dispatcher):
+        parser.error("a worker needs --dispatcher=HOST:PORT, and only a worker")
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    try:
+        server = start_server(**vars(flags))
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    print(f"The {flags.role} runs at {server._address}.", flush=True)
+    # Python would see an interrupt only after join(), which does not return.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    server.join()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
