@@ -13,6 +13,13 @@ from model.layers import Conv, ConvNorm, ConvTranspose, LayerList, interleave, n
 from model.losses import global_sum
 
 NUM_CONVS = 4
+# A bin of a whole number of cells has as many samples, whichever way its side was rounded.
+COUNT_SLACK = 1e-5
+# A RoI that is its object's box halves many cells of the box's mask exactly. Rounding differs
+# between eager execution, graphs and XLA and would decide them: so samples lie on a grid, and what
+# is less than a half by rounding alone is a half.
+SNAP = 2.0**-13
+HALF = 0.5 - 1e-6
 
 
 class MaskHead(keras.layers.Layer):
@@ -87,7 +94,12 @@ def ends_in_cells(
 
 
 def sample_weights(
-    start: tf.Tensor, stop: tf.Tensor, bins: int, cells: int, shift: float
+    start: tf.Tensor,
+    stop: tf.Tensor,
+    bins: int,
+    cells: int,
+    shift: float,
+    snapped: tf.Tensor | None = None,
 ) -> tf.Tensor:
     """What RoIAlign takes of each cell of a row for each bin of an interval, along one axis.
 
@@ -102,19 +114,23 @@ def sample_weights(
         bins: equal parts the interval is cut into.
         cells: cells of the row.
         shift: where RoIAlign believes the centre of cell 0 to be.
+        snapped: bool [N], intervals whose samples move to the nearest multiple of `SNAP` cells.
 
     Returns:
         float32 [N, bins, cells]; the weights of a bin within the row add up to 1.
     """
     most = 2 * -(-cells // bins)
     first = start - shift
-    # The difference of the moved ends, as in the references: rounding may decide the count.
+    # The difference of the moved ends, as in the references, whose counts are to be met.
     step = (stop - shift - first) / bins
-    count = tf.clip_by_value(tf.math.ceil(step), 1.0, float(most))
+    count = tf.clip_by_value(tf.math.ceil(step - COUNT_SLACK), 1.0, float(most))
     bin_starts = first[:, None] + tf.range(bins, dtype=tf.float32) * step[:, None]
     weights = tf.zeros([tf.shape(start)[0], bins, cells])
     for sample in range(most):
         position = bin_starts + ((sample + 0.5) / count * step)[:, None]
+        if snapped is not None:
+            nearest = tf.round(position / SNAP) * SNAP
+            position = tf.where(snapped[:, None], nearest, position)
         inside = (position >= -shift) & (position <= cells - shift) & (sample < count)[:, None]
         position = tf.clip_by_value(position, 0.0, cells - 1.0)[..., None]
         share = tf.maximum(1.0 - tf.abs(position - tf.range(cells, dtype=tf.float32)), 0.0)
@@ -153,12 +169,14 @@ def mask_targets(
         start, stop = ends_in_cells(rois, gt_windows, cells, axis)
         if rule == "soft":
             stop = tf.maximum(stop, start + 1.0)
-        weights.append(sample_weights(start, stop, mask_size, cells, shift))
+        # Where cells are pixels, nothing is rounded and the references' samples are to be met.
+        snapped = gt_windows[:, axis + 2] - gt_windows[:, axis] != cells
+        weights.append(sample_weights(start, stop, mask_size, cells, shift, snapped))
     rows, columns = weights
     masks = tf.cast(gt_masks, tf.float32)
     average = tf.matmul(tf.matmul(rows, masks), columns, transpose_b=True)
     if rule == "bitmap":
-        average = tf.cast(average >= 0.5, tf.float32)
+        average = tf.cast(average >= HALF, tf.float32)
     return tf.stop_gradient(average)
 
 

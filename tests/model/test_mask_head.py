@@ -293,3 +293,19 @@ def test_full_width_has_mask_rcnns_parameters():
     head = MaskHead(rng(), 256, 81)
     parameters = sum(int(np.prod(variable.shape)) for variable in head.trainable_variables)
     assert parameters == 4 * (9 * 256 * 256 + 256) + (4 * 256 * 256 + 256) + (256 * 81 + 81)
+
+
+def test_half_covered_cells_do_not_depend_on_how_the_graph_is_run():
+    # Blocks of 4 x 4 cells a bin, of which random masks often fill exactly 8.
+    rng = np.random.default_rng(3)
+    corner = rng.uniform(0, 100, (40, 2))
+    boxes = f32(np.concatenate([corner, corner + rng.uniform(5, 200, (40, 2))], axis=1))
+    masks = tf.constant(rng.integers(0, 2, (40, 112, 112)), tf.uint8)
+
+    def targets(masks, boxes):
+        return mask_targets(masks, boxes, boxes, 28)
+
+    blocks = masks.numpy().reshape(40, 28, 4, 28, 4).sum(axis=(2, 4))
+    assert (blocks == 8).sum() > 1000
+    for run in (targets, tf.function(targets), tf.function(targets, jit_compile=True)):
+        np.testing.assert_array_equal(run(masks, boxes), blocks >= 8)
