@@ -27,7 +27,7 @@ from model.config import ModelConfig
 from model.detections import BoxDetections, detect_boxes, mask_scores
 from model.fpn import FPN
 from model.layers import Conv, ConvTranspose, Dense
-from model.mask_head import MaskHead, mask_loss, mask_targets
+from model.mask_head import HALF, MaskHead, mask_loss, mask_targets
 from model.maskiou_head import (
     MaskIoUHead,
     area_ratios,
@@ -284,7 +284,7 @@ class MaskScoringRCNN(keras.layers.Layer):
         losses = {"mask_loss": mask_loss(logits, targets, slots.valid)}
         if self.maskiou_head is not None:
             # An IoU is of sets of cells, so soft targets are decided here.
-            cells = tf.cast(targets >= 0.5, tf.float32)
+            cells = tf.cast(targets >= HALF, tf.float32)
             if config.maskiou_target_area == "closed":
                 full = closed_full_areas(cells, tf.gather_nd(labels["gt_areas"], match), boxes)
             else:

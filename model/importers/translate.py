@@ -133,7 +133,7 @@ def translate(
         else:
             try:
                 value = _arrange(tensor, path, layout, family, keep_classes)
-            except ValueError:
+            except (ValueError, IndexError):
                 result.unexpected[name] = f"{list(tensor.shape)} is no shape of such a layer"
                 continue
             _assign(result, name, tensor, value, path, shapes)
@@ -151,6 +151,7 @@ def _arrange(tensor, path, layout, family, classes: Sequence[int]) -> np.ndarray
 
     Raises:
         ValueError: its shape is none of such a layer.
+        IndexError: it has no outputs for some of the classes, as class-agnostic boxes have not.
     """
     value = layout(tensor)
     if path == "backbone/stem/conv/kernel" and family.channel_order == "bgr":

@@ -333,7 +333,10 @@ def test_positive_rois_and_their_maskiou_targets(run):
     for index in range(2):
         rois = tf.constant(yx(run.images[f"pos_rois{index}"]))
         gt = run.images[f"pos_gt{index}"]
-        take = lambda name, i=index, g=gt: tf.gather(labels[name][i], g)  # noqa: E731
+
+        def take(name, index=index, gt=gt):
+            return tf.gather(labels[name][index], gt)
+
         classes = take("gt_classes")
         image_index = tf.fill([len(gt)], index)
         pooled = network.pool(pyramid, rois, image_index, network.config.mask_size // 2)

@@ -218,6 +218,12 @@ def test_some_classes_are_kept_in_the_order_asked_for(network):
     np.testing.assert_array_equal(result.values["rpn_head/objectness/bias"], [0, 1, 2])
 
 
+def test_classes_cannot_be_kept_of_outputs_that_are_not_by_class(network):
+    agnostic = {"roi_heads.box_predictor.bbox_pred.weight": np.zeros((8, 8), np.float32)}
+    result = translate(agnostic, families.TORCHVISION, shapes_of(network), keep_classes=[4, 2])
+    assert list(result.unexpected.values()) == ["[8, 8] is no shape of such a layer"]
+
+
 def test_names_tell_programs_apart():
     signatures = {family.name: family.signature for family in families.FAMILIES}
     assert len(set(signatures.values())) == len(signatures)
