@@ -98,7 +98,9 @@ class CoupledSGD(_SummedGradients, keras.optimizers.SGD):
         """Updates one variable by its gradient, both float32 of one shape, in one fused op."""
         index = self._get_variable_index(variable)
         if self._decay_of[index]:
-            gradient += self._decay_of[index] * variable
+            # Else all decays, as large as the network, are computed when the step begins.
+            with tf.control_dependencies([gradient]):
+                gradient += self._decay_of[index] * variable
         if not self.momentum:
             self.assign_sub(variable, learning_rate * gradient)
             return
