@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -150,8 +152,8 @@ class Estimator:
         replicas = self._strategy.num_replicas_in_sync
         context = tf.distribute.InputContext(num_replicas_in_sync=replicas)
         shown = 0
-        for group in group_batches(input_fn(mode, self._params, context), replicas):
-            results = self._predict_step(group)
+        groups = group_batches(input_fn(mode, self._params, context), replicas)
+        for group, results in _one_ahead(groups, self._predict_step):
             for features, predictions in zip(group, results, strict=True):
                 for image in split_images(features, predictions, num_images_shown > 0):
                     yield image
@@ -219,6 +221,22 @@ class TrainReport:
         self._progress.write(record, list(losses), steps_per_second)
         self._summaries.write_scalars(step, scalars)
         self.stopwatch.restart()
+
+
+def _one_ahead(items: Iterable, function: Callable) -> Iterator[tuple]:
+    """Yields each item with its result while the next result is being computed.
+
+    So the devices do not wait for what is done with a prediction, such as pasting its masks.
+    """
+    with ThreadPoolExecutor(1) as worker:
+        waiting: deque = deque()
+        for item in items:
+            waiting.append((item, worker.submit(function, item)))
+            if len(waiting) > 1:
+                done, result = waiting.popleft()
+                yield done, result.result()
+        for done, result in waiting:
+            yield done, result.result()
 
 
 def _next_batch(batches: Iterator, step: int) -> tuple:

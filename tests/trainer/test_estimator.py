@@ -1,6 +1,7 @@
 """The verbs on a toy: resuming, logging, actions, the guard, evaluation, XLA."""
 
 import json
+import threading
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from toy_model import (
 )
 
 from data.errors import UserError
-from trainer.estimator import Estimator
+from trainer.estimator import Estimator, _one_ahead
 from trainer.steps import group_batches, split_images
 
 ONE_BATCH = make_train_input_fn([3.0, -1.0, 2.0, 5.0])
@@ -147,6 +148,26 @@ def test_images_come_with_the_first_predictions_only(tmp_path):
     assert len(shown) == 3
     assert shown[0]["image"].shape == (4, 6, 3)
     assert (shown[2]["image"] == int(shown[2]["image_id"])).all()
+
+
+def test_the_next_prediction_is_made_while_one_is_used():
+    started = [threading.Event() for _ in range(3)]
+
+    def double(item):
+        started[item].set()
+        return 2 * item
+
+    found = []
+    for item, result in _one_ahead(range(3), double):
+        if item < 2:
+            assert started[item + 1].wait(10)
+        found.append((item, result))
+    assert found == [(0, 0), (1, 2), (2, 4)]
+
+
+def test_a_failing_prediction_is_not_swallowed():
+    with pytest.raises(ZeroDivisionError):
+        list(_one_ahead([1, 0, 1], lambda item: 1 / item))
 
 
 def test_evaluate_feeds_every_image_once(tmp_path):
