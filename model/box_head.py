@@ -16,6 +16,7 @@ from data import boxes as box_ops
 from model.layers import ConvNorm, Dense, LayerList, normal
 from model.losses import global_sum, smooth_l1
 from model.roi_sampling import SampledRoIs
+from model.scopes import in_scope
 
 ROI_SIZE = 7
 DELTA_WEIGHTS = (10.0, 10.0, 5.0, 5.0)
@@ -80,6 +81,7 @@ class BoxHead(keras.layers.Layer):
         return BoxOutputs(tf.cast(self.classes(x), tf.float32), tf.cast(deltas, tf.float32))
 
 
+@in_scope("losses")
 def box_losses(
     outputs: BoxOutputs, rois: SampledRoIs, gt_boxes: tf.Tensor, box_loss_beta: float
 ) -> dict[str, tf.Tensor]:

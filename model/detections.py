@@ -13,6 +13,7 @@ from data import boxes as box_ops
 from model.box_head import DELTA_WEIGHTS, BoxOutputs
 from model.nms import suppress
 from model.proposals import Proposals
+from model.scopes import in_scope
 
 
 class BoxDetections(NamedTuple):
@@ -24,6 +25,7 @@ class BoxDetections(NamedTuple):
     valid: tf.Tensor  # bool [B, D]
 
 
+@in_scope("detections")
 def detect_boxes(
     outputs: BoxOutputs,
     proposals: Proposals,

@@ -11,6 +11,7 @@ import tensorflow as tf
 
 from model.layers import Conv, ConvNorm, ConvTranspose, LayerList, interleave, normal
 from model.losses import global_sum
+from model.scopes import in_scope
 
 NUM_CONVS = 4
 # A bin of a whole number of cells has as many samples, whichever way its side was rounded.
@@ -138,6 +139,7 @@ def sample_weights(
     return weights
 
 
+@in_scope("mask_targets")
 def mask_targets(
     gt_masks: tf.Tensor,
     gt_windows: tf.Tensor,
@@ -180,6 +182,7 @@ def mask_targets(
     return tf.stop_gradient(average)
 
 
+@in_scope("losses")
 def mask_loss(mask_logits: tf.Tensor, targets: tf.Tensor, valid: tf.Tensor) -> tf.Tensor:
     """Binary cross-entropy, mean over the pixels of the positive RoIs of all replicas.
 

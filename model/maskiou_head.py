@@ -16,6 +16,7 @@ import tensorflow as tf
 from model.layers import Conv, Dense, LayerList, normal
 from model.losses import global_sum
 from model.mask_head import ends_in_cells
+from model.scopes import in_scope
 
 # mmdetection's, in both denominators of the ratio's way to an area.
 RATIO_EPSILON = 1e-7
@@ -88,6 +89,7 @@ def _pool(masks: tf.Tensor) -> tf.Tensor:
     return tf.maximum(upper, lower)
 
 
+@in_scope("maskiou_targets")
 def maskiou_targets(
     mask_logits: tf.Tensor,
     mask_targets: tf.Tensor,
@@ -149,6 +151,7 @@ def ratio_full_areas(mask_targets: tf.Tensor, ratios: tf.Tensor) -> tf.Tensor:
     return tf.reduce_sum(mask_targets, axis=[1, 2]) / (ratios + RATIO_EPSILON)
 
 
+@in_scope("maskiou_targets")
 def area_ratios(gt_masks: tf.Tensor, gt_windows: tf.Tensor, rois: tf.Tensor) -> tf.Tensor:
     """The share of each object that lies in its RoI, on whole pixels as mmdetection counts it.
 
@@ -177,6 +180,7 @@ def area_ratios(gt_masks: tf.Tensor, gt_windows: tf.Tensor, rois: tf.Tensor) -> 
     return inside / (tf.reduce_sum(masks, axis=[1, 2]) + RATIO_EPSILON)
 
 
+@in_scope("losses")
 def maskiou_loss(maskiou_pred: tf.Tensor, targets: tf.Tensor, valid: tf.Tensor) -> tf.Tensor:
     """½ (prediction - target)², mean over the RoIs of all replicas whose target is above 0.
 

@@ -15,6 +15,8 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 
+from model.scopes import in_scope
+
 
 class Suppressed(NamedTuple):
     """Survivors in order of falling score; empty slots at the end hold zeros."""
@@ -25,6 +27,7 @@ class Suppressed(NamedTuple):
     valid: tf.Tensor  # bool [B, D]
 
 
+@in_scope("nms")
 def suppress(
     boxes: tf.Tensor,
     scores: tf.Tensor,

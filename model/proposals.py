@@ -13,6 +13,7 @@ from data import boxes as box_ops
 from data.anchors import AnchorGrid
 from model.nms import suppress
 from model.rpn import RPNOutputs
+from model.scopes import in_scope
 
 # Marks a slot that holds no box. Finite, so that arithmetic on it makes no NaN.
 EMPTY_SCORE = -1e30
@@ -26,6 +27,7 @@ class Proposals(NamedTuple):
     valid: tf.Tensor  # bool [B, P]
 
 
+@in_scope("proposals")
 def generate_proposals(
     outputs: RPNOutputs,
     grid: AnchorGrid,

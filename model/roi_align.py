@@ -20,6 +20,8 @@ from collections.abc import Sequence
 import numpy as np
 import tensorflow as tf
 
+from model.scopes import in_scope
+
 CANONICAL_SIZE = 224.0
 CANONICAL_LEVEL = 4
 
@@ -85,6 +87,7 @@ def roi_align(
     )
 
 
+@in_scope("roi_align")
 def pool_rois(
     pyramid: Sequence[tf.Tensor],
     rois: tf.Tensor,

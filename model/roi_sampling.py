@@ -11,6 +11,7 @@ import tensorflow as tf
 
 from data import boxes as box_ops
 from model.proposals import Proposals
+from model.scopes import in_scope
 
 
 class SampledRoIs(NamedTuple):
@@ -27,6 +28,7 @@ class SampledRoIs(NamedTuple):
         return self.valid & (self.classes > 0)
 
 
+@in_scope("roi_sampling")
 def sample_rois(
     proposals: Proposals,
     gt_boxes: tf.Tensor,

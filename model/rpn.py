@@ -14,6 +14,7 @@ import tensorflow as tf
 
 from model.layers import Conv, LayerList, normal
 from model.losses import global_sum, num_replicas, smooth_l1
+from model.scopes import in_scope
 
 
 class RPNOutputs(NamedTuple):
@@ -66,6 +67,7 @@ def _anchors(level_map: tf.Tensor, shape: list[int]) -> int:
     return rows * columns * channels // max(1, int(np.prod(shape)))
 
 
+@in_scope("losses")
 def rpn_losses(
     outputs: RPNOutputs,
     labels: dict[str, tf.Tensor],

@@ -1,0 +1,22 @@
+"""Names for the parts of the graph, under which profilers and TensorBoard show their operations."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+
+import tensorflow as tf
+
+
+def in_scope(name: str) -> Callable[[Callable], Callable]:
+    """Decorates a function so that the operations it makes are named `name/…`."""
+
+    def decorate(function: Callable) -> Callable:
+        @functools.wraps(function)
+        def named(*args, **kwargs):
+            with tf.name_scope(name):
+                return function(*args, **kwargs)
+
+        return named
+
+    return decorate
