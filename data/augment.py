@@ -191,6 +191,16 @@ def map_boxes(boxes: tf.Tensor, geometry: Geometry) -> tf.Tensor:
     return tf.where(tf.tile(geometry.flips, [2]), mirrored, mapped)
 
 
+def map_points(points: tf.Tensor, geometry: Geometry) -> tf.Tensor:
+    """Takes points to the canvas: float32 [..., 2], y, x in original pixels -> in canvas pixels.
+
+    Those that are not shown, beyond a crop, come to lie outside the valid area.
+    """
+    offset, valid = tf.cast(geometry.offset, tf.float32), tf.cast(geometry.valid, tf.float32)
+    mapped = (points - offset) * geometry.scale
+    return tf.where(geometry.flips, valid - mapped, mapped)
+
+
 def _rule_scale(
     size: tf.Tensor, canvas: tf.Tensor, short_side: float | tf.Tensor, long_side: int
 ) -> tf.Tensor:

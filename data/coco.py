@@ -302,6 +302,17 @@ def run_lengths(segmentation, height: int, width: int) -> np.ndarray:
     )
 
 
+def polygons(segmentation) -> list[np.ndarray]:
+    """The polygons of a segmentation that `run_lengths` has accepted; none of an RLE.
+
+    Returns:
+      float64 [2 V] for each polygon of V points, x, y in turn.
+    """
+    if isinstance(segmentation, dict):
+        return []
+    return [np.asarray(polygon, np.float64) for polygon in segmentation]
+
+
 def _polygon_run_lengths(polygons: list, height: int, width: int) -> np.ndarray:
     reach = _MAX_SIDES_OUTSIDE * max(height, width)
     outlines = [_polygon_coordinates(polygon) for polygon in polygons]

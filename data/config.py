@@ -50,6 +50,11 @@ class DataConfig:
     horizontal_flip: float = setting(0.5, "Probability of mirroring left to right in training.")
     vertical_flip: float = setting(0.0, "Probability of mirroring top to bottom in training.")
     max_instances: int = setting(100, "Ground truths an image keeps; the rest is dropped.")
+    max_polygon_vertices: int = setting(
+        512,
+        "Vertices of an object's polygons, each one's first counted twice, that there is room for "
+        "with --mask_target=polygon.",
+    )
     mask_crop_size: int = setting(
         112, "Side of the box-cropped ground-truth masks that travel to the device."
     )
@@ -92,6 +97,7 @@ class DataConfig:
             "short_side",
             "long_side",
             "rpn_samples_per_image",
+            "max_polygon_vertices",
             "mask_crop_size",
             "shuffle_megabytes",
             "train_short_side_min",

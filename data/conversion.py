@@ -219,6 +219,8 @@ def _summarise(
         num_crowds=sum(result.num_crowds for result in results),
         max_instances_per_image=max(result.max_instances_per_image for result in results),
         include_masks=settings.include_masks,
+        num_without_polygons=sum(result.num_without_polygons for result in results),
+        max_polygon_vertices=max(result.max_polygon_vertices for result in results),
         categories=tuple(dataset.categories),
         skipped={
             "images": len(items) - num_annotations,

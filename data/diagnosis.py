@@ -16,19 +16,22 @@ from data.manifest import expand_pattern
 from data.records import parse_image_id, parse_record
 
 
-def find_broken_record(file_pattern: str, include_masks: bool) -> UserError | None:
+def find_broken_record(
+    file_pattern: str, include_masks: bool, max_polygon_vertices: int = 0
+) -> UserError | None:
     """Parses and decodes records in order until one cannot be.
 
     Args:
       file_pattern: as for `data.manifest.expand_pattern`.
       include_masks: whether the masks have to be usable too.
+      max_polygon_vertices: as for `data.records.parse_record`.
 
     Returns:
       An error, to be raised, that names file, record and image; None if all is well.
     """
 
     def use(serialized: tf.Tensor) -> tf.Tensor:
-        record = parse_record(serialized, include_masks)
+        record = parse_record(serialized, include_masks, max_polygon_vertices)
         return tf.size(decode_image(record)) + sum(map(tf.size, tf.nest.flatten(record)))
 
     for path in expand_pattern(file_pattern):

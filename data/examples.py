@@ -1,7 +1,7 @@
 """From one serialised record to the tensors of one image.
 
-Axes: N instances in the record, G ground truths of an image after padding, M mask side, S sampled
-anchors, H W canvas.
+Axes: N instances in the record, G ground truths of an image after padding, M mask side, V polygon
+vertices of a ground truth after padding, S sampled anchors, H W canvas.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from data.anchor_matching import RpnTargets, match_and_sample
 from data.anchors import AnchorGrid
 from data.config import DataConfig
 from data.masks import crop_masks, mask_areas
+from data.polygons import lay_out_polygons
 from data.records import parse_record
 
 # What the encodings that TensorFlow can decode begin with: JPEG, PNG, GIF, BMP, WebP.
@@ -63,7 +64,11 @@ def padding_example(height: tf.Tensor, width: tf.Tensor, config: DataConfig) -> 
 
 @tf.autograph.experimental.do_not_convert
 def train_example(
-    serialized: tf.Tensor, epoch: tf.Tensor, config: DataConfig, include_masks: bool
+    serialized: tf.Tensor,
+    epoch: tf.Tensor,
+    config: DataConfig,
+    include_masks: bool,
+    include_polygons: bool = False,
 ) -> tuple[Tensors, Tensors]:
     """Features and labels of one image, augmented by draws that its id and the epoch decide.
 
@@ -72,21 +77,25 @@ def train_example(
         epoch: int64 scalar.
         config: augmentation, anchors, sampling, seed.
         include_masks: whether the record has to hold masks and the labels shall.
+        include_polygons: the same of polygons, beside masks.
 
     Returns:
         The features of `eval_example` and the labels gt_boxes float32 [G, 4], gt_classes int32 [G]
         (0 is padding), gt_masks uint8 [G, M, M] and gt_areas float32 [G] if masks are included,
+        gt_polygons float32 [G, V, 2] (y, x in canvas pixels) and gt_polygon_parts int32 [G, V] (0
+        is padding; see `data.polygons.lay_out_polygons`) if polygons are,
         rpn_indices int32 [S], rpn_labels int32 [S], rpn_deltas float32 [S, 4] and sample_seeds
         int32 [2].
     """
-    record = parse_record(serialized, include_masks)
+    max_vertices = config.max_polygon_vertices if include_masks and include_polygons else 0
+    record = parse_record(serialized, include_masks, max_vertices)
     seeds = image_seeds(config.seed, epoch, record["image_id"])
     size = tf.stack([record["height"], record["width"]])
     canvas_index = augment.choose_canvas(size, config)
     canvas = tf.gather(tf.constant(config.canvas_sizes, tf.int64), canvas_index)
     geometry = augment.draw_geometry(size, canvas, config, seeds[0])
 
-    truths = _ground_truths(record, geometry, config, include_masks)
+    truths = _ground_truths(record, geometry, config)
     crowds = augment.clip_to_source(tf.boolean_mask(record["boxes"], record["is_crowd"]), geometry)
     crowds = augment.map_boxes(crowds, geometry)
     rpn = _rpn_targets(truths["gt_boxes"], crowds, canvas_index, config, seeds[1])
@@ -161,19 +170,18 @@ def _set_canvas_shape(image: tf.Tensor, config: DataConfig) -> tf.Tensor:
     return tf.ensure_shape(image, [*(canvases.pop() if len(canvases) == 1 else (None, None)), 3])
 
 
-def _ground_truths(
-    record: Tensors, geometry: augment.Geometry, config: DataConfig, include_masks: bool
-) -> Tensors:
+def _ground_truths(record: Tensors, geometry: augment.Geometry, config: DataConfig) -> Tensors:
     """The instances to learn: no crowds, visible, as many as there is room for.
 
     Returns:
         gt_boxes float32 [n, 4], gt_classes int32 [n] and, with masks, gt_masks uint8 [n, M, M]
-        and gt_areas float32 [n], for n <= G instances in the record's order.
+        and gt_areas float32 [n], and with polygons gt_polygons float32 [n, V, 2] and
+        gt_polygon_parts int32 [n, V], for n <= G instances in the record's order.
     """
     windows = augment.clip_to_source(record["boxes"], geometry)
     boxes = augment.map_boxes(windows, geometry)
     kept = ~record["is_crowd"] & tf.reduce_all(boxes[:, 2:] - boxes[:, :2] >= MIN_SIDE, axis=1)
-    if include_masks:
+    if "run_lengths" in record:
         masks = (record["run_lengths"], record["num_runs"], record["height"], record["width"])
         areas = mask_areas(*masks, geometry.source_box)
         kept &= areas > 0
@@ -183,7 +191,7 @@ def _ground_truths(
         "gt_boxes": tf.gather(boxes, kept),
         "gt_classes": tf.gather(record["classes"], kept),
     }
-    if include_masks:
+    if "run_lengths" in record:
         truths["gt_masks"] = crop_masks(
             *masks,
             tf.gather(windows, kept),
@@ -194,6 +202,14 @@ def _ground_truths(
         )
         canvas_pixels = tf.reduce_prod(geometry.scale)
         truths["gt_areas"] = tf.cast(tf.gather(areas, kept), tf.float32) * canvas_pixels
+    if "points" in record:
+        truths["gt_polygons"], truths["gt_polygon_parts"] = lay_out_polygons(
+            augment.map_points(record["points"], geometry),
+            record["num_points"],
+            record["num_polygons"],
+            kept,
+            config.max_polygon_vertices,
+        )
     return truths
 
 

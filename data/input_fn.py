@@ -56,8 +56,8 @@ def input_fn(
 
     Args:
         mode: "train", "eval" or "predict".
-        params: settings; `params.data` is read, and `params.model.include_mask`: whether the labels
-            have masks, as far as the records do.
+        params: settings; `params.data` is read, and of `params.model` whether the labels have
+            masks (`include_mask`), as far as the records do, and polygons (`mask_target`).
         input_context: number of pipelines and replicas, from
             `strategy.distribute_datasets_from_function`; one of each if None.
 
@@ -78,7 +78,7 @@ def input_fn(
     batch_size = _replica_batch_size("train" if training else "eval", config, context)
     replicas = context.num_replicas_in_sync // context.num_input_pipelines
     examples = (
-        _train_examples(config, context, params.model.include_mask)
+        _train_examples(config, context, params.model)
         if training
         else _eval_examples(config, context)
     )
@@ -90,7 +90,7 @@ def input_fn(
 
 
 def _train_examples(
-    config: DataConfig, context: tf.distribute.InputContext, include_masks: bool
+    config: DataConfig, context: tf.distribute.InputContext, wanted
 ) -> tf.data.Dataset:
     """Images of all epochs, one after another, without end."""
     files = expand_pattern(config.train_file_pattern)
@@ -100,7 +100,8 @@ def _train_examples(
     make_example = functools.partial(
         train_example,
         config=config,
-        include_masks=include_masks and (manifest is None or manifest.include_masks),
+        include_masks=wanted.include_mask and (manifest is None or manifest.include_masks),
+        include_polygons=wanted.include_mask and wanted.mask_target == "polygon",
     )
 
     records = _dealt_train_records if config.data_service else _local_train_records

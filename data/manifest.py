@@ -31,12 +31,20 @@ class Manifest:
     categories: tuple[dict, ...]  # {"label": 1..K, "id", "name"}, in order of label
     skipped: dict  # {"images": n, "annotations": m, "items": [{..., "reason"}]}
     shards: tuple[dict, ...]  # {"name", "num_images", "bytes", "sha256"}
+    # Manifests of records without polygons need not have the next two.
+    num_without_polygons: int | None = None  # instances without crowds; None: no record has any
+    max_polygon_vertices: int = 0  # of one of them, each polygon's first point counted twice
     schema_version: int = SCHEMA_VERSION
 
     @property
     def num_classes(self) -> int:
         """Classes with the background."""
         return len(self.categories) + 1
+
+    @property
+    def include_polygons(self) -> bool:
+        """Whether every instance but crowds has polygons."""
+        return self.num_instances == 0 or self.num_without_polygons == 0
 
 
 def shard_name(prefix: str, index: int, num_shards: int) -> str:
@@ -75,10 +83,11 @@ def load_manifest(path: str) -> Manifest:
             f"{path} has schema version {version} and this program reads {SCHEMA_VERSION}; "
             "convert again."
         )
-    names = [field.name for field in dataclasses.fields(Manifest)]
-    if missing := [name for name in names if name not in content]:
+    fields = {field.name: field.default for field in dataclasses.fields(Manifest)}
+    needed = [name for name, default in fields.items() if default is dataclasses.MISSING]
+    if missing := [name for name in needed if name not in content]:
         raise UserError(f"the manifest {path} lacks {missing[0]!r}; convert again.")
-    fields = {name: content[name] for name in names}
+    fields = {name: content.get(name, default) for name, default in fields.items()}
     fields |= {name: tuple(fields[name]) for name in ("categories", "shards")}
     return Manifest(**fields)
 
@@ -116,6 +125,13 @@ def _join(manifests: Sequence[Manifest]) -> Manifest:
     def total(name):
         return sum(getattr(manifest, name) for manifest in manifests)
 
+    without_polygons = [
+        manifest.num_instances
+        if manifest.num_without_polygons is None
+        else manifest.num_without_polygons
+        for manifest in manifests
+    ]
+
     return Manifest(
         num_images=total("num_images"),
         num_instances=total("num_instances"),
@@ -129,6 +145,8 @@ def _join(manifests: Sequence[Manifest]) -> Manifest:
             "items": [item for entry in manifests for item in entry.skipped["items"]],
         },
         shards=tuple(shard for entry in manifests for shard in entry.shards),
+        num_without_polygons=sum(without_polygons),
+        max_polygon_vertices=max(entry.max_polygon_vertices for entry in manifests),
     )
 
 

@@ -4,10 +4,15 @@ The one place where records are written and parsed. Writing needs no TensorFlow,
 graph operations only. The standard TF Object Detection keys carry what they can; beside them stand
 image/id, image/object/{category_id,annotation_id} and the masks as COCO run lengths
 (`data/coco.py`): image/object/mask/counts holds the runs of all instances one after another,
-image/object/mask/num_counts how many of them are each instance's. Others store each mask as a PNG
-of the image's size in image/object/mask; these are parsed into run lengths as well.
+image/object/mask/num_counts how many of them are each instance's. In the same way
+image/object/mask/points holds the points (x, y, in pixels) of all polygons that annotate the
+instances, image/object/mask/num_points how many are each polygon's, and
+image/object/mask/num_polygons how many polygons each instance has, 0 if it is annotated by an RLE.
+Others store each mask as a PNG of the image's size in image/object/mask; these are parsed into run
+lengths as well.
 
-Axes: N instances of one image, R runs of one mask, T runs of all masks of one image.
+Axes: N instances of one image, R runs of one mask, T runs of all masks of one image, P polygons of
+one image, X points of all of them.
 """
 
 from __future__ import annotations
@@ -40,6 +45,12 @@ class Instance(NamedTuple):
     category_id: int
     annotation_id: int
     run_lengths: np.ndarray | None  # int64 [R]; None in records without masks
+    polygons: Sequence[np.ndarray] = ()  # x, y in turn, in pixels; none beside an RLE
+
+    @property
+    def num_vertices(self) -> int:
+        """Of the closed polygons, whose first point is their last as well."""
+        return sum(len(polygon) // 2 + 1 for polygon in self.polygons)
 
 
 class Shard(NamedTuple):
@@ -118,7 +129,7 @@ def encode_example(
       file_name: as in the annotations.
       image_id: 0 or more.
       instances: may be empty; then there are no image/object/* values.
-      include_masks: whether to write the instances' run lengths.
+      include_masks: whether to write the instances' run lengths and polygons.
 
     Returns:
       A serialised tf.train.Example.
@@ -139,6 +150,7 @@ def encode_example(
         runs = [instance.run_lengths for instance in instances]
         features["image/object/mask/num_counts"] = _int64_feature([len(entry) for entry in runs])
         features["image/object/mask/counts"] = _int64_feature(np.concatenate(runs))
+        features |= _polygon_features(instances)
     return _serialize_example(features)
 
 
@@ -156,6 +168,20 @@ def _instance_features(instances: Sequence[Instance], height: int, width: int) -
         "image/object/class/text": _bytes_feature(*names),
         **{key: _float_feature(side) for key, side in zip(_BOX_KEYS, boxes.T, strict=True)},
         **{f"image/object/{key}": _int64_feature(values) for key, values in integers.items()},
+    }
+
+
+def _polygon_features(instances: Sequence[Instance]) -> dict[str, bytes]:
+    polygons = [polygon for instance in instances for polygon in instance.polygons]
+    if not polygons:
+        return {}
+    integers = {
+        "num_polygons": [len(instance.polygons) for instance in instances],
+        "num_points": [len(polygon) // 2 for polygon in polygons],
+    }
+    return {
+        "image/object/mask/points": _float_feature(np.concatenate(polygons)),
+        **{f"image/object/mask/{key}": _int64_feature(values) for key, values in integers.items()},
     }
 
 
@@ -188,7 +214,7 @@ def write_shard(path: str, records: Iterable[bytes]) -> Shard:
     return Shard(num_records, num_bytes, digest.hexdigest())
 
 
-def parse_record(serialized, include_masks: bool) -> dict:
+def parse_record(serialized, include_masks: bool, max_polygon_vertices: int = 0) -> dict:
     """Parses one record, ours or another converter's, with graph operations.
 
     Absent instance keys count as empty, absent crowd flags as 0, absent areas as the boxes', absent
@@ -197,22 +223,29 @@ def parse_record(serialized, include_masks: bool) -> dict:
     Args:
       serialized: string scalar, a serialised tf.train.Example.
       include_masks: whether to return the masks' run lengths.
+      max_polygon_vertices: whether to return the polygons, if above 0; no object but crowds may
+        have more vertices than that, with each polygon's first point counted twice, or none.
 
     Returns:
       encoded: string scalar, the image file. image_id: int64 scalar; image/id where present, else
       image/source_id as a number, else a stable hash of it (of image/filename when it is empty).
       height, width: int64 scalars, pixels. boxes: float32 [N, 4], y1, x1, y2, x2 in pixels of the
       original image. classes: int32 [N]. is_crowd: bool [N]. areas: float32 [N], pixels.
-      annotation_ids: int64 [N]. With masks also run_lengths: int64 [T] and num_runs: int64 [N].
+      annotation_ids: int64 [N]. With masks also run_lengths: int64 [T] and num_runs: int64 [N];
+      with polygons also points: float32 [X, 2], y, x in pixels of the original image, num_points:
+      int64 [P] and num_polygons: int64 [N].
 
     Raises:
       tf.errors.InvalidArgumentError: when evaluated on a record without image, height or width,
-        whose instance keys differ in length, as when masks are asked for and it has none, or whose
-        PNG masks cannot be used (`data.png_masks.png_run_lengths`).
+        whose instance keys differ in length, as when masks are asked for and it has none, whose
+        polygons are asked for and missing or too long, or whose PNG masks cannot be used
+        (`data.png_masks.png_run_lengths`).
     """
     import tensorflow as tf
 
-    parsed = tf.io.parse_single_example(serialized, _parse_spec(tf, include_masks))
+    parsed = tf.io.parse_single_example(
+        serialized, _parse_spec(tf, include_masks, max_polygon_vertices > 0)
+    )
     height, width = parsed["image/height"], parsed["image/width"]
     sides = tf.cast(tf.stack([height, width, height, width]), tf.float32)
     boxes = tf.stack([parsed[key] for key in _BOX_KEYS], axis=-1) * sides
@@ -221,19 +254,30 @@ def parse_record(serialized, include_masks: bool) -> dict:
     def per_instance(key, default):
         return tf.concat([parsed[key], default[tf.size(parsed[key]) :]], axis=0)
 
-    record = {"image_id": _image_id(tf, parsed)}
+    no_flags = tf.zeros([num_instances], tf.int64)
+    record = {
+        "image_id": _image_id(tf, parsed),
+        "is_crowd": per_instance("image/object/is_crowd", no_flags) > 0,
+    }
     if include_masks:
         record |= _masks(parsed, record["image_id"])
-    with tf.control_dependencies(_length_checks(tf, parsed, record, num_instances)):
+    if max_polygon_vertices:
+        record |= {
+            "points": tf.reshape(parsed["image/object/mask/points"], [-1, 2])[:, ::-1],
+            "num_points": parsed["image/object/mask/num_points"],
+            "num_polygons": per_instance("image/object/mask/num_polygons", no_flags),
+        }
+    checks = _length_checks(tf, parsed, record, num_instances)
+    if max_polygon_vertices:
+        checks += _polygon_checks(tf, record, max_polygon_vertices)
+    with tf.control_dependencies(checks):
         record["encoded"] = tf.identity(parsed["image/encoded"])
     box_areas = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
-    no_flags = tf.zeros([num_instances], tf.int64)
     return record | {
         "height": height,
         "width": width,
         "boxes": boxes,
         "classes": tf.cast(parsed["image/object/class/label"], tf.int32),
-        "is_crowd": per_instance("image/object/is_crowd", no_flags) > 0,
         "areas": per_instance("image/object/area", box_areas),
         "annotation_ids": per_instance("image/object/annotation_id", no_flags - 1),
     }
@@ -254,16 +298,20 @@ def _image_id_spec(tf) -> dict:
     }
 
 
-def _parse_spec(tf, include_masks: bool) -> dict:
+def _parse_spec(tf, include_masks: bool, include_polygons: bool) -> dict:
     """The feature spec; instance keys may be absent and then parse as empty."""
     integers = ["class/label", "is_crowd", "annotation_id"]
     if include_masks:
         integers += ["mask/counts", "mask/num_counts"]
+    if include_polygons:
+        integers += ["mask/num_polygons", "mask/num_points"]
     any_length = functools.partial(tf.io.FixedLenSequenceFeature, [], allow_missing=True)
     pngs = {"image/object/mask": any_length(tf.string)} if include_masks else {}
+    points = {"image/object/mask/points": any_length(tf.float32)} if include_polygons else {}
     return {
         **_image_id_spec(tf),
         **pngs,
+        **points,
         "image/encoded": tf.io.FixedLenFeature([], tf.string),
         "image/height": tf.io.FixedLenFeature([], tf.int64),
         "image/width": tf.io.FixedLenFeature([], tf.int64),
@@ -313,5 +361,21 @@ def _length_checks(tf, parsed: dict, record: dict, num_instances) -> list:
             [f"{message}. Image id:", record["image_id"], "numbers:", num_instances, found],
         )
         for message, found in wanted.items()
+    ]
+    return [check for check in checks if check is not None]
+
+
+def _polygon_checks(tf, record: dict, most: int) -> list:
+    """Assertions that every object has polygons and not too many vertices."""
+    from data.polygons import count_vertices
+
+    vertices = count_vertices(record["num_points"], record["num_polygons"])
+    vertices = tf.where(record["is_crowd"], np.int64(1), vertices)
+    missing = "it has objects without polygons, so train with --mask_target=bitmap. Image id:"
+    too_many = f"an object has more than --max_polygon_vertices={most}, raise it to"
+    largest = tf.reduce_max(tf.concat([vertices, [1]], axis=0))
+    checks = [
+        tf.debugging.Assert(tf.reduce_all(vertices > 0), [missing, record["image_id"]]),
+        tf.debugging.Assert(largest <= most, [too_many, largest, "Image id:", record["image_id"]]),
     ]
     return [check for check in checks if check is not None]

@@ -16,7 +16,7 @@ from data import coco, images, records
 from data.files import whole_file
 
 # Part of what a finished shard's note must agree on; raise it when a record's bytes change.
-_RECORD_VERSION = 1
+_RECORD_VERSION = 2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,6 +57,8 @@ class ShardResult:
     num_instances: int = 0  # without crowds
     num_crowds: int = 0
     max_instances_per_image: int = 0  # without crowds
+    num_without_polygons: int = 0  # without crowds
+    max_polygon_vertices: int = 0  # of one of them
     skipped: list[dict] = dataclasses.field(default_factory=list)
 
 
@@ -148,11 +150,7 @@ def _encode_images(
             advance(1)
             continue
         instances = _make_instances(job, image, skipped)
-        num_crowds = sum(instance.is_crowd for instance in instances)
-        num_instances = len(instances) - num_crowds
-        result.num_crowds += num_crowds
-        result.num_instances += num_instances
-        result.max_instances_per_image = max(result.max_instances_per_image, num_instances)
+        _count(instances, result)
         yield records.encode_example(
             encoded=encoded,
             image_format=image_format,
@@ -164,6 +162,16 @@ def _encode_images(
             include_masks=job.include_masks,
         )
         advance(1)
+
+
+def _count(instances: Sequence[records.Instance], result: ShardResult) -> None:
+    """Adds the instances of one image to the shard's counts."""
+    vertices = [instance.num_vertices for instance in instances if not instance.is_crowd]
+    result.num_crowds += len(instances) - len(vertices)
+    result.num_instances += len(vertices)
+    result.max_instances_per_image = max(result.max_instances_per_image, len(vertices))
+    result.num_without_polygons += vertices.count(0)
+    result.max_polygon_vertices = max([result.max_polygon_vertices, *vertices])
 
 
 def _image_path(job: ShardJob, image: coco.CocoImage) -> str:
@@ -208,9 +216,11 @@ def _make_instances(
 def _make_instance(job: ShardJob, image: coco.CocoImage, annotation: Mapping) -> records.Instance:
     category = job.categories[annotation["category_id"]]
     y1, x1, y2, x2 = coco.clip_box(annotation["bbox"], image.height, image.width)
-    runs, area = None, (y2 - y1) * (x2 - x1)
+    runs, polygons, area = None, [], (y2 - y1) * (x2 - x1)
     if job.include_masks:
-        runs = coco.run_lengths(annotation.get("segmentation"), image.height, image.width)
+        segmentation = annotation.get("segmentation")
+        runs = coco.run_lengths(segmentation, image.height, image.width)
+        polygons = coco.polygons(segmentation)
         area = coco.mask_area(runs)
     area = annotation.get("area", area)
     if not coco.is_finite_number(area) or area < 0:
@@ -224,4 +234,5 @@ def _make_instance(job: ShardJob, image: coco.CocoImage, annotation: Mapping) ->
         category_id=category["id"],
         annotation_id=annotation["id"],
         run_lengths=runs,
+        polygons=polygons,
     )

@@ -11,10 +11,12 @@ from __future__ import annotations
 import functools
 from typing import NamedTuple
 
+import numpy as np
 import tensorflow as tf
 
 from data.diagnosis import name_broken_record
 from data.manifest import expand_pattern
+from data.polygons import count_vertices
 
 # Records that tell whether a data set has masks; a look at them takes no noticeable time.
 PEEK = 32
@@ -29,6 +31,8 @@ class Survey(NamedTuple):
     max_instances_per_image: int  # without crowds
     images_with_masks: int  # those whose every instance has one
     images_without_masks: int  # those with instances of which some have none
+    images_without_polygons: int  # those with instances but crowds of which some have none
+    max_polygon_vertices: int  # of one instance, each polygon's first point counted twice
 
     @property
     def largest_label(self) -> int:
@@ -40,9 +44,14 @@ class Survey(NamedTuple):
         """Whether no mask is missing, as far as there are instances."""
         return not self.images_without_masks
 
+    @property
+    def include_polygons(self) -> bool:
+        """Whether no polygon is missing, as far as there are instances."""
+        return not self.images_without_polygons
+
 
 def survey_records(file_pattern: str, limit: int = -1) -> Survey:
-    """Looks at labels, their names and the presence of masks.
+    """Looks at labels, their names and the presence of masks and polygons.
 
     Args:
       file_pattern: as for `data.manifest.expand_pattern`.
@@ -60,7 +69,7 @@ def survey_records(file_pattern: str, limit: int = -1) -> Survey:
         .ragged_batch(_RECORDS_COUNTED_AT_A_TIME)
     )
     names: dict[int, str] = {}
-    most = with_masks = without_masks = 0
+    most = with_masks = without_masks = without_polygons = vertices = 0
     try:
         for batch in facts:
             pairs = zip(batch["labels"].flat_values.numpy(), batch["texts"].flat_values.numpy(),
@@ -70,20 +79,31 @@ def survey_records(file_pattern: str, limit: int = -1) -> Survey:
             most = max(most, int(tf.reduce_max(batch["num_instances"])))
             with_masks += int(tf.math.count_nonzero(batch["has_masks"]))
             without_masks += int(tf.math.count_nonzero(batch["lacks_masks"]))
+            without_polygons += int(tf.math.count_nonzero(batch["lacks_polygons"]))
+            vertices = max(vertices, int(tf.reduce_max(batch["num_vertices"])))
     except tf.errors.OpError as error:
         raise name_broken_record(error, file_pattern, include_masks=False) from None
-    return Survey(dict(sorted(names.items())), most, with_masks, without_masks)
+    return Survey(
+        dict(sorted(names.items())), most, with_masks, without_masks, without_polygons, vertices
+    )
 
 
 def _look_at(serialized: tf.Tensor) -> dict[str, tf.Tensor]:
-    """Labels int64 [I], texts string [I] and three scalars of one record."""
+    """Labels int64 [I], texts string [I] and five scalars of one record."""
     any_length = functools.partial(tf.io.FixedLenSequenceFeature, [], allow_missing=True)
     keys = {"class/label": tf.int64, "class/text": tf.string, "is_crowd": tf.int64,
-            "mask": tf.string, "mask/num_counts": tf.int64}  # fmt: skip
+            "mask": tf.string, "mask/num_counts": tf.int64, "mask/num_polygons": tf.int64,
+            "mask/num_points": tf.int64}  # fmt: skip
     spec = {f"image/object/{key}": any_length(dtype) for key, dtype in keys.items()}
     parsed = tf.io.parse_single_example(serialized, spec)
-    labels, texts, crowds, pngs, runs = (parsed[f"image/object/{key}"] for key in keys)
+    labels, texts, crowds, pngs, runs, polygons, points = (
+        parsed[f"image/object/{key}"] for key in keys
+    )
     count = tf.size(labels)
+    nothing = tf.zeros([count], tf.int64)
+    crowds = tf.concat([crowds, nothing], axis=0)[:count] > 0
+    polygons = tf.concat([polygons, nothing], axis=0)[:count]
+    vertices = tf.where(crowds, np.int64(0), count_vertices(points, polygons))
     complete = tf.maximum(tf.size(pngs), tf.size(runs)) >= count
     return {
         "labels": labels,
@@ -91,4 +111,6 @@ def _look_at(serialized: tf.Tensor) -> dict[str, tf.Tensor]:
         "num_instances": count - tf.math.count_nonzero(crowds, dtype=tf.int32),
         "has_masks": complete & (count > 0),
         "lacks_masks": ~complete,
+        "lacks_polygons": tf.reduce_any(~crowds & (polygons == 0)),
+        "num_vertices": tf.reduce_max(tf.concat([vertices, [0]], axis=0)),
     }

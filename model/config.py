@@ -75,7 +75,9 @@ class ModelConfig:
     include_mask: bool = setting(True, "Build and train the mask head.")
     mask_size: int = setting(28, "Side of the predicted masks, twice the mask RoI's 14.")
     mask_target: str = setting(
-        "bitmap", "Mask targets are 0 or 1 (bitmap) or the share of the cell covered (soft)."
+        "bitmap",
+        "Mask targets are 0 or 1, made of bitmaps (bitmap) or of the annotated polygons (polygon), "
+        "or the share of the cell covered (soft).",
     )
     mask_paste: str = setting(
         "exact", "Masks are pasted onto the box (exact) or onto whole pixels around it (integer)."
@@ -112,7 +114,7 @@ class ModelConfig:
             ("head_norm", HEAD_NORMS),
             ("rpn_loss_normaliser", ("slots", "sampled")),
             ("box_delta_clip", ("above", "both")),
-            ("mask_target", ("bitmap", "soft")),
+            ("mask_target", ("bitmap", "soft", "polygon")),
             ("mask_paste", ("exact", "integer")),
             ("maskiou_target_area", ("closed", "ratio")),
         ):

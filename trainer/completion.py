@@ -170,12 +170,29 @@ def _check_training_records(params: Params, facts) -> None:
             f"The records {pattern} have objects without masks: give --noinclude_mask "
             "--noinclude_maskiou to train boxes alone, or convert them with masks."
         )
+    if params.model.include_mask and params.model.mask_target == "polygon":
+        _check_polygons(params, facts)
     if facts.max_instances_per_image > params.data.max_instances:
         print(
             f"Warning: an image of {pattern} has {facts.max_instances_per_image} objects and "
             f"--max_instances={params.data.max_instances} drops what exceeds it; raise it to keep "
             "them all.",
             file=sys.stderr,
+        )
+
+
+def _check_polygons(params: Params, facts) -> None:
+    pattern, most = params.data.train_file_pattern, params.data.max_polygon_vertices
+    if not facts.include_polygons:
+        raise UserError(
+            f"The records {pattern} have objects without polygons, which --mask_target=polygon "
+            "needs: give --mask_target=bitmap, or convert annotations that are polygons again."
+        )
+    if facts.max_polygon_vertices > most:
+        raise UserError(
+            f"An object of the records {pattern} has {facts.max_polygon_vertices} polygon vertices "
+            f"and --max_polygon_vertices={most} has no room for them: give "
+            f"--max_polygon_vertices={facts.max_polygon_vertices}."
         )
 
 

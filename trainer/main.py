@@ -184,11 +184,14 @@ def _raise_if_a_record_is_broken(params: Params) -> None:
         file=sys.stderr,
         flush=True,
     )
-    patterns = {params.data.eval_file_pattern: False} if params.train.mode != "train" else {}
+    data, model = params.data, params.model
+    patterns = {data.eval_file_pattern: (False, 0)} if params.train.mode != "train" else {}
     if params.train.mode in ("train", "train_and_eval"):
-        patterns[params.data.train_file_pattern] = params.model.include_mask
-    for pattern, include_masks in patterns.items():
-        if error := find_broken_record(pattern, include_masks):
+        polygons = model.include_mask and model.mask_target == "polygon"
+        vertices = data.max_polygon_vertices if polygons else 0
+        patterns[data.train_file_pattern] = (model.include_mask, vertices)
+    for pattern, needs in patterns.items():
+        if error := find_broken_record(pattern, *needs):
             raise error
 
 

@@ -106,6 +106,32 @@ def test_masks_equal_pycocotools(tmp_path):
     _assert_masks_equal_pycocotools(settings.annotations_file, settings.output_prefix)
 
 
+def test_polygons_are_those_of_the_annotations(tmp_path):
+    settings = _settings(tmp_path)
+    written = convert(settings)
+    # The disk is an RLE; four and three corners are nine vertices of closed polygons.
+    assert (written.num_without_polygons, written.max_polygon_vertices) == (1, 9)
+    assert not written.include_polygons
+    content = json.loads(pathlib.Path(settings.annotations_file).read_text())
+    with_polygons = {
+        entry["id"]: entry["segmentation"]
+        for entry in content["annotations"]
+        if isinstance(entry["segmentation"], list)
+    }
+    found = {}
+    for path in sorted(pathlib.Path(settings.output_prefix).parent.glob("*.tfrecord")):
+        for serialized in tf.data.TFRecordDataset(str(path)).as_numpy_iterator():
+            feature = tf.train.Example.FromString(serialized).features.feature
+            values = np.array(feature["image/object/mask/points"].float_list.value)
+            sizes = 2 * np.array(feature["image/object/mask/num_points"].int64_list.value, int)
+            polygons = iter(np.split(values, np.cumsum(sizes)[:-1]))
+            ids = feature["image/object/annotation_id"].int64_list.value
+            counts = feature["image/object/mask/num_polygons"].int64_list.value
+            for annotation_id, count in zip(ids, counts, strict=False):
+                found[annotation_id] = [next(polygons).tolist() for _ in range(count)]
+    assert {key: value for key, value in found.items() if value} == with_polygons
+
+
 @pytest.mark.parametrize(
     "image_dir, annotations",
     [

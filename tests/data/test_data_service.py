@@ -41,7 +41,8 @@ from data.input_fn import input_fn
 
 settings = json.loads(sys.argv[1])
 params = types.SimpleNamespace(
-    data=DataConfig(**settings), model=types.SimpleNamespace(include_mask=True))
+    data=DataConfig(**settings),
+    model=types.SimpleNamespace(include_mask=True, mask_target="bitmap"))
 tf.config.set_logical_device_configuration(
     tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 2)
 strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
@@ -125,7 +126,7 @@ def _params(pattern, service="", **changes):
     )
     return types.SimpleNamespace(
         data=dataclasses.replace(config, **changes),
-        model=types.SimpleNamespace(include_mask=True),
+        model=types.SimpleNamespace(include_mask=True, mask_target="bitmap"),
     )
 
 

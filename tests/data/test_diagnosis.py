@@ -60,6 +60,14 @@ def test_the_broken_record_is_found(tmp_path, changes, reason):
     assert "{{" not in said and "[Op" not in said and "\n" not in said
 
 
+def test_missing_polygons_are_found_where_they_are_asked_for(tmp_path):
+    path = str(tmp_path / "a.record")
+    write_shard(path, [_foreign(77, GOOD_MASK)])
+    assert find_broken_record(path, include_masks=True) is None
+    said = str(find_broken_record(path, include_masks=True, max_polygon_vertices=9))
+    assert "(image id 77) (it has objects without polygons, so train with --mask_target" in said
+
+
 def test_masks_do_not_matter_where_they_are_not_asked_for(tmp_path):
     assert _find(tmp_path, _foreign(77), include_masks=False) == "None"
     own = make_record(PIXELS, [make_instance(np.ones((32, 48), np.uint8))])

@@ -27,9 +27,11 @@ CONFIG = DataConfig(
 )
 
 
-def _train(record, include_masks=True, epoch=0, **changes):
+def _train(record, include_masks=True, epoch=0, include_polygons=False, **changes):
     config = dataclasses.replace(CONFIG, **changes)
-    features, labels = train_example(record, tf.constant(epoch, tf.int64), config, include_masks)
+    features, labels = train_example(
+        record, tf.constant(epoch, tf.int64), config, include_masks, include_polygons
+    )
     return (
         {name: value.numpy() for name, value in features.items()},
         {name: value.numpy() for name, value in labels.items()},
@@ -88,6 +90,66 @@ def test_masks_follow_a_crop(seed):
     assert shown.any() == (labels["gt_classes"][0] == 1)
     if shown.any():
         np.testing.assert_array_equal(labels["gt_masks"][0], _sample(features["image"], box, 29))
+
+
+def _closed(polygon):
+    return np.concatenate([polygon, polygon[:1]])
+
+
+@pytest.mark.parametrize("flips", [(0, 0), (0, 1), (1, 0), (1, 1)])
+def test_polygons_follow_scale_and_mirroring(flips):
+    mask = np.ones((32, 48), np.uint8)
+    triangle, square = (
+        np.float64([[1, 2], [30, 4.5], [7, 31]]),
+        np.float64([[1, 1], [2, 1], [2, 2]]),
+    )
+    instances = [
+        make_instance(mask, is_crowd=True)._replace(polygons=[square.ravel()]),
+        make_instance(mask, label=2)._replace(polygons=[triangle.ravel(), square.ravel()]),
+        make_instance(mask, label=3)._replace(polygons=[square.ravel()]),
+    ]
+    labels = _train(
+        make_record(_picture(mask), instances),
+        include_polygons=True,
+        vertical_flip=flips[0],
+        horizontal_flip=flips[1],
+        max_polygon_vertices=10,
+    )[1]
+    np.testing.assert_array_equal(labels["gt_classes"], [2, 3, 0, 0, 0])
+    parts = labels["gt_polygon_parts"]
+    np.testing.assert_array_equal(parts[0], [1, 1, 1, 1, 2, 2, 2, 2, 0, 0])
+    np.testing.assert_array_equal(parts[1:], [[1, 1, 1, 1] + 6 * [0]] + 3 * [10 * [0]])
+
+    def on_canvas(polygon):
+        x, y = 2 * _closed(polygon).T
+        return np.stack([64 - y if flips[0] else y, 96 - x if flips[1] else x], axis=1)
+
+    expected = np.concatenate([on_canvas(triangle), on_canvas(square)])
+    np.testing.assert_allclose(labels["gt_polygons"][0, :8], expected, rtol=1e-6)
+    np.testing.assert_allclose(labels["gt_polygons"][1, :4], on_canvas(square), rtol=1e-6)
+    assert not labels["gt_polygons"][parts == 0].any()
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_polygons_follow_a_crop_with_their_box(seed):
+    mask = np.zeros((64, 96), np.uint8)
+    mask[16:48, 24:72] = 1
+    outline = np.float64([24, 16, 72, 16, 72, 48, 24, 48])
+    instance = make_instance(mask)._replace(polygons=[outline])
+    features, labels = _train(
+        make_record(_picture(mask), [instance], image_id=seed),
+        include_polygons=True,
+        scale_jitter_min=2.0,
+        scale_jitter_max=2.0,
+        horizontal_flip=0.5,
+        vertical_flip=0.5,
+    )
+    polygon = labels["gt_polygons"][0][labels["gt_polygon_parts"][0] > 0]
+    assert polygon.shape == (5, 2)
+    corners = np.stack([polygon.min(axis=0), polygon.max(axis=0)])
+    np.testing.assert_allclose(corners[1] - corners[0], [64, 96], rtol=1e-6)
+    clipped = np.clip(corners, 0, features["image_info"][:2])
+    np.testing.assert_allclose(clipped.ravel(), labels["gt_boxes"][0], atol=1e-4)
 
 
 def test_instances_kept_are_visible_no_crowds_and_limited_in_number():

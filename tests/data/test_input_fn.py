@@ -70,7 +70,7 @@ def _params(pattern, **changes):
     )
     return types.SimpleNamespace(
         data=dataclasses.replace(config, **changes),
-        model=types.SimpleNamespace(include_mask=True),
+        model=types.SimpleNamespace(include_mask=True, mask_target="bitmap"),
     )
 
 
@@ -214,6 +214,25 @@ def test_pipelines_partition_every_epoch(files, request):
     assert set(seen) == set(ALL_IDS)
     # No image is shown twice with the seeds of one epoch, not even by different pipelines.
     assert all(len(owner) == len(views) for owner, views in zip(owners, seen.values(), strict=True))
+
+
+def test_polygons_come_where_targets_are_made_of_them(tmp_path, pattern):
+    mask, outline = np.ones((24, 40), np.uint8), [np.float64([0, 0, 40, 0, 40, 24])]
+    instance = make_instance(mask)._replace(polygons=outline)
+    path = str(tmp_path / "polygons.record")
+    write_shard(path, [make_record(np.zeros((24, 40, 3), np.uint8), [instance])] * 2)
+    params = _params(path, **ONE_CANVAS, max_polygon_vertices=6)
+    assert "gt_polygons" not in input_fn("train", params).element_spec[1]
+    params.model.mask_target = "polygon"
+    ((_, labels),) = _take(input_fn("train", params), 1)
+    assert labels["gt_polygons"].shape == (1, 3, 6, 2)
+    np.testing.assert_array_equal(labels["gt_polygon_parts"][:, 0], [[1, 1, 1, 1, 0, 0]])
+    params.model.include_mask = False
+    assert "gt_polygons" not in input_fn("train", params).element_spec[1]
+    params = _params(pattern, **ONE_CANVAS)
+    params.model.mask_target = "polygon"
+    with pytest.raises(tf.errors.InvalidArgumentError, match="without polygons"):
+        _take(input_fn("train", params), 1)
 
 
 def test_a_network_without_masks_gets_none_and_needs_none(tmp_path, pattern):

@@ -59,6 +59,19 @@ def test_round_trip_and_the_promised_keys(tmp_path):
     assert _manifest().num_classes == 3
 
 
+def test_manifests_of_records_without_polygons_are_read(tmp_path):
+    path = tmp_path / "train.manifest.json"
+    write_manifest(str(path), _manifest(num_without_polygons=0, max_polygon_vertices=30))
+    assert load_manifest(str(path)).include_polygons
+    content = json.loads(path.read_text())
+    del content["num_without_polygons"], content["max_polygon_vertices"]
+    path.write_text(json.dumps(content))
+    assert load_manifest(str(path)) == _manifest()
+    assert not _manifest().include_polygons
+    assert not _manifest(num_without_polygons=1).include_polygons
+    assert _manifest(num_instances=0).include_polygons
+
+
 @pytest.mark.parametrize(
     "content, sentence",
     [
@@ -117,6 +130,11 @@ def test_several_sets_are_joined_when_their_categories_agree(tmp_path):
     assert (joined.max_instances_per_image, joined.include_masks) == (9, False)
     assert joined.skipped["annotations"] == len(joined.skipped["items"]) == 2
     assert [shard["name"][0] for shard in joined.shards] == ["a", "b"]
+    assert (joined.num_without_polygons, joined.max_polygon_vertices) == (14, 0)
+    polygons = {"num_without_polygons": 0, "max_polygon_vertices": 30}
+    write_manifest(manifest_name(first), _manifest("a", **polygons))
+    joined = find_manifest(f"{first}-*,{second}-*")
+    assert (joined.num_without_polygons, joined.max_polygon_vertices) == (7, 30)
     write_manifest(manifest_name(second), _manifest("b", categories=_CATEGORIES[:1]))
     with pytest.raises(UserError, match="categories in .* differ"):
         find_manifest(f"{first}-*,{second}-*")

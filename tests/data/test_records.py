@@ -120,14 +120,15 @@ def test_a_shard_that_fails_leaves_nothing(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def _parse(serialized, include_masks=True):
+def _parse(serialized, include_masks=True, max_polygon_vertices=0):
     """Parses eagerly and inside Dataset.map, which must agree."""
-    eager = {
-        key: value.numpy()
-        for key, value in parse_record(tf.constant(serialized), include_masks).items()
-    }
+
+    def parse(entry):
+        return parse_record(entry, include_masks, max_polygon_vertices)
+
+    eager = {key: value.numpy() for key, value in parse(tf.constant(serialized)).items()}
     dataset = tf.data.Dataset.from_tensors(serialized)
-    mapped = next(dataset.map(lambda entry: parse_record(entry, include_masks)).as_numpy_iterator())
+    mapped = next(dataset.map(parse).as_numpy_iterator())
     assert eager.keys() == mapped.keys()
     for key, value in eager.items():
         np.testing.assert_array_equal(value, mapped[key])
@@ -226,6 +227,41 @@ def test_boxes_without_masks_or_labels_are_refused_in_words():
         list(dataset)
     with pytest.raises(tf.errors.InvalidArgumentError, match="labels differ in number"):
         parse_record(_foreign(**_ONE_BOX), include_masks=False)
+
+
+TRIANGLES = (np.float64([1, 2, 3.25, 4, 5, 6]), np.float64([7, 8, 9, 10, 11, 12.5, 0, -1]))
+
+
+def _with_polygons(*polygons):
+    instances = zip(_instances(), polygons, strict=True)
+    return _example(instances=[entry._replace(polygons=given) for entry, given in instances])
+
+
+def test_polygons_are_parsed_and_records_without_them_are_as_ever():
+    serialized = _with_polygons(TRIANGLES, TRIANGLES[:1])
+    example = tf.train.Example.FromString(serialized)
+    assert example.SerializeToString(deterministic=True) == serialized
+    record = _parse(serialized, max_polygon_vertices=9)
+    np.testing.assert_array_equal(record["num_polygons"], [2, 1])
+    np.testing.assert_array_equal(record["num_points"], [3, 4, 3])
+    expected = np.reshape(np.concatenate([*TRIANGLES, TRIANGLES[0]]), [-1, 2])[:, ::-1]
+    np.testing.assert_array_equal(record["points"], expected)
+    assert record["points"].dtype == np.float32
+    assert not {"points", "num_points", "num_polygons"} & _parse(serialized).keys()
+    assert _with_polygons((), ()) == _example()
+
+
+def test_missing_and_too_many_polygons_are_refused_in_words_but_not_of_crowds():
+    _parse(_with_polygons(TRIANGLES[:1], ()), max_polygon_vertices=4)
+    _parse(_with_polygons(TRIANGLES[:1], TRIANGLES), max_polygon_vertices=4)
+    missing = "objects without polygons, so train with --mask_target=bitmap. Image id:"
+    for record in (_example(), _with_polygons((), TRIANGLES)):
+        with pytest.raises(tf.errors.InvalidArgumentError, match=missing):
+            parse_record(record, True, 9)
+    with pytest.raises(tf.errors.InvalidArgumentError, match="_vertices=8, raise it to"):
+        parse_record(_with_polygons(TRIANGLES, ()), True, 8)
+    for record in (_example(instances=[]), _with_polygons(TRIANGLES, ())):
+        _parse(record, max_polygon_vertices=9)
 
 
 def test_png_masks_are_parsed_into_run_lengths():

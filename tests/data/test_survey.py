@@ -79,3 +79,18 @@ def test_records_of_others(shared_data):
     pets = survey_records(f"{shared_data}/records/pets_examples.record")
     assert (pets.largest_label, pets.names[11], pets.images_without_masks) == (37, "chihuahua", 10)
     assert not pets.include_masks
+
+
+def test_missing_polygons_are_noticed_but_not_of_crowds(tmp_path):
+    mask = np.ones((8, 10), np.uint8)
+    polygons = [np.float64([0, 0, 10, 0, 10, 8, 0, 8]), np.float64([1, 1, 2, 1, 2, 2])]
+    plain, outlined = make_instance(mask), make_instance(mask)._replace(polygons=polygons)
+    crowd = make_instance(mask, is_crowd=True)
+    long_crowd = crowd._replace(polygons=3 * polygons)
+    good = make_record(PIXELS, [outlined, crowd])
+    path = _write(tmp_path / "a", good, make_record(PIXELS, [long_crowd]), make_record(PIXELS))
+    survey = survey_records(path)
+    assert survey.include_polygons and survey.max_polygon_vertices == 9
+    survey = survey_records(_write(tmp_path / "b", good, make_record(PIXELS, [outlined, plain])))
+    assert survey.images_without_polygons == 1 and not survey.include_polygons
+    assert not survey_records(_write(tmp_path / "c", _with_masks(1))).include_polygons

@@ -1,11 +1,13 @@
 """Records without a manifest: classes, names and masks come from a look into them."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 from toy_model import toy_params
 
 from data.errors import UserError
-from data.manifest import Manifest, write_manifest
+from data.manifest import Manifest, load_manifest, write_manifest
 from data.records import Instance, encode_example, write_shard
 from trainer.completion import complete_from_manifests, complete_from_records
 
@@ -164,3 +166,24 @@ def test_real_records_of_others(tmp_path, shared_data):
     assert num_classes(tmp_path, "eval", eval_file_pattern=pets) == 38
     with pytest.raises(UserError, match="--noinclude_mask --noinclude_maskiou"):
         complete(tmp_path, "train", train_file_pattern=pets)
+
+
+def test_polygon_targets_need_polygons_and_room_for_them(tmp_path):
+    own = write_own(tmp_path, "own", "cat")
+    path = tmp_path / "own.manifest.json"
+    polygons = {"train_file_pattern": own, "mask_target": "polygon"}
+    with pytest.raises(UserError, match=f"{own} have objects without polygons.*=bitmap"):
+        complete(tmp_path, "train", **polygons)
+    complete(tmp_path, "eval", eval_file_pattern=own, mask_target="polygon")
+    boxes_alone = {"include_mask": False, "include_maskiou": False}
+    complete(tmp_path, "train", **polygons, **boxes_alone)
+
+    facts = {"num_without_polygons": 0, "max_polygon_vertices": 600}
+    write_manifest(str(path), dataclasses.replace(load_manifest(str(path)), **facts))
+    with pytest.raises(UserError, match="600 polygon vertices .*=512 .* give .*vertices=600"):
+        complete(tmp_path, "train", **polygons)
+    complete(tmp_path, "train", **polygons, max_polygon_vertices=600)
+
+    foreign = write_foreign(tmp_path, "train", 1)
+    with pytest.raises(UserError, match="without polygons"):
+        complete(tmp_path, "train", train_file_pattern=foreign, mask_target="polygon")
