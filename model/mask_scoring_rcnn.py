@@ -36,6 +36,7 @@ from model.maskiou_head import (
     maskiou_targets,
     ratio_full_areas,
 )
+from model.polygon_masks import polygon_targets
 from model.proposals import Proposals, generate_proposals
 from model.resnet import ResNet
 from model.roi_align import roi_align
@@ -146,7 +147,8 @@ class MaskScoringRCNN(keras.layers.Layer):
         Args:
             features: `image` uint8 [B, H, W, 3], `image_id` int64 [B], `image_info` float32 [B, 5].
             labels: what `data.input_fn` gives in training. `gt_windows` float32 [B, G, 4] may say
-                which part of the image `gt_masks` cover, if not `gt_boxes`.
+                which part of the image `gt_masks` cover, if not `gt_boxes`; `gt_polygons` and
+                `gt_polygon_parts` are needed if mask targets are drawn from polygons.
 
         Returns:
             The losses, float32 scalars that are this replica's shares of global means, and counts
@@ -277,7 +279,12 @@ class MaskScoringRCNN(keras.layers.Layer):
         match = tf.stack([slots.image, slots.take(rois.matches)], -1)
         windows = tf.gather_nd(labels.get("gt_windows", labels["gt_boxes"]), match)
         gt_masks = tf.gather_nd(labels["gt_masks"], match)
-        targets = mask_targets(gt_masks, windows, boxes, config.mask_size, config.mask_target)
+        if config.mask_target == "polygon":
+            polygons = (labels["gt_polygons"], labels["gt_polygon_parts"])
+            polygons = (tf.gather_nd(values, match) for values in polygons)
+            targets = polygon_targets(*polygons, boxes, config.mask_size, config.jit_compile)
+        else:
+            targets = mask_targets(gt_masks, windows, boxes, config.mask_size, config.mask_target)
 
         features = self.pool(pyramid, boxes, slots.image, config.mask_size // 2)
         logits = self.mask_head(features, classes)

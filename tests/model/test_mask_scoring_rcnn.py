@@ -6,7 +6,7 @@ import operator
 import numpy as np
 import pytest
 import tensorflow as tf
-from toy_batch import NUM_CLASSES, toy_features, toy_labels, toy_params
+from toy_batch import NUM_CLASSES, toy_features, toy_labels, toy_params, toy_polygons
 
 from model.layers import Conv, ConvTranspose, Dense
 from model.mask_scoring_rcnn import build_network, choose_slots
@@ -247,12 +247,13 @@ def test_static_slots_give_the_same_losses_and_detections(network):
         np.testing.assert_allclose(static_detections[name], values, rtol=1e-4, atol=1e-4)
 
 
-def test_xla_gives_the_same():
+@pytest.mark.parametrize("mask_target", ["bitmap", "polygon"])
+def test_xla_gives_the_same(mask_target):
     # Frozen norms and a frozen backbone keep the compilation short; the heads all train.
-    settings = {"norm": "frozen_bn", "freeze_at": 5}
+    settings = {"norm": "frozen_bn", "freeze_at": 5, "mask_target": mask_target}
     plain = build_network(toy_params(**settings))
     compiled = build_network(toy_params(jit_compile=True, **settings))
-    labels = toy_labels()
+    labels = toy_labels() | toy_polygons(toy_labels())
 
     @tf.function(jit_compile=True)
     def step():
@@ -320,6 +321,20 @@ def test_without_maskiou_head():
     assert found["detection_masks"].shape == (2, 6, 8, 8)
 
 
+def test_polygon_targets_are_the_rois_discs(network):
+    """Losses as of bitmaps of the same discs: at most cells on the outline differ."""
+    labels = toy_labels() | toy_polygons(toy_labels())
+    plain = numbers(network.compute_losses(toy_features(), labels)[0])
+    for area in ("closed", "ratio"):
+        variant(network, mask_target="polygon", maskiou_target_area=area)
+        losses = numbers(network.compute_losses(toy_features(), labels)[0])
+        assert losses["mask_loss"] == pytest.approx(plain["mask_loss"], rel=0.05)
+        assert losses["maskiou_loss"] == pytest.approx(plain["maskiou_loss"], rel=0.3)
+    empty = labels | {"gt_polygon_parts": tf.zeros_like(labels["gt_polygon_parts"])}
+    losses = numbers(network.compute_losses(toy_features(), empty)[0])
+    assert losses["maskiou_loss"] == 0 < losses["mask_loss"]
+
+
 def test_without_mask_head_masks_are_not_read(network):
     settings = {"include_mask": False, "include_maskiou": False, "score_threshold": 0.0}
     part = build_network(toy_params(**settings))
@@ -344,14 +359,17 @@ def test_without_mask_head_masks_are_not_read(network):
         ({"roi_aligned": False}, LOSSES - {"rpn_objectness_loss", "rpn_box_loss"}),
         ({"roi_sampling_ratio": 0}, LOSSES - {"rpn_objectness_loss", "rpn_box_loss"}),
         ({"mask_target": "soft"}, {"mask_loss", "maskiou_loss"}),
+        ({"mask_target": "polygon"}, {"mask_loss", "maskiou_loss"}),
         ({"maskiou_target_area": "ratio"}, {"maskiou_loss"}),
     ],
 )
 def test_settings_of_rois_and_targets_reach_their_losses(network, settings, changed):
-    plain = numbers(network.compute_losses(toy_features(), toy_labels())[0])
+    # Of few corners, so that polygons differ from the masks in some cell.
+    labels = toy_labels() | toy_polygons(toy_labels(), corners=4)
+    plain = numbers(network.compute_losses(toy_features(), labels)[0])
     watched = network.trainable_variables
     variant(network, **settings)
-    losses, _, gradients = losses_and_gradients(network, toy_labels(), watched)
+    losses, _, gradients = losses_and_gradients(network, labels, watched)
     losses = numbers(losses)
     assert {name for name in LOSSES if losses[name] != plain[name]} == changed
     assert all(np.isfinite(tf.convert_to_tensor(gradient)).all() for gradient in gradients)

@@ -45,6 +45,19 @@ def toy_features(batch: int = 2, seed: int = 0) -> dict[str, tf.Tensor]:
     }
 
 
+def toy_polygons(labels: dict[str, tf.Tensor], corners: int = 16) -> dict[str, tf.Tensor]:
+    """The discs of `toy_labels` as polygons, with room for four more vertices."""
+    angles = np.linspace(0, 2 * np.pi, corners + 1)
+    circle = np.stack([np.sin(angles), np.cos(angles)], axis=-1) / 2 + 0.5
+    boxes = labels["gt_boxes"].numpy()[:, :, None]
+    points = boxes[..., :2] + circle * (boxes[..., 2:] - boxes[..., :2])
+    room = [[0, 0], [0, 0], [0, 4]]
+    return {
+        "gt_polygons": tf.constant(np.pad(points, [*room, [0, 0]]), tf.float32),
+        "gt_polygon_parts": tf.constant(np.pad(np.ones(points.shape[:3], np.int32), room)),
+    }
+
+
 def toy_labels(batch: int = 2, num_objects: int = 2, seed: int = 0) -> dict[str, tf.Tensor]:
     """Discs of which each fills its box, and random RPN samples."""
     rng = np.random.default_rng(seed)
