@@ -67,7 +67,7 @@ def polygon_targets(
     """
     steps = _log2_steps(parts.shape[1])
     if not static:
-        used = tf.reduce_max(tf.math.count_nonzero(parts, axis=1, dtype=tf.int32))
+        used = tf.reduce_max(tf.where(parts > 0, tf.range(1, parts.shape[1] + 1), 0))
         used = tf.maximum(used, 2)  # an edge, so that there is something to reduce
         vertices, parts = vertices[:, :used], parts[:, :used]
     corners = _grid_corners(vertices, rois, mask_size)

@@ -3,6 +3,7 @@
 import os
 import pathlib
 
+import numpy as np
 import pytest
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
@@ -24,3 +25,43 @@ def shared_data(repository) -> pathlib.Path:
     if not folder.is_dir():
         pytest.skip(f"needs real data in {folder}, which is absent")
     return folder
+
+
+@pytest.fixture(scope="session")
+def tied_columns():
+    """Finds the columns of a mask in which rounding may decide what a polygon's edge does."""
+    return _tied_columns
+
+
+def _tied_columns(polygons, size: int, slack: float = 0.0) -> np.ndarray:
+    """Columns in which an edge meets exactly the middle between two fifths of a cell.
+
+    pycocotools' doubles may fall short of it.
+
+    Args:
+        polygons: float64 [V, 2] each, y and x in cells.
+        size: M.
+        slack: also the columns of edges of which an end is that near to it, in fifths.
+
+    Returns:
+        bool [M].
+    """
+    tied = np.zeros(size, bool)
+    for polygon in polygons:
+        ends = 5 * polygon + 0.5
+        near = (np.abs(ends - np.round(ends)) < slack).any(axis=1)
+        corners = np.trunc(ends).astype(int)
+        for index, (y1, x1) in enumerate(corners):
+            (y2, x2), follows = corners[(index + 1) % len(corners)], near[(index + 1) % len(near)]
+            dy, dx = abs(y2 - y1), abs(x2 - x1)
+            for column in range(size):
+                step = 5 * column + 3 - min(x1, x2)
+                if near[index] or follows:
+                    tied[column] |= -5 <= step <= dx + 5
+                if not 1 <= step <= dx:
+                    continue
+                if dx >= dy:
+                    tied[column] |= any(2 * dy * t % (2 * dx) == dx for t in (step - 1, step))
+                else:
+                    tied[column] |= (2 * step - 1) * dy % (2 * dx) == 0
+    return tied

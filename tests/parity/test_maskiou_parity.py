@@ -1,7 +1,8 @@
 """The MaskIoU head, its targets, its loss and the mask score: g_maskiou.npz.
 
 Every array is compared. Polygons are drawn as the bitmaps in `test_mask_target_parity`, whose file
-has the same kind; here too they have to give the bitmaps.
+has the same kind; here too they have to give the bitmaps, and the authors' mask targets, area
+ratios and MaskIoU targets.
 
 Deviations: with `maskiou_target_area=closed`, the default, targets are not the references' (the
 two references' own differ from each other as much), see `test_closed_targets_...`. Predicted IoUs
@@ -18,6 +19,7 @@ import pytest
 import tensorflow as tf
 from bitmap_masks import average, check_bitmaps, whole_images
 from fixtures import agree, channels_last, fixture
+from polygon_rows import authors_ratios, on_grids, rows_of_rois
 
 from model.detections import mask_scores
 from model.mask_head import mask_loss, mask_targets
@@ -29,6 +31,7 @@ from model.maskiou_head import (
     maskiou_targets,
     ratio_full_areas,
 )
+from model.polygon_masks import polygon_targets
 
 FILE = fixture("g_maskiou.npz")
 FORWARD = FILE.tolerance["forward_atol"]
@@ -38,6 +41,9 @@ SMALL, FULL, SCORE = FILE["small"], FILE["full"], FILE["score"]
 CASES = FILE.cases_with("mm_targets", "ms_targets")
 # The probability of the logit 0.5, with which mmdetection compares logits.
 MM_THRESHOLD = 1 / (1 + math.exp(-0.5))
+
+# What the authors' single precision amounts to in pycocotools' subpixels of a mask.
+FLOAT_NOISE = 1e-4
 
 cases = pytest.mark.parametrize("case", CASES, ids=str)
 
@@ -185,6 +191,27 @@ def test_targets_of_mmdetection(case):
     ours = targets_of_ratios(case, "mask_targets", ratios, MM_THRESHOLD)
     agree(ours, case["mm_targets"], operator, "mm, logit > 0.5", atol=TARGETS)
     assert np.count_nonzero(case["mm_targets_thr0"] > 0) == case.params["num_positive_targets"]
+
+
+@cases
+def test_mask_targets_of_the_authors(case, tied_columns):
+    expected = case["ms_mask_targets"]
+    size = expected.shape[1]
+    vertices, parts, rois = rows_of_rois(case)
+    ours = polygon_targets(tf.constant(vertices), tf.constant(parts), tf.constant(rois), size)
+    grids = on_grids(vertices, parts, rois, size)
+    decided = ~np.array([tied_columns(polygons, size, FLOAT_NOISE) for polygons in grids])
+    # The authors' RoIs have sides of at least a pixel.
+    decided &= (np.min(rois[:, 2:] - rois[:, :2], axis=1) >= 1)[:, None]
+    assert decided.mean() > 0.9
+    columns = [np.swapaxes(masks, 1, 2)[decided] for masks in (ours, expected)]
+    agree(*columns, "mask target, polygon", "ms")
+
+
+@cases
+def test_area_ratios_of_the_authors(case):
+    ours = authors_ratios(*rows_of_rois(case), case.params["image_hw"])
+    agree(ours, case["ms_mask_ratio"], "polygon area ratio", "ms", atol=TARGETS)
 
 
 @cases

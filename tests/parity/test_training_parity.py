@@ -1,17 +1,17 @@
 """Whole networks against mmdetection, Detectron2 and torchvision: losses, gradients, steps of SGD.
 
-Every candidate is sampled, so nothing is drawn. Ground-truth masks are whole bitmaps. Gradients of
-our variables are compared with those of the tensors that the importer takes them from.
+Every candidate is sampled, so nothing is drawn. Ground-truth masks are whole bitmaps, or in
+Detectron2's first case, which is its default, polygons. Gradients of our variables are compared
+with those of the tensors that the importer takes them from.
 
-Deviations: masks are targets as bitmaps here, where Detectron2's default are polygons; its case
-with polygons is compared in all that does not depend on masks. mmdetection's default compares
-logits with 0.5 in the MaskIoU target; that case is run with the threshold at that probability.
+Deviations: mmdetection's default compares logits with 0.5 in the MaskIoU target; that case is run
+with the threshold at that probability.
 Our matcher takes IoUs for equal that rounding alone tells apart and then has more positives; the
 references' own labels are used here.
 
-Not covered: i_ms_full's training, whose candidates, targets and masks are in the authors' inclusive
-coordinates and polygons (its losses' formulas are compared in test_loss_parity and
-test_maskiou_parity).
+Not covered: i_ms_full's training, whose candidates are in the authors' inclusive coordinates, but
+for its mask branch (test_authors_training_parity); its losses' formulas are compared in
+test_loss_parity.
 """
 
 import dataclasses
@@ -22,6 +22,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from fixtures import FOLDER, agree, fixture, yx
+from polygon_rows import polygon_rows
 from reference_networks import Reference, batch_features, box_tolerance, load, network_like
 
 from data.anchor_matching import TIE_TOLERANCE, match
@@ -71,11 +72,6 @@ class Run(NamedTuple):
     features: dict
     labels: dict
 
-    @property
-    def has_bitmaps(self) -> bool:
-        """Whether the case's masks are bitmaps, as ours are."""
-        return self.reference.library != "d2" or self.case.name != "train"
-
     def tolerance(self, name: str) -> float:
         """One of the manifest's tolerances."""
         return self.reference.fixture.tolerance[name]
@@ -95,6 +91,7 @@ def run(request):
         rois_per_image=config.get("roi_batch", 10**6),
         roi_positive_fraction=1.0,
         maskiou_target_threshold=threshold,
+        mask_target="bitmap" if "bitmask" in name else reference.network.config.mask_target,
     )
     sizes = [images[f"image{index}_rgb"].shape[:2] for index in range(2)]
     multiple = config.get("size_divisible", 32)
@@ -110,6 +107,9 @@ def batch_labels(reference, images, network, canvas, rpn_samples):
     """Ground truth padded to equal counts, and every anchor that is positive or negative."""
     boxes = [yx(images[f"gt{index}_boxes"]) for index in range(2)]
     most = max(map(len, boxes))
+    polygons = [polygon_rows(images, f"gt{index}/") for index in range(2)]
+    longest = max(parts.shape[1] for _, parts in polygons)
+    room = [[[0, most - len(parts)], [0, longest - parts.shape[1]]] for _, parts in polygons]
     anchors = AnchorGrid.from_config(network.data, canvas).boxes()
     images_labels = []
     for index, gt_boxes in enumerate(boxes):
@@ -129,6 +129,8 @@ def batch_labels(reference, images, network, canvas, rpn_samples):
                 "gt_boxes": np.pad(gt_boxes, [[0, spare], [0, 0]]),
                 "gt_classes": np.pad(classes, [0, spare]),
                 "gt_masks": masks,
+                "gt_polygons": np.pad(polygons[index][0], [*room[index], [0, 0]]),
+                "gt_polygon_parts": np.pad(polygons[index][1], room[index]),
                 "gt_windows": np.tile(np.float32([0, 0, *canvas]), [most, 1]),
                 "gt_areas": masks.sum(axis=(1, 2)).astype(np.float32),
                 "rpn_indices": np.pad(sampled, [0, spare_slots]).astype(np.int32),
@@ -240,10 +242,6 @@ def test_losses(run, first_step):
     names = loss_names(run)
     assert set(names) == set(losses)
     for name, expected in zip(names, run.case["losses_f64"], strict=True):
-        if name == "mask_loss" and not run.has_bitmaps:
-            # Polygons and bitmaps differ in cells on the outline alone.
-            assert losses[name] == pytest.approx(expected, rel=0.02)
-            continue
         agree(
             losses[name],
             expected,
@@ -253,10 +251,6 @@ def test_losses(run, first_step):
         )
 
 
-def independent_of_masks(path):
-    return path.startswith(("rpn_head/objectness", "rpn_head/deltas", "box_head/"))
-
-
 def test_norms_and_sums_of_all_gradients(run, first_step):
     gradients = first_step[1]
     names = [name.decode() for name in run.case["grad_names"]]
@@ -264,8 +258,6 @@ def test_norms_and_sums_of_all_gradients(run, first_step):
     for name, (norm, total) in zip(names, run.case["grad_norm_sum_f64"], strict=True):
         path, _ = place(name, run.reference.family)
         seen.add(path)
-        if not run.has_bitmaps and not independent_of_masks(path):
-            continue
         ours = gradients[path].astype(np.float64)
         tolerance = run.tolerance("grad_norm_rtol")
         library = run.reference.library
@@ -288,21 +280,20 @@ def test_norms_and_sums_of_all_gradients(run, first_step):
         path for path, gradient in gradients.items() if gradient is None or not gradient.any()
     }
     assert seen | silent >= set(gradients)
-    if run.has_bitmaps:
-        everything = math.sqrt(
-            sum(
-                float(np.sum(np.square(g, dtype=np.float64)))
-                for g in gradients.values()
-                if g is not None
-            )
+    everything = math.sqrt(
+        sum(
+            float(np.sum(np.square(g, dtype=np.float64)))
+            for g in gradients.values()
+            if g is not None
         )
-        agree(
-            everything,
-            run.case.params["grad_total_norm"],
-            "training: norm of all gradients",
-            run.reference.library,
-            rtol=run.tolerance("grad_norm_rtol"),
-        )
+    )
+    agree(
+        everything,
+        run.case.params["grad_total_norm"],
+        "training: norm of all gradients",
+        run.reference.library,
+        rtol=run.tolerance("grad_norm_rtol"),
+    )
 
 
 def test_whole_gradients(run, first_step):
@@ -311,8 +302,6 @@ def test_whole_gradients(run, first_step):
         assert run.case.name != "train", "the first case has whole gradients"
     for name, gradient in stored.items():
         path, layout = place(name, run.reference.family)
-        if not run.has_bitmaps and not independent_of_masks(path):
-            continue
         expected = layout(gradient)
         agree(
             first_step[1][path],
@@ -391,9 +380,6 @@ def test_three_steps_of_sgd(run):
     is seen from our own steps with a relative noise of 1e-5 on the weights.
     """
     expected = run.case["losses_3_sgd_steps_f64"]
-    if not run.has_bitmaps:
-        assert run.case.name == "train"
-        return
     ours = three_steps(run)
     tolerance = run.tolerance("losses_after_sgd_rtol")
     noise = [np.abs(three_steps(run, seed) - ours) for seed in range(NOISE_RUNS)]
