@@ -164,6 +164,7 @@ def _or_of_all(words: tf.Tensor, steps: range) -> tf.Tensor:
 def _unpack(words: tf.Tensor, mask_size: int) -> tf.Tensor:
     """Columns of bits as rows of cells: int32 [N, M, W] → float32 [N, M, M]."""
     bits = tf.bitwise.right_shift(words[..., None], tf.range(ROWS_PER_WORD)) & 1
-    shape = tf.shape(words)
-    columns = tf.reshape(bits, [shape[0], mask_size, -1])[..., :mask_size]
+    # The loops over edges leave no static shape behind; the losses need one.
+    rows = ROWS_PER_WORD * -(-mask_size // ROWS_PER_WORD)
+    columns = tf.reshape(bits, [tf.shape(words)[0], mask_size, rows])[..., :mask_size]
     return tf.cast(tf.transpose(columns, [0, 2, 1]), tf.float32)

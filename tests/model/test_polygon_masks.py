@@ -130,6 +130,18 @@ def test_slots_without_polygons_and_without_rois_are_empty():
         assert empty.shape == (0, 4, 4)
 
 
+@pytest.mark.parametrize("size", [28, 64])
+def test_the_side_of_the_masks_is_static_for_any_number_of_rois(size):
+    shapes = [
+        ([None, VERTICES, 2], tf.float32),
+        ([None, VERTICES], tf.int32),
+        ([None, 4], tf.float32),
+    ]
+    signature = [tf.TensorSpec(*shape) for shape in shapes]
+    drawn = tf.function(lambda *inputs: polygon_targets(*inputs, size), signature)
+    assert drawn.get_concrete_function().output_shapes.as_list() == [None, size, size]
+
+
 def test_an_empty_roi_counts_as_a_tenth_of_a_pixel():
     square = np.float32([[1, 1], [1, 1.05], [1.1, 1.05], [1.1, 1]])
     found = ours([[square]], [[1, 1, 1, 1]], 4)[0]
