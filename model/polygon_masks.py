@@ -31,6 +31,8 @@ import math
 
 import tensorflow as tf
 
+from model.scopes import in_scope
+
 # Fifths of a cell, as in pycocotools.
 FIFTHS = 5
 # Sides of RoIs are at least a tenth of a pixel, as in Detectron2.
@@ -41,6 +43,7 @@ UNITS = 2.0**28
 ROWS_PER_WORD = 31
 
 
+@in_scope("mask_targets")
 def polygon_targets(
     vertices: tf.Tensor,
     parts: tf.Tensor,
