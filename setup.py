@@ -12,7 +12,7 @@ setup(
     long_description=pathlib.Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="MIT",
-    packages=["data", "model", "model.importers", "trainer", "tools"],
+    packages=["data", "model", "model.importers", "trainer", "tools", "tools.peers"],
     python_requires=">=3.10",
     # The lock file brings tensorflow-cpu, which is a distribution of its own: the Makefile
     # therefore installs this package without its dependencies.
@@ -30,7 +30,8 @@ setup(
         "tqdm>=4.60",
     ],
     extras_require={
-        "dev": ["hypothesis", "pytest", "pytest-timeout", "ruff"],
+        "charts": ["matplotlib>=3.8"],
+        "dev": ["hypothesis", "matplotlib>=3.8", "pytest", "pytest-timeout", "ruff"],
     },
     entry_points={
         "console_scripts": [
@@ -39,7 +40,9 @@ setup(
             "msrcnn-import-weights=tools.import_weights:run",
             "msrcnn-data-service=tools.data_service:main",
             "msrcnn-benchmark=tools.benchmark:run",
+            "msrcnn-draw-benchmarks=tools.draw_benchmarks:run",
             "msrcnn-draw-shapes=tools.draw_shapes:run",
+            "msrcnn-profile-steps=tools.profile_steps:run",
             "msrcnn-write-samples=tools.write_samples:run",
         ]
     },

@@ -1,48 +1,139 @@
-"""What `tools/benchmark.py` times: for each name a function that makes a repeatable piece of work.
+"""What `tools/benchmark.py` times of ours: for each name a repeatable piece of work.
 
-`make_NAME(params, values)` takes the settings and the benchmark's own flags, prepares everything
-that is not to be timed, and returns a function that does the work once and returns the number of
-images it processed. TensorFlow is imported where it is used: `convert` and `evaluate` do without.
+`make_NAME(params, values)` takes the trainer's settings and the benchmark's own flags, prepares
+everything that is not to be timed, and returns a function that does the work once and returns the
+number of images it processed. TensorFlow is imported where it is used: some do without.
 
 Axes: B images, G objects of an image, M side of a ground-truth mask.
 """
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import io
 import itertools
 import os
 import shutil
-import tempfile
-from collections.abc import Callable
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from absl import flags
 
 from data.errors import UserError
+from tools import stand_ins, workload_data
 from trainer.config import Params
+from trainer.flags import parse_flags_with, write_flagfile
 
+UNITS = {
+    "input": "images/s",
+    "decode": "images/s",
+    "match": "ms/image",
+    "convert": "images/s",
+    "train": "s/step",
+    "predict": "s/image",
+    "backbone": "s/step",
+    "evaluate": "ms/image",
+    "start": "s",
+}
+PACKAGES = ("tensorflow", "tensorflow-cpu", "keras", "numpy", "pycocotools", "faster-coco-eval")
 COCO_CLASSES = 81
-DETECTIONS_PER_IMAGE = 30
-SCORED_CLASSES = 3
 MATCHED_SETS = 32
+_START_TIMEOUT_SECONDS = 300.0
 
 Workload = Callable[[], int]
+
+
+def define_flags(values: flags.FlagValues) -> None:
+    """Defines the flags that workloads have beside the trainer's."""
+    for name, default, meaning in (
+        ("image_size", 832, "Side of the square canvas, pixels."),
+        ("batch_size", 2, "Images of a batch, of all replicas."),
+        ("instances", 0, "Objects of an image, drawn; 0: those that are annotated, 8 in `match`."),
+        ("positives", 0, "Positive RoIs of an image in `train`; 0: as many as there are."),
+        ("images", 400, "Images of a timed run of `input`, `decode` and `match`."),
+        ("num_shards", 8, "Shards of the records."),
+        ("num_processes", os.cpu_count(), "Processes of `convert`."),
+    ):
+        flags.DEFINE_integer(name, default, meaning, flag_values=values)
+    for name, default, meaning in (
+        ("image_dir", "", "Folder of the images."),
+        ("object_annotations_file", "", "COCO JSON of the images."),
+        ("kind", "segm", "What `evaluate` evaluates, bbox or segm; `backbone`: forward or both."),
+    ):
+        flags.DEFINE_string(name, default, meaning, flag_values=values)
+
+
+def make(what: str, argv: Sequence[str]) -> Workload:
+    """The workload of a name in `UNITS`, from a command line without the program's name."""
+    params, values = parse_flags_with(["benchmark", *argv], "", define_flags)
+    return globals()[f"make_{what}"](with_canvas(params, values), values)
+
+
+def with_canvas(params: Params, values: flags.FlagValues) -> Params:
+    """The settings with the flags' canvas and batch, and COCO's classes if none are told.
+
+    Raises:
+      UserError: no network can have them.
+    """
+    size, batch = values.image_size, values.batch_size
+    try:
+        data = dataclasses.replace(
+            params.data,
+            canvases=(f"{size}x{size}",),
+            short_side=size,
+            long_side=size,
+            train_short_side_min=size,
+            train_batch_size=batch,
+            eval_batch_size=batch,
+            max_instances=max(params.data.max_instances, values.instances),
+        )
+    except ValueError as error:
+        raise UserError(str(error)) from None
+    classes = params.model.num_classes or COCO_CLASSES
+    model = dataclasses.replace(params.model, num_classes=classes)
+    return dataclasses.replace(params, data=data, model=model)
 
 
 def make_input(params: Params, values: flags.FlagValues) -> Workload:
     """Batches of the training input, as the trainer would get them."""
     from data.input_fn import input_fn
 
-    batches = iter(input_fn("train", params))
+    batches = iter(input_fn("train", workload_data.with_records(params, values)))
     count = max(1, values.images // values.batch_size)
 
     def run() -> int:
         for _ in range(count):
             next(batches)
         return count * values.batch_size
+
+    return run
+
+
+def make_decode(params: Params, values: flags.FlagValues) -> Workload:
+    """The least that an input has to do: decode JPEGs and resize them to the canvas."""
+    import tensorflow as tf
+
+    size = values.image_size
+    names = [image["file_name"] for image in workload_data.read_coco(values)["images"]]
+    encoded = [tf.io.read_file(os.path.join(values.image_dir, name)) for name in names]
+
+    def decode(content: tf.Tensor) -> tf.Tensor:
+        image = tf.image.resize(tf.io.decode_jpeg(content, channels=3), [size, size])
+        return tf.cast(image, tf.uint8)
+
+    images = iter(
+        tf.data.Dataset.from_tensor_slices(encoded)
+        .repeat()
+        .map(decode, num_parallel_calls=tf.data.AUTOTUNE)
+        .prefetch(tf.data.AUTOTUNE)
+    )
+
+    def run() -> int:
+        for _ in itertools.islice(images, values.images):
+            pass
+        return values.images
 
     return run
 
@@ -57,9 +148,10 @@ def make_match(params: Params, values: flags.FlagValues) -> Workload:
     config = params.data
     grid = AnchorGrid.from_config(config, config.canvas_sizes[0])
     rng = np.random.default_rng(config.seed)
-    boxes = np.stack(
-        [draw_boxes(rng, values.instances, values.image_size) for _ in range(MATCHED_SETS)]
-    )
+    boxes = [
+        stand_ins.draw_boxes(rng, values.instances or 8, values.image_size)
+        for _ in range(MATCHED_SETS)
+    ]
 
     def match(gt_boxes: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
         targets = match_and_sample(
@@ -79,7 +171,7 @@ def make_match(params: Params, values: flags.FlagValues) -> Workload:
 
     seeds = np.stack([np.arange(MATCHED_SETS), np.zeros(MATCHED_SETS)], -1).astype(np.int32)
     labels = iter(
-        tf.data.Dataset.from_tensor_slices((boxes, seeds))
+        tf.data.Dataset.from_tensor_slices((np.stack(boxes), seeds))
         .repeat()
         .map(match, num_parallel_calls=2)
         .prefetch(2)
@@ -100,10 +192,16 @@ def make_train(params: Params, values: flags.FlagValues) -> Workload:
     from trainer.steps import TrainStep
 
     strategy, network = _build(params)
+    batches = iter(strategy.distribute_datasets_from_function(_input_of(params, values)))
+    features, labels = next(batches)
+    if values.positives:
+        limit = int(params.model.rois_per_image * params.model.roi_positive_fraction)
+        if params.train.num_logical_cpus > 1 or values.positives != limit:
+            raise UserError(f"--positives can only be {limit}, or 0, and on one device.")
+        stand_ins.pin_positives(network, labels["gt_boxes"].numpy())
     with strategy.scope():
         updater = Updater(network, params)
     step = TrainStep(model_fn, network, updater, strategy, params)
-    features, labels = _training_batch(params)
 
     def run() -> int:
         float(step(features, labels).loss)
@@ -112,149 +210,127 @@ def make_train(params: Params, values: flags.FlagValues) -> Workload:
     return run
 
 
-def make_predict(params: Params, values: flags.FlagValues) -> Workload:
-    """Detection of one batch with 100 detections an image, and their masks as COCO RLE."""
+def make_backbone(params: Params, values: flags.FlagValues) -> Workload:
+    """The convolutions of ResNet and FPN alone; with `--kind=both` their gradients too."""
     import tensorflow as tf
 
+    strategy, network = _build(params)
+    features = workload_data.noise(values, params.data.seed)
+    variables = [variable.value for variable in network.fpn.trainable_variables]
+    variables += [variable.value for variable in network.backbone.trainable_variables]
+
+    @tf.function(autograph=False)
+    def forward() -> tf.Tensor:
+        pyramid = network.extract_features(features["image"], features["image_info"], True)
+        return tf.add_n([tf.reduce_sum(tf.cast(level, tf.float32)) for level in pyramid])
+
+    @tf.function(autograph=False)
+    def both() -> list[tf.Tensor]:
+        with tf.GradientTape() as tape:
+            total = forward()
+        # What is returned is computed, and one number of each is quick to fetch.
+        return [tf.reduce_max(g) for g in tape.gradient(total, variables)]
+
+    function = both if values.kind == "both" else forward
+
+    def run() -> int:
+        tf.nest.map_structure(lambda tensor: tensor.numpy(), function())
+        return values.batch_size
+
+    return run
+
+
+def make_predict(params: Params, values: flags.FlagValues) -> Workload:
+    """Detection of one batch with 100 detections an image, and their masks as COCO RLE."""
     from model.model_fn import model_fn
     from trainer.coco_metrics import CocoEvaluator
     from trainer.steps import PredictStep, split_images
 
     strategy, network = _build(params)
-    network.box_head = PinnedClasses(network.box_head)
+    network.box_head = stand_ins.PinnedClasses(network.box_head)
     step = PredictStep(model_fn, network, strategy, params)
-    size, batch = values.image_size, values.batch_size
-    rng = np.random.default_rng(params.data.seed)
-    features = {
-        "image": tf.constant(rng.integers(0, 256, (batch, size, size, 3)), tf.uint8),
-        "image_id": tf.range(batch, dtype=tf.int64),
-        "image_info": tf.constant([[size, size, 1, size, size]] * batch, tf.float32),
-    }
+    features = workload_data.noise(values, params.data.seed)
 
     def run() -> int:
-        writer = CocoEvaluator(None, ())
+        writer = CocoEvaluator(None, (), params.model.mask_paste)
         (predictions,) = step([features])
         for image in split_images(features, predictions):
             writer.add(image)
-        return batch
+        return values.batch_size
 
     return run
 
 
 def make_convert(params: Params, values: flags.FlagValues) -> Workload:
-    """The whole conversion of a data set in this process and its workers."""
-    from data.conversion import Conversion, convert
-
-    folder = tempfile.mkdtemp()
+    """The converter as a command, its start-up included."""
+    count = len(workload_data.read_coco(values)["images"])
+    folder = workload_data.scratch()
 
     def run() -> int:
         shutil.rmtree(folder, ignore_errors=True)
-        settings = Conversion(
-            image_dir=values.image_dir,
-            annotations_file=values.object_annotations_file,
-            output_prefix=os.path.join(folder, "records"),
-            num_shards=8,
-            num_processes=values.num_processes,
-        )
-        try:
-            with contextlib.redirect_stderr(io.StringIO()):
-                return convert(settings).num_images
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
+        workload_data.run_converter(values, folder)
+        return count
 
     return run
 
 
 def make_evaluate(params: Params, values: flags.FlagValues) -> Workload:
-    """COCO evaluation of boxes and masks: 30 detections an image, shifted ground truths."""
+    """COCO evaluation of one kind: 30 detections an image, which are shifted ground truths."""
     from trainer.average_precision import evaluate_results
     from trainer.coco_metrics import load_ground_truth
 
-    if not params.train.eval_annotation_file:
-        raise UserError("--eval_annotation_file is not set: name a COCO JSON file to evaluate on.")
-    ground_truth = load_ground_truth(params.train.eval_annotation_file, "")
+    ground_truth = load_ground_truth(workload_data.annotations_file(values), "")
     image_ids = [image["id"] for image in ground_truth["images"]]
-    results = shift_ground_truth(ground_truth, np.random.default_rng(params.data.seed))
+    results = stand_ins.shift_ground_truth(ground_truth, np.random.default_rng(params.data.seed))
 
     def run() -> int:
-        for kind in ("bbox", "segm"):
-            evaluate_results(ground_truth, results, kind, image_ids)
+        evaluate_results(ground_truth, results, values.kind, image_ids)
         return len(image_ids)
 
     return run
 
 
-class PinnedClasses:
-    """A box head whose scores name three classes a RoI, as a trained network roughly does.
+def make_start(params: Params, values: flags.FlagValues) -> Workload:
+    """The trainer's command, until its first step is done."""
+    folder = workload_data.scratch()
+    flagfile = os.path.join(folder, "settings.flags")
+    model_dir = os.path.join(folder, "run")
+    data, train = workload_data.with_records(params, values).data, params.train
+    train = dataclasses.replace(train, train_steps=1000, log_every_steps=1, model_dir=model_dir)
+    write_flagfile(Params(data=data, model=params.model, train=train), flagfile)
+    command = [sys.executable, "-m", "trainer.main", f"--flagfile={flagfile}", "--mode=train"]
 
-    Random weights find nothing or everything; with three scores above the threshold each, NMS and
-    the mask branch have the work that they have in earnest.
-    """
+    def run() -> int:
+        shutil.rmtree(model_dir, ignore_errors=True)
+        log = os.path.join(model_dir, "train.jsonl")
+        trainer = subprocess.Popen(command, cwd=workload_data.ROOT, stdout=sys.stderr)
+        try:
+            give_up = time.monotonic() + _START_TIMEOUT_SECONDS
+            while not (os.path.exists(log) and os.path.getsize(log)):
+                if trainer.poll() is not None or time.monotonic() > give_up:
+                    raise UserError("the trainer ended, or did not begin, before its first step.")
+                time.sleep(0.02)
+        finally:
+            trainer.kill()
+            trainer.wait()
+        return values.batch_size
 
-    def __init__(self, head):
-        self._head = head
-
-    def __call__(self, features):
-        """The head's outputs on [N, 7, 7, C], its logits replaced and its deltas damped."""
-        import tensorflow as tf
-
-        outputs = self._head(features)
-        count, classes = tf.shape(outputs.class_logits)[0], outputs.class_logits.shape[1]
-        shape, seed = [count, SCORED_CLASSES], [1, 2]
-        chosen = tf.random.stateless_uniform(shape, seed, 1, classes, tf.int32)
-        heights = tf.random.stateless_uniform(shape, seed, 4.0, 6.0)
-        raised = tf.reduce_max(tf.one_hot(chosen, classes) * heights[..., None], axis=1)
-        return outputs._replace(
-            class_logits=outputs.class_logits * 0.0 + raised - 4.0,
-            box_deltas=outputs.box_deltas * 0.01,
-        )
-
-
-def draw_boxes(rng: np.random.Generator, count: int, size: int) -> np.ndarray:
-    """Boxes with COCO's shares of small, medium and large ones: float32 [count, 4], pixels."""
-    spans = np.array([[6.0, 32.0], [32.0, 96.0], [96.0, 330.0]]) * size / 640.0
-    low, high = spans[rng.choice(3, count, p=[0.41, 0.34, 0.25])].T
-    side = np.exp(rng.uniform(np.log(low), np.log(high)))
-    stretch = np.exp(np.clip(rng.normal(0.0, 0.45, count), -1.0, 1.0) / 2)
-    sides = np.minimum(np.stack([side / stretch, side * stretch], -1), 0.95 * size)
-    corner = rng.uniform(0.0, 1.0, (count, 2)) * (size - sides)
-    return np.concatenate([corner, corner + sides], -1).astype(np.float32)
+    return run
 
 
-def shift_ground_truth(ground_truth: dict, rng: np.random.Generator) -> list[dict]:
-    """COCO results: copies of each image's annotations, their boxes moved a little."""
-    by_image: dict[int, list[dict]] = {}
-    for annotation in ground_truth["annotations"]:
-        if not annotation["iscrowd"]:
-            by_image.setdefault(annotation["image_id"], []).append(annotation)
-    return [
-        {
-            "image_id": annotation["image_id"],
-            "category_id": annotation["category_id"],
-            "bbox": np.maximum(annotation["bbox"] + rng.normal(0.0, 2.0, 4), 0.5).tolist(),
-            "segmentation": annotation["segmentation"],
-            "score": float(rng.uniform()),
-        }
-        for annotations in by_image.values()
-        for annotation in itertools.islice(itertools.cycle(annotations), DETECTIONS_PER_IMAGE)
-    ]
+def _input_of(params: Params, values: flags.FlagValues):
+    """The training input as `distribute_datasets_from_function` wants it."""
+    from data.input_fn import input_fn
+
+    with_records = workload_data.with_records(params, values)
+    return lambda context: input_fn("train", with_records, context)
 
 
 def _build(params: Params):
     from model.mask_scoring_rcnn import build_network
     from trainer.strategy import make_strategy, prepare_runtime
 
-    params = dataclasses.replace(
-        params, train=dataclasses.replace(params.train, distribution="one_device")
-    )
     prepare_runtime(params)
     strategy = make_strategy(params)
     with strategy.scope():
         return strategy, build_network(params)
-
-
-def _training_batch(params: Params):
-    """The first batch of the training input."""
-    from data.input_fn import input_fn
-
-    return next(iter(input_fn("train", params)))

@@ -1,0 +1,147 @@
+"""Shows where the time of a training step or a prediction goes, by parts of the network.
+
+  python tools/profile_steps.py train --image_dir=D --object_annotations_file=A --image_size=512
+
+Takes what `tools/benchmark.py` takes for `train` and `predict`, lets TensorFlow's profiler watch
+two runs, and adds up how long each operation took. Operations run at the same time, so the seconds
+are of threads, not of the clock. The trace itself is for TensorBoard: `--trace_dir` keeps it.
+"""
+
+from __future__ import annotations
+
+import collections
+import glob
+import os
+import re
+import sys
+import tempfile
+from collections.abc import Iterable, Sequence
+
+if __package__ is None:  # started as a script, which may be without the package installed
+    sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+
+from absl import flags
+
+from data.errors import UserError
+from tools import workloads
+from trainer.flags import parse_flags_with, refuse_flags
+
+_PROFILED = ("train", "predict")
+_RUNS = 2
+_OPERATION = re.compile(r"^([\w./\-]+):(\w+)(#|$)")
+# The only kernels here that work asynchronously, which the profiler does not name.
+_ASYNCHRONOUS = "ExecutorState::ProcessAsync::Start"
+_CROPS = "roi_align/CropAndResize", "CropAndResize"
+
+Event = tuple[int, int, str]  # start and duration in picoseconds, name
+
+
+def main(argv: Sequence[str]) -> int:
+    """Runs one command line and returns its exit status."""
+    what = argv[1] if len(argv) > 1 else ""
+    if what not in _PROFILED and not what.startswith("--help"):
+        refuse_flags(f"name what to profile first: {', '.join(_PROFILED)}.")
+    rest = list(argv[1 + (what in _PROFILED) :])
+    _, values = parse_flags_with([argv[0], *rest], __doc__, _define_flags)
+    own = [argument for argument in rest if not argument.startswith("--trace_dir")]
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    try:
+        work = workloads.make(what, own)
+    except (UserError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    with tempfile.TemporaryDirectory() as folder:
+        seconds = _profile(work, values.trace_dir or folder)
+    for title, position in ("part", 0), ("operation", 1):
+        print(_table(title, _sum_by(seconds, position)))
+    return 0
+
+
+def run() -> None:
+    """Console entry point."""
+    sys.exit(main(sys.argv))
+
+
+def own_times(events: Iterable[Event]) -> dict[tuple[str, str], int]:
+    """How long each operation of one thread took, without those that ran within it.
+
+    Args:
+      events: of one thread, in any order; those that are no operations are left out.
+
+    Returns:
+      Picoseconds by the name and the type of the operation.
+    """
+    times: dict[tuple[str, str], int] = collections.Counter()
+    running: list[tuple[int, tuple[str, str]]] = []
+    # Of those that start together the longer one contains the other.
+    for start, duration, name in sorted(events, key=lambda event: (event[0], -event[1])):
+        found = _OPERATION.match(name)
+        if not found and name != _ASYNCHRONOUS:
+            continue
+        key = (found[1], found[2]) if found else _CROPS
+        while running and running[-1][0] <= start:
+            running.pop()
+        if running:
+            times[running[-1][1]] -= duration
+        times[key] += duration
+        running.append((start + duration, key))
+    return dict(times)
+
+
+def part_of(name: str) -> str:
+    """The part of the network that an operation belongs to, forwards or backwards.
+
+    `gradient_tape/roi_align/AvgPool2D/AvgPoolGrad` belongs to `roi_align`; what stands in no scope
+    of its own is `other`.
+    """
+    scopes = name.removeprefix("gradient_tape/").split("/")[:-1]
+    return re.sub(r"(_\d+)+$", "", scopes[0]) if scopes else "other"
+
+
+def _define_flags(values: flags.FlagValues) -> None:
+    workloads.define_flags(values)
+    flags.DEFINE_string("trace_dir", "", "Folder to keep the trace in.", flag_values=values)
+
+
+def _profile(work: workloads.Workload, folder: str) -> dict[tuple[str, str], float]:
+    """Seconds of a run by the name and the type of the operation."""
+    import tensorflow as tf
+    from tensorflow.tsl.profiler.protobuf import xplane_pb2
+
+    for _ in range(_RUNS):
+        work()
+    with tf.profiler.experimental.Profile(folder):
+        for _ in range(_RUNS):
+            work()
+    (path,) = glob.glob(os.path.join(folder, "**", "*.xplane.pb"), recursive=True)
+    space = xplane_pb2.XSpace()
+    with open(path, "rb") as file:
+        space.ParseFromString(file.read())
+    seconds: dict[tuple[str, str], float] = collections.defaultdict(float)
+    for plane in space.planes:
+        names = {key: value.name for key, value in plane.event_metadata.items()}
+        for line in plane.lines:
+            events = [(e.offset_ps, e.duration_ps, names[e.metadata_id]) for e in line.events]
+            for key, picoseconds in own_times(events).items():
+                seconds[key] += picoseconds / 1e12 / _RUNS
+    return seconds
+
+
+def _sum_by(seconds: dict[tuple[str, str], float], position: int) -> dict[str, float]:
+    sums: dict[str, float] = collections.defaultdict(float)
+    for key, value in seconds.items():
+        sums[part_of(key[0]) if position == 0 else key[1]] += value
+    return sums
+
+
+def _table(title: str, seconds: dict[str, float]) -> str:
+    total = sum(seconds.values())
+    lines = [f"| {title} | thread seconds a run | share |", "| --- | --- | --- |"]
+    for name, value in sorted(seconds.items(), key=lambda item: -item[1]):
+        if value > 0.005 * total:
+            lines.append(f"| {name} | {value:.3f} | {value / total:.1%} |")
+    return "\n".join([*lines, f"| all | {total:.3f} | 100.0% |", ""])
+
+
+if __name__ == "__main__":
+    run()
