@@ -73,4 +73,4 @@ def expect_detections(counts: list[int]) -> None:
       RuntimeError: an image has fewer than `DETECTIONS`.
     """
     if min(counts) < DETECTIONS:
-        raise RuntimeError(f"{counts} detections of {DETECTIONS} an image: larger images have more.")
+        raise RuntimeError(f"{counts} of {DETECTIONS} detections: larger images have more.")

@@ -1,0 +1,101 @@
+"""The peers' settings, what is drawn for them, and that they load without their packages."""
+
+import dataclasses
+import importlib
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from tools.peers import CLASSES, DETECTIONS, FEW_OBJECTS, Settings, expect_detections
+from tools.peers.model_garden_peer import number_classes
+from tools.peers.scenes import draw_ellipses, draw_scenes
+
+PEERS = {
+    "model_garden": {"convert", "input", "match", "train", "predict"},
+    "torchvision": {"train", "predict"},
+    "mmdetection": {"train", "predict"},
+}
+
+
+def test_settings_leave_out_what_they_do_not_know():
+    settings = Settings.from_json({"image_size": 64, "seed": 3, "backbone": "resnet50"})
+    assert settings == Settings(image_size=64, seed=3)
+    assert Settings.from_json(dataclasses.asdict(settings)) == settings
+
+
+def test_precision_is_one_of_two():
+    assert not Settings().bfloat16
+    assert Settings(precision="mixed_bfloat16").bfloat16
+    with pytest.raises(ValueError, match="float16"):
+        _ = Settings(precision="mixed_float16").bfloat16
+
+
+def test_too_few_detections_are_refused():
+    assert expect_detections([DETECTIONS, DETECTIONS]) is None
+    with pytest.raises(RuntimeError, match="99"):
+        expect_detections([DETECTIONS, 99])
+
+
+@pytest.mark.parametrize("name", PEERS)
+def test_peers_load_without_their_packages(name, repository):
+    heavy = {"tensorflow", "torch", "torchvision", "official", "mmdet", "absl"}
+    code = f"import sys, tools.peers.{name}_peer; print(*{heavy} & set(sys.modules))"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=repository, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout.strip()) == (0, ""), done.stderr
+
+
+@pytest.mark.parametrize("name", PEERS)
+def test_peers_offer_their_workloads(name):
+    peer = importlib.import_module(f"tools.peers.{name}_peer")
+    assert peer.WORKLOADS.keys() == PEERS[name]
+    assert all(callable(make) for make in peer.WORKLOADS.values())
+    assert peer.PACKAGES
+
+
+def test_scenes_are_as_asked_for():
+    scenes = draw_scenes(Settings(image_size=96, batch_size=2, instances=5))
+    assert len(scenes) == 2
+    for scene in scenes:
+        assert scene.image.shape == (3, 96, 96) and scene.image.dtype == np.uint8
+        assert scene.boxes.shape == (5, 4) and scene.boxes.dtype == np.float32
+        assert (scene.boxes[:, 2:] > scene.boxes[:, :2]).all()
+        assert scene.boxes.min() >= 0 and scene.boxes.max() <= 96
+        assert scene.labels.min() >= 1 and scene.labels.max() < CLASSES
+        assert scene.masks.shape == (5, 96, 96)
+    assert not np.array_equal(scenes[0].boxes, scenes[1].boxes)
+
+
+def test_scenes_come_from_the_seed():
+    settings = Settings(image_size=32, seed=7)
+    first, again = draw_scenes(settings)[0], draw_scenes(settings)[0]
+    assert all(np.array_equal(one, other) for one, other in zip(first, again, strict=True))
+    assert len(first.boxes) == FEW_OBJECTS
+
+
+def test_an_ellipse_fills_its_box():
+    (mask,) = draw_ellipses(np.array([[10.0, 20.0, 30.0, 60.0]]), 64)
+    rows, columns = np.nonzero(mask)
+    assert (rows.min(), rows.max(), columns.min(), columns.max()) == (20, 59, 10, 29)
+    assert mask.sum() == pytest.approx(np.pi * 10 * 20, rel=0.02)
+
+
+def test_classes_are_numbered_from_one():
+    coco = {
+        "images": [{"id": 1}, {"id": 2}, {"id": 3}, {"id": 4}],
+        "categories": [{"id": 90, "name": "b"}, {"id": 7, "name": "a"}],
+        "annotations": [
+            {"image_id": 1, "category_id": 7, "iscrowd": 1},
+            {"image_id": 2, "category_id": 90, "iscrowd": 0},
+            {"image_id": 3, "category_id": 7, "iscrowd": 0},
+            {"image_id": 3, "category_id": 90, "iscrowd": 1},
+        ],
+    }
+    numbered = number_classes(coco, most=None)
+    assert [image["id"] for image in numbered["images"]] == [2, 3]
+    assert [entry["category_id"] for entry in numbered["annotations"]] == [2, 1, 2]
+    assert [entry["id"] for entry in numbered["categories"]] == [2, 1]
+    assert [image["id"] for image in number_classes(coco, most=1)["images"]] == [2]

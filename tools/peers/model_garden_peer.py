@@ -1,0 +1,274 @@
+"""TF Model Garden's Mask R-CNN with ResNet-50 and FPN, as in its COCO recipe.
+
+It trains on 128 masks an image whatever the image has, so there are no positives to pin.
+"""
+
+from __future__ import annotations
+
+import atexit
+import itertools
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from tools import stand_ins
+from tools.peers import CLASSES, FEW_OBJECTS, Settings, expect_detections
+
+if TYPE_CHECKING:
+    import tensorflow as tf
+
+PACKAGES = ("tf-models-official", "tensorflow", "tensorflow-cpu", "tf_keras", "numpy")
+# With its own 10,000 the memory is that of the buffer.
+_SHUFFLED_RECORDS = 100
+_MATCHED_SETS = 32
+_LOGIT_DEVIATION = 3.0
+
+
+def make_convert(settings: Settings) -> Callable[[], int]:
+    """The converter as a command, its start-up included."""
+    folder = _scratch()
+    coco = _read_coco(settings)
+    annotations_file = settings.object_annotations_file
+    if settings.instances:
+        annotations_file = _write(coco, _scratch())
+
+    def run() -> int:
+        shutil.rmtree(folder, ignore_errors=True)
+        _convert(settings, annotations_file, folder)
+        return len(coco["images"])
+
+    return run
+
+
+def make_input(settings: Settings) -> Callable[[], int]:
+    """Batches of the training input, from records that its converter made."""
+    data = _experiment(settings).task
+    data.train_data.input_path = _make_records(settings)
+    data.train_data.shuffle_buffer_size = _SHUFFLED_RECORDS
+    batches = iter(_task(data).build_inputs(data.train_data))
+    count = max(1, settings.images // settings.batch_size)
+
+    def run() -> int:
+        for _ in range(count):
+            next(batches)
+        return count * settings.batch_size
+
+    return run
+
+
+def make_match(settings: Settings) -> Callable[[], int]:
+    """Anchor labels through Dataset.map, two images at a time."""
+    import tensorflow as tf
+    from official.vision.ops import anchor
+
+    task, size = _experiment(settings).task, settings.image_size
+    model, parser = task.model, task.train_data.parser
+    make_anchors = anchor.build_anchor_generator(
+        model.min_level,
+        model.max_level,
+        model.anchor.num_scales,
+        model.anchor.aspect_ratios,
+        model.anchor.anchor_size,
+    )
+    labeler = anchor.RpnAnchorLabeler(
+        parser.rpn_match_threshold,
+        parser.rpn_unmatched_threshold,
+        parser.rpn_batch_size_per_im,
+        parser.rpn_fg_fraction,
+    )
+    rng, count = np.random.default_rng(settings.seed), settings.instances or FEW_OBJECTS
+    boxes = [stand_ins.draw_boxes(rng, count, size) for _ in range(_MATCHED_SETS)]
+
+    def match(gt_boxes: tf.Tensor):
+        # The pipeline does not know G either.
+        gt_boxes = tf.boolean_mask(gt_boxes, tf.ones_like(gt_boxes[:, 0], tf.bool))
+        anchors = make_anchors((size, size))
+        return labeler.label_anchors(anchors, gt_boxes, tf.ones_like(gt_boxes[:, :1]))
+
+    labels = iter(
+        tf.data.Dataset.from_tensor_slices(np.stack(boxes))
+        .repeat()
+        .map(match, num_parallel_calls=2)
+        .prefetch(2)
+    )
+
+    def run() -> int:
+        for _ in itertools.islice(labels, settings.images):
+            pass
+        return settings.images
+
+    return run
+
+
+def make_train(settings: Settings) -> Callable[[], int]:
+    """Training steps on one batch of its training input, optimizer included."""
+    import tensorflow as tf
+
+    experiment = _experiment(settings)
+    config = experiment.task
+    config.train_data.input_path = _make_records(settings, 8 * settings.batch_size)
+    config.train_data.shuffle_buffer_size = 1
+    task = _task(config)
+    model = task.build_model()
+    optimizer = task.create_optimizer(experiment.trainer.optimizer_config, experiment.runtime)
+    metrics = task.build_metrics(training=True)
+    batch = next(iter(task.build_inputs(config.train_data)))
+
+    @tf.function
+    def step(inputs) -> tf.Tensor:
+        return task.train_step(inputs, model, optimizer, metrics)["loss"]
+
+    def run() -> int:
+        float(step(batch))
+        return settings.batch_size
+
+    return run
+
+
+def make_predict(settings: Settings) -> Callable[[], int]:
+    """Its serving graph, with 100 detections an image; masks are 28 x 28, not pasted."""
+    import tensorflow as tf
+    from official.vision.serving import detection
+
+    size = [settings.image_size] * 2
+    module = detection.DetectionModule(
+        params=_experiment(settings),
+        batch_size=settings.batch_size,
+        input_image_size=size,
+        input_type="image_tensor",
+    )
+    rng = np.random.default_rng(settings.seed)
+    images = tf.constant(rng.integers(0, 256, (settings.batch_size, *size, 3), np.uint8))
+    _spread_logits(module, images)
+    serve = tf.function(module.serve)
+
+    def run() -> int:
+        found = {name: value.numpy() for name, value in serve(images).items()}
+        expect_detections(found["num_detections"].tolist())
+        return settings.batch_size
+
+    return run
+
+
+WORKLOADS = {
+    "convert": make_convert,
+    "input": make_input,
+    "match": make_match,
+    "train": make_train,
+    "predict": make_predict,
+}
+
+
+def number_classes(coco: dict, most: int | None) -> dict:
+    """The first `most` images that have objects, with classes numbered from 1."""
+    ids = sorted(category["id"] for category in coco["categories"])
+    numbers = {category: number for number, category in enumerate(ids, 1)}
+    with_objects = {entry["image_id"] for entry in coco["annotations"] if not entry["iscrowd"]}
+    images = [image for image in coco["images"] if image["id"] in with_objects][:most]
+    kept = {image["id"] for image in images}
+    return {
+        "images": images,
+        "categories": [{**entry, "id": numbers[entry["id"]]} for entry in coco["categories"]],
+        "annotations": [
+            {**entry, "category_id": numbers[entry["category_id"]]}
+            for entry in coco["annotations"]
+            if entry["image_id"] in kept
+        ],
+    }
+
+
+def _experiment(settings: Settings):
+    """Its recipe with our canvas, batch, classes and precision, and without ImageNet's weights."""
+    import tensorflow as tf
+    from official.modeling import performance
+    from official.vision.configs import maskrcnn
+
+    precision = "bfloat16" if settings.bfloat16 else "float32"
+    performance.set_mixed_precision_policy(precision)
+    tf.random.set_seed(settings.seed)
+    experiment = maskrcnn.maskrcnn_resnetfpn_coco()
+    experiment.runtime.mixed_precision_dtype = precision
+    task = experiment.task
+    task.init_checkpoint = None
+    task.model.num_classes = CLASSES
+    task.model.input_size = [settings.image_size, settings.image_size, 3]
+    task.train_data.global_batch_size = settings.batch_size
+    task.train_data.dtype = precision
+    return experiment
+
+
+def _task(config):
+    from official.vision.tasks import maskrcnn
+
+    return maskrcnn.MaskRCNNTask(config)
+
+
+def _spread_logits(module, images: tf.Tensor) -> None:
+    """Scales the classifier so that random weights are sure enough to detect something."""
+    import tensorflow as tf
+
+    pixels, anchors, info = module.preprocess(images)
+    outputs = module.model.call(
+        images=pixels, image_shape=info[:, 1, :], anchor_boxes=anchors, training=False
+    )
+    deviation = tf.math.reduce_std(tf.cast(outputs["cls_outputs"], tf.float32))
+    (kernel,) = (
+        weight
+        for weight in module.model.trainable_weights
+        if "detection-scores/kernel" in weight.name
+    )
+    kernel.assign(kernel * (_LOGIT_DEVIATION / deviation))
+
+
+def _read_coco(settings: Settings) -> dict:
+    """The COCO file to work on, drawn anew if a number of objects is asked for."""
+    with open(settings.object_annotations_file, encoding="utf-8") as file:
+        coco = json.load(file)
+    if settings.instances:
+        coco = stand_ins.draw_annotations(coco, settings.instances, np.random.default_rng(0))
+    return coco
+
+
+def _make_records(settings: Settings, most: int | None = None) -> str:
+    """Pattern of records of the images, or of the first `most`, made by its converter."""
+    coco = number_classes(_read_coco(settings), most)
+    folder = _scratch()
+    _convert(settings, _write(coco, _scratch()), folder)
+    return os.path.join(folder, "train-*")
+
+
+def _convert(settings: Settings, annotations_file: str, folder: str) -> None:
+    command = [
+        *(sys.executable, "-m", "official.vision.data.create_coco_tf_record"),
+        "--include_masks",
+        f"--image_dir={settings.image_dir}",
+        f"--object_annotations_file={annotations_file}",
+        f"--output_file_prefix={folder}/train",
+        f"--num_shards={settings.num_shards}",
+    ]
+    if settings.num_processes:
+        command.append(f"--num_processes={settings.num_processes}")
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(f"the converter failed: {done.stderr.strip().splitlines()[-1:]}")
+
+
+def _write(coco: dict, folder: str) -> str:
+    path = os.path.join(folder, "annotations.json")
+    with open(path, "w", encoding="utf-8") as file:
+        json.dump(coco, file)
+    return path
+
+
+def _scratch() -> str:
+    """A folder that goes with the process."""
+    folder = tempfile.mkdtemp()
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
