@@ -62,6 +62,8 @@ def main(argv: Sequence[str]) -> int:
     if values.repeats < 1 or not values.json:
         refuse_flags("--json names the file to write, and --repeats is 1 or more.")
     try:
+        # Not after minutes of measuring.
+        os.makedirs(os.path.dirname(os.path.abspath(values.json)), exist_ok=True)
         with tempfile.TemporaryDirectory() as folder:
             flagfile = os.path.join(folder, "settings.flags")
             write_flagfile(params, flagfile)

@@ -1,8 +1,8 @@
 """The programs that a benchmark times: each in a process of its own, taking turns.
 
-A program waits between its turns. So programs with packages that cannot be installed together are
-timed seconds apart, each is charged with its own memory alone, and a machine whose speed drifts is
-as slow for one as for the other.
+A program waits between its turns, which begin when all are at rest. So programs with packages that
+cannot be installed together are timed seconds apart, each is charged with its own memory alone, and
+a machine whose speed drifts is as slow for one as for the other.
 
 Started as a script this is such a process: it is told its `Spec` as JSON, says when it is ready,
 and does its work once for each line it reads.
@@ -14,6 +14,7 @@ import contextlib
 import dataclasses
 import importlib
 import json
+import math
 import os
 import platform
 import resource
@@ -27,8 +28,11 @@ from importlib import metadata
 _ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 # What runs ahead while it is not asked, and so has finished work in stock when its turn comes.
 _STREAMS = ("input", "match", "decode")
-# Long enough for the threads of the last one to stop spinning.
-_PAUSE_SECONDS = 0.5
+# Pipelines go on filling their buffers after a turn, and threads spin before they sleep.
+_LOOK_SECONDS = 0.25
+_REST_SHARE = 0.1
+_LONGEST_REST_SECONDS = 120.0
+_FAREWELL_SECONDS = 30.0
 OURS = "ours"
 
 
@@ -126,12 +130,20 @@ class Contestant:
             self._process.stdin.flush()
         return Sample(**self._read())
 
+    def cpu_seconds(self) -> float:
+        """Processor time that the process has had so far."""
+        with open(f"/proc/{self._process.pid}/stat", encoding="utf-8") as file:
+            fields = file.read().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
     def close(self) -> None:
         """Ends the process and notes the memory it had."""
         try:
             self._process.stdin.close()
             self.result.peak_rss_mb = self._read()["peak_rss_mb"]
-            self._process.wait(30)
+            # Long enough to remove its files; pipelines do not always let go of their threads.
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(_FAREWELL_SECONDS)
         finally:
             self.kill()
 
@@ -169,11 +181,21 @@ def take_turns(specs: Sequence[Spec], repeats: int) -> list[Result]:
             stack.callback(contestants[-1].kill)
         for _ in range(repeats):
             for contestant in contestants:
-                time.sleep(_PAUSE_SECONDS)
+                _wait_for_rest(contestants)
                 contestant.result.samples.append(contestant.take_turn())
         for contestant in contestants:
             contestant.close()
         return [contestant.result for contestant in contestants]
+
+
+def _wait_for_rest(contestants: Sequence[Contestant]) -> None:
+    """Returns when none of them computes any more."""
+    give_up = time.monotonic() + _LONGEST_REST_SECONDS
+    used = math.inf
+    while used > _REST_SHARE * _LOOK_SECONDS and time.monotonic() < give_up:
+        before = sum(contestant.cpu_seconds() for contestant in contestants)
+        time.sleep(_LOOK_SECONDS)
+        used = sum(contestant.cpu_seconds() for contestant in contestants) - before
 
 
 def serve(spec: Spec, turns: Iterator[str], answer: Callable[[dict], None]) -> None:

@@ -70,7 +70,7 @@ _STYLE = {
     "ytick.labelcolor": _SOFT,
 }
 _MARGIN = 0.2  # Inches, as all lengths below.
-_WIDTH = 9.0
+_WIDTH = 12.0
 _ROW, _GROUP_GAP = 0.25, 0.11
 _PANEL_WIDTH, _SPEED_HEIGHT, _MEMORY_HEIGHT, _PANEL_HEIGHT = 2.9, 1.45, 0.7, 3.85
 

@@ -39,10 +39,10 @@ _SETTINGS = {
     "kind": lambda value: _KINDS.get(value, str(value)),
     "num_processes": lambda value: f"{value} process{'' if value == 1 else 'es'}",
     "num_shards": lambda value: f"{value} shards",
-    "images": lambda value: f"{value} images",
+    "images": lambda value: "",  # how long a run is says nothing of its speed
     "backbone": str,
-    "norm": lambda value: f"{value} norm",
-    "freeze_at": lambda value: f"frozen to {value}",
+    "norm": lambda value: {"bn": "batch norm", "frozen_bn": "frozen norm"}.get(value, value),
+    "freeze_at": lambda value: "",  # the norm says it
     "jit_compile": lambda value: "XLA" if value else "no XLA",
 }
 

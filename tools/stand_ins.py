@@ -107,23 +107,30 @@ def draw_annotations(coco: dict, per_image: int, rng: np.random.Generator) -> di
     return {**coco, "annotations": annotations}
 
 
-def shift_ground_truth(ground_truth: dict, rng: np.random.Generator) -> list[dict]:
-    """COCO results: copies of each image's annotations, their boxes moved a little.
+def draw_results(ground_truth: dict, rng: np.random.Generator) -> list[dict]:
+    """COCO results, thirty an image with objects, many of them wrong as those of a detector are.
 
-    Thirty an image, their segmentations as they are.
+    The first are the image's objects, their boxes moved a little; then come copies of them that
+    take themselves for something else. Segmentations are as they are.
     """
+    categories = [category["id"] for category in ground_truth["categories"]]
     by_image: dict[int, list[dict]] = {}
     for annotation in ground_truth["annotations"]:
         if not annotation["iscrowd"]:
             by_image.setdefault(annotation["image_id"], []).append(annotation)
-    return [
-        {
-            "image_id": annotation["image_id"],
-            "category_id": annotation["category_id"],
-            "bbox": np.maximum(annotation["bbox"] + rng.normal(0.0, 2.0, 4), 0.5).tolist(),
-            "segmentation": annotation["segmentation"],
-            "score": float(rng.uniform()),
-        }
-        for annotations in by_image.values()
-        for annotation in itertools.islice(itertools.cycle(annotations), DETECTIONS_PER_IMAGE)
-    ]
+    results = []
+    for objects in by_image.values():
+        for rank, annotation in enumerate(
+            itertools.islice(itertools.cycle(objects), DETECTIONS_PER_IMAGE)
+        ):
+            mistaken = int(rng.choice(categories))
+            results.append(
+                {
+                    "image_id": annotation["image_id"],
+                    "category_id": annotation["category_id"] if rank < len(objects) else mistaken,
+                    "bbox": np.maximum(annotation["bbox"] + rng.normal(0.0, 2.0, 4), 0.5).tolist(),
+                    "segmentation": annotation["segmentation"],
+                    "score": float(rng.uniform()),
+                }
+            )
+    return results

@@ -275,13 +275,13 @@ def make_convert(params: Params, values: flags.FlagValues) -> Workload:
 
 
 def make_evaluate(params: Params, values: flags.FlagValues) -> Workload:
-    """COCO evaluation of one kind: 30 detections an image, which are shifted ground truths."""
+    """COCO evaluation of one kind: 30 detections an image, many of them wrong."""
     from trainer.average_precision import evaluate_results
     from trainer.coco_metrics import load_ground_truth
 
     ground_truth = load_ground_truth(workload_data.annotations_file(values), "")
     image_ids = [image["id"] for image in ground_truth["images"]]
-    results = stand_ins.shift_ground_truth(ground_truth, np.random.default_rng(params.data.seed))
+    results = stand_ins.draw_results(ground_truth, np.random.default_rng(params.data.seed))
 
     def run() -> int:
         evaluate_results(ground_truth, results, values.kind, image_ids)

@@ -8,7 +8,15 @@ import pytest
 
 from tools import stand_ins, workloads
 from tools.benchmark import PEERS, main, summarise
-from tools.contestants import ContestantError, Result, Sample, Spec, serve, take_turns
+from tools.contestants import (
+    ContestantError,
+    Result,
+    Sample,
+    Spec,
+    _wait_for_rest,
+    serve,
+    take_turns,
+)
 
 
 def make_result(name: str, *seconds: float, **settings) -> Result:
@@ -110,10 +118,27 @@ def test_the_stock_of_a_stream_is_not_timed(monkeypatch):
     assert answers[-1]["peak_rss_mb"] > 1
 
 
+class Busy:
+    """Computes for a while, and then no more."""
+
+    def __init__(self, *cpu_seconds: float):
+        self.readings = list(cpu_seconds)
+
+    def cpu_seconds(self) -> float:
+        return self.readings.pop(0)
+
+
+def test_a_turn_begins_when_all_are_at_rest(monkeypatch):
+    monkeypatch.setattr("tools.contestants._LOOK_SECONDS", 0.01)
+    busy, idle = Busy(1.0, 1.5, 2.0, 2.4, 3.0, 3.0, 9.0), Busy(*[7.0] * 7)
+    _wait_for_rest([busy, idle])
+    assert busy.readings == [9.0]
+
+
 def test_measures_a_sweep(tmp_path):
     arguments = ["--image_size=128", "--images=4", "--repeats=2", "--sweep=instances=2,3"]
-    assert main(["benchmark.py", "match", *arguments, f"--json={tmp_path}/f.json"]) == 0
-    figures = json.loads((tmp_path / "f.json").read_text(encoding="utf-8"))
+    assert main(["benchmark.py", "match", *arguments, f"--json={tmp_path}/new/f.json"]) == 0
+    figures = json.loads((tmp_path / "new" / "f.json").read_text(encoding="utf-8"))
     assert (figures["what"], figures["sweep"]) == ("match", "instances")
     assert [entry["settings"]["instances"] for entry in figures["contestants"]] == [2, 3]
     for entry in figures["contestants"]:

@@ -63,13 +63,14 @@ def test_pinned_proposals_give_all_positives_there_may_be():
     assert np.count_nonzero(rois.positive, axis=1).tolist() == [64, 64]
 
 
-def test_shifted_results_are_thirty_an_image():
+def test_results_are_thirty_an_image_and_right_as_often_as_there_are_objects():
     crowd = {"image_id": 1, "iscrowd": 1, "bbox": [0, 0, 9, 9]}
     plain = {"category_id": 2, "iscrowd": 0, "segmentation": "s"}
     objects = [{**plain, "image_id": image, "bbox": [10, 10, 30, 20]} for image in (1, 1, 2)]
-    results = stand_ins.shift_ground_truth(
-        {"annotations": [crowd, *objects]}, np.random.default_rng(0)
-    )
+    coco = {"annotations": [crowd, *objects], "categories": [{"id": k} for k in range(1, 81)]}
+    results = stand_ins.draw_results(coco, np.random.default_rng(0))
     assert [entry["image_id"] for entry in results] == [1] * 30 + [2] * 30
+    assert [entry["category_id"] for entry in results[:2]] == [2, 2]
+    assert len({entry["category_id"] for entry in results}) > 20
     shifts = np.array([entry["bbox"] for entry in results]) - [10, 10, 30, 20]
     assert 1.0 < shifts.std() < 3.0

@@ -29,7 +29,7 @@ def make_evaluate(settings: Settings) -> Callable[[], int]:
     for annotation in coco["annotations"]:
         # Results have to be compressed RLE.
         annotation["segmentation"] = reference.annToRLE(annotation)
-    results = stand_ins.shift_ground_truth(coco, np.random.default_rng(0))
+    results = stand_ins.draw_results(coco, np.random.default_rng(0))
 
     def run() -> int:
         with contextlib.redirect_stdout(io.StringIO()):
