@@ -57,7 +57,7 @@ def input_fn(
     Args:
         mode: "train", "eval" or "predict".
         params: settings; `params.data` is read, and of `params.model` whether the labels have
-            masks (`include_mask`), as far as the records do, and polygons (`mask_target`).
+            masks (`include_mask`), as far as the records do, and polygons (`include_polygons`).
         input_context: number of pipelines and replicas, from
             `strategy.distribute_datasets_from_function`; one of each if None.
 
@@ -101,7 +101,7 @@ def _train_examples(
         train_example,
         config=config,
         include_masks=wanted.include_mask and (manifest is None or manifest.include_masks),
-        include_polygons=wanted.include_mask and wanted.mask_target == "polygon",
+        include_polygons=wanted.include_polygons,
     )
 
     records = _dealt_train_records if config.data_service else _local_train_records

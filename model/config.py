@@ -99,6 +99,11 @@ class ModelConfig:
     detections_per_image: int = setting(100, "Detections an image keeps.")
     rescore: bool = setting(True, "mask_score = box_score x mask_iou; off: mask_score = box_score.")
 
+    @property
+    def include_polygons(self) -> bool:
+        """Whether mask targets are drawn from polygons, so that the labels need them."""
+        return self.include_mask and self.mask_target == "polygon"
+
     def __post_init__(self):
         require(
             self.num_classes == 0 or self.num_classes >= 2,

@@ -225,7 +225,9 @@ def serve(spec: Spec, turns: Iterator[str], answer: Callable[[dict], None]) -> N
 def _prepare(spec: Spec) -> tuple[Callable[[], int], Sequence[str]]:
     if spec.name == OURS:
         workloads = importlib.import_module("tools.workloads")
-        return workloads.make(spec.what, spec.argv), workloads.PACKAGES
+        read_flags = importlib.import_module("trainer.flags").parse_flags_with
+        settings = read_flags(["benchmark", *spec.argv], "", workloads.define_flags)
+        return workloads.make(spec.what, *settings), workloads.PACKAGES
     peer = importlib.import_module(f"tools.peers.{spec.name}_peer")
     settings = importlib.import_module("tools.peers").Settings.from_json(spec.settings)
     return peer.WORKLOADS[spec.what](settings), peer.PACKAGES

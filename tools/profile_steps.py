@@ -42,11 +42,10 @@ def main(argv: Sequence[str]) -> int:
     if what not in _PROFILED and not what.startswith("--help"):
         refuse_flags(f"name what to profile first: {', '.join(_PROFILED)}.")
     rest = list(argv[1 + (what in _PROFILED) :])
-    _, values = parse_flags_with([argv[0], *rest], __doc__, _define_flags)
-    own = [argument for argument in rest if not argument.startswith("--trace_dir")]
+    params, values = parse_flags_with([argv[0], *rest], __doc__, _define_flags)
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     try:
-        work = workloads.make(what, own)
+        work = workloads.make(what, params, values)
     except (UserError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

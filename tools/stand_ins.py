@@ -5,8 +5,12 @@ Axes: B images, G objects of an image, N RoIs, K classes with the background.
 
 from __future__ import annotations
 
+import atexit
 import itertools
+import json
 import math
+import shutil
+import tempfile
 
 import numpy as np
 
@@ -69,6 +73,22 @@ def pin_positives(network, gt_boxes):
         return pyramid, outputs, proposals._replace(boxes=pinned, valid=valid)
 
     network.propose = propose_near_objects
+
+
+def scratch() -> str:
+    """A folder that goes with the process."""
+    folder = tempfile.mkdtemp()
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
+
+
+def read_coco(path: str, instances: int) -> dict:
+    """A COCO file, its objects drawn anew if a number of them an image is asked for."""
+    with open(path, encoding="utf-8") as file:
+        coco = json.load(file)
+    if instances:
+        coco = draw_annotations(coco, instances, np.random.default_rng(0))
+    return coco
 
 
 def draw_boxes(rng: np.random.Generator, count: int, size: int) -> np.ndarray:

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import atexit
 import dataclasses
 import json
 import os
-import shutil
 import subprocess
 import sys
-import tempfile
 
 import numpy as np
 from absl import flags
@@ -19,13 +16,6 @@ from tools import stand_ins
 from trainer.config import Params
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-
-
-def scratch() -> str:
-    """A folder that goes with the process."""
-    folder = tempfile.mkdtemp()
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    return folder
 
 
 def annotations_file(values: flags.FlagValues) -> str:
@@ -39,22 +29,13 @@ def annotations_file(values: flags.FlagValues) -> str:
         raise UserError("--object_annotations_file and --image_dir name the data to work on.")
     if not values.instances:
         return path
-    drawn = os.path.join(scratch(), "drawn.json")
-    with open(path, encoding="utf-8") as file:
-        coco = json.load(file)
+    drawn = os.path.join(stand_ins.scratch(), "drawn.json")
     with open(drawn, "w", encoding="utf-8") as file:
-        rng = np.random.default_rng(0)
-        json.dump(stand_ins.draw_annotations(coco, values.instances, rng), file)
+        json.dump(stand_ins.read_coco(path, values.instances), file)
     return drawn
 
 
-def read_coco(values: flags.FlagValues) -> dict:
-    """The COCO file to work on."""
-    with open(annotations_file(values), encoding="utf-8") as file:
-        return json.load(file)
-
-
-def run_converter(values: flags.FlagValues, folder: str) -> None:
+def run_converter(values: flags.FlagValues, annotations: str, folder: str) -> None:
     """Converts as a user would, to shards `train-*.tfrecord` in `folder`.
 
     Raises:
@@ -64,7 +45,7 @@ def run_converter(values: flags.FlagValues, folder: str) -> None:
         sys.executable,
         os.path.join(ROOT, "tools", "create_coco_tfrecord.py"),
         f"--image_dir={values.image_dir}",
-        f"--object_annotations_file={annotations_file(values)}",
+        f"--object_annotations_file={annotations}",
         f"--output_file_prefix={folder}/train",
         f"--num_shards={values.num_shards}",
         f"--num_processes={values.num_processes}",
@@ -78,8 +59,8 @@ def with_records(params: Params, values: flags.FlagValues) -> Params:
     """The settings with records to train on: those they name, or ones made of the data."""
     if params.data.train_file_pattern:
         return params
-    folder = scratch()
-    run_converter(values, folder)
+    folder = stand_ins.scratch()
+    run_converter(values, annotations_file(values), folder)
     data = dataclasses.replace(params.data, train_file_pattern=f"{folder}/train-*.tfrecord")
     return dataclasses.replace(params, data=data)
 

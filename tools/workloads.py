@@ -16,7 +16,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import numpy as np
 from absl import flags
@@ -24,7 +24,7 @@ from absl import flags
 from data.errors import UserError
 from tools import stand_ins, workload_data
 from trainer.config import Params
-from trainer.flags import parse_flags_with, write_flagfile
+from trainer.flags import write_flagfile
 
 UNITS = {
     "input": "images/s",
@@ -65,9 +65,8 @@ def define_flags(values: flags.FlagValues) -> None:
         flags.DEFINE_string(name, default, meaning, flag_values=values)
 
 
-def make(what: str, argv: Sequence[str]) -> Workload:
-    """The workload of a name in `UNITS`, from a command line without the program's name."""
-    params, values = parse_flags_with(["benchmark", *argv], "", define_flags)
+def make(what: str, params: Params, values: flags.FlagValues) -> Workload:
+    """The workload of a name in `UNITS`, on the flags' canvas."""
     return globals()[f"make_{what}"](with_canvas(params, values), values)
 
 
@@ -116,7 +115,10 @@ def make_decode(params: Params, values: flags.FlagValues) -> Workload:
     import tensorflow as tf
 
     size = values.image_size
-    names = [image["file_name"] for image in workload_data.read_coco(values)["images"]]
+    names = [
+        image["file_name"]
+        for image in stand_ins.read_coco(workload_data.annotations_file(values), 0)["images"]
+    ]
     encoded = [tf.io.read_file(os.path.join(values.image_dir, name)) for name in names]
 
     def decode(content: tf.Tensor) -> tf.Tensor:
@@ -263,12 +265,13 @@ def make_predict(params: Params, values: flags.FlagValues) -> Workload:
 
 def make_convert(params: Params, values: flags.FlagValues) -> Workload:
     """The converter as a command, its start-up included."""
-    count = len(workload_data.read_coco(values)["images"])
-    folder = workload_data.scratch()
+    annotations = workload_data.annotations_file(values)
+    count = len(stand_ins.read_coco(annotations, 0)["images"])
+    folder = stand_ins.scratch()
 
     def run() -> int:
         shutil.rmtree(folder, ignore_errors=True)
-        workload_data.run_converter(values, folder)
+        workload_data.run_converter(values, annotations, folder)
         return count
 
     return run
@@ -281,7 +284,7 @@ def make_evaluate(params: Params, values: flags.FlagValues) -> Workload:
 
     ground_truth = load_ground_truth(workload_data.annotations_file(values), "")
     image_ids = [image["id"] for image in ground_truth["images"]]
-    results = stand_ins.draw_results(ground_truth, np.random.default_rng(params.data.seed))
+    results = stand_ins.draw_results(ground_truth, np.random.default_rng(0))
 
     def run() -> int:
         evaluate_results(ground_truth, results, values.kind, image_ids)
@@ -292,7 +295,7 @@ def make_evaluate(params: Params, values: flags.FlagValues) -> Workload:
 
 def make_start(params: Params, values: flags.FlagValues) -> Workload:
     """The trainer's command, until its first step is done."""
-    folder = workload_data.scratch()
+    folder = stand_ins.scratch()
     flagfile = os.path.join(folder, "settings.flags")
     model_dir = os.path.join(folder, "run")
     data, train = workload_data.with_records(params, values).data, params.train

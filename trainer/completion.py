@@ -170,7 +170,7 @@ def _check_training_records(params: Params, facts) -> None:
             f"The records {pattern} have objects without masks: give --noinclude_mask "
             "--noinclude_maskiou to train boxes alone, or convert them with masks."
         )
-    if params.model.include_mask and params.model.mask_target == "polygon":
+    if params.model.include_polygons:
         _check_polygons(params, facts)
     if facts.max_instances_per_image > params.data.max_instances:
         print(

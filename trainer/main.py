@@ -187,8 +187,7 @@ def _raise_if_a_record_is_broken(params: Params) -> None:
     data, model = params.data, params.model
     patterns = {data.eval_file_pattern: (False, 0)} if params.train.mode != "train" else {}
     if params.train.mode in ("train", "train_and_eval"):
-        polygons = model.include_mask and model.mask_target == "polygon"
-        vertices = data.max_polygon_vertices if polygons else 0
+        vertices = data.max_polygon_vertices if model.include_polygons else 0
         patterns[data.train_file_pattern] = (model.include_mask, vertices)
     for pattern, needs in patterns.items():
         if error := find_broken_record(pattern, *needs):

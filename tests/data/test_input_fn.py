@@ -70,7 +70,7 @@ def _params(pattern, **changes):
     )
     return types.SimpleNamespace(
         data=dataclasses.replace(config, **changes),
-        model=types.SimpleNamespace(include_mask=True, mask_target="bitmap"),
+        model=types.SimpleNamespace(include_mask=True, include_polygons=False),
     )
 
 
@@ -223,14 +223,14 @@ def test_polygons_come_where_targets_are_made_of_them(tmp_path, pattern):
     write_shard(path, [make_record(np.zeros((24, 40, 3), np.uint8), [instance])] * 2)
     params = _params(path, **ONE_CANVAS, max_polygon_vertices=6)
     assert "gt_polygons" not in input_fn("train", params).element_spec[1]
-    params.model.mask_target = "polygon"
+    params.model.include_polygons = True
     ((_, labels),) = _take(input_fn("train", params), 1)
     assert labels["gt_polygons"].shape == (1, 3, 6, 2)
     np.testing.assert_array_equal(labels["gt_polygon_parts"][:, 0], [[1, 1, 1, 1, 0, 0]])
     params.model.include_mask = False
     assert "gt_polygons" not in input_fn("train", params).element_spec[1]
     params = _params(pattern, **ONE_CANVAS)
-    params.model.mask_target = "polygon"
+    params.model.include_polygons = True
     with pytest.raises(tf.errors.InvalidArgumentError, match="without polygons"):
         _take(input_fn("train", params), 1)
 

@@ -5,14 +5,12 @@ It trains on 128 masks an image whatever the image has, so there are no positive
 
 from __future__ import annotations
 
-import atexit
 import itertools
 import json
 import os
 import shutil
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -33,11 +31,11 @@ _LOGIT_DEVIATION = 3.0
 
 def make_convert(settings: Settings) -> Callable[[], int]:
     """The converter as a command, its start-up included."""
-    folder = _scratch()
-    coco = _read_coco(settings)
+    folder = stand_ins.scratch()
+    coco = stand_ins.read_coco(settings.object_annotations_file, settings.instances)
     annotations_file = settings.object_annotations_file
     if settings.instances:
-        annotations_file = _write(coco, _scratch())
+        annotations_file = _write(coco, stand_ins.scratch())
 
     def run() -> int:
         shutil.rmtree(folder, ignore_errors=True)
@@ -227,20 +225,13 @@ def _spread_logits(module, images: tf.Tensor) -> None:
     kernel.assign(kernel * (_LOGIT_DEVIATION / deviation))
 
 
-def _read_coco(settings: Settings) -> dict:
-    """The COCO file to work on, drawn anew if a number of objects is asked for."""
-    with open(settings.object_annotations_file, encoding="utf-8") as file:
-        coco = json.load(file)
-    if settings.instances:
-        coco = stand_ins.draw_annotations(coco, settings.instances, np.random.default_rng(0))
-    return coco
-
-
 def _make_records(settings: Settings, most: int | None = None) -> str:
     """Pattern of records of the images, or of the first `most`, made by its converter."""
-    coco = number_classes(_read_coco(settings), most)
-    folder = _scratch()
-    _convert(settings, _write(coco, _scratch()), folder)
+    coco = number_classes(
+        stand_ins.read_coco(settings.object_annotations_file, settings.instances), most
+    )
+    folder = stand_ins.scratch()
+    _convert(settings, _write(coco, stand_ins.scratch()), folder)
     return os.path.join(folder, "train-*")
 
 
@@ -265,10 +256,3 @@ def _write(coco: dict, folder: str) -> str:
     with open(path, "w", encoding="utf-8") as file:
         json.dump(coco, file)
     return path
-
-
-def _scratch() -> str:
-    """A folder that goes with the process."""
-    folder = tempfile.mkdtemp()
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    return folder

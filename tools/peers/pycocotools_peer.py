@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import json
 from collections.abc import Callable
 
 import numpy as np
@@ -20,8 +19,7 @@ def make_evaluate(settings: Settings) -> Callable[[], int]:
     from pycocotools.coco import COCO
     from pycocotools.cocoeval import COCOeval
 
-    with open(settings.object_annotations_file, encoding="utf-8") as file:
-        coco = json.load(file)
+    coco = stand_ins.read_coco(settings.object_annotations_file, settings.instances)
     reference = COCO()
     reference.dataset = coco
     with contextlib.redirect_stdout(io.StringIO()):
