@@ -5,19 +5,34 @@ from __future__ import annotations
 import dataclasses
 import re
 
+from data.settings import (
+    NOT_NEGATIVE,
+    POSITIVE,
+    POSITIVE_SHARE,
+    SHARE,
+    Check,
+    check_settings,
+    each,
+    one_of,
+    require,
+    setting,
+)
+
 # Pyramid levels that have anchors, P2 to P6; level l has stride 2**l.
 MIN_LEVEL, MAX_LEVEL = 2, 6
 
-
-def setting(default, help: str):
-    """A dataclass field that also carries the text its command-line flag shows."""
-    return dataclasses.field(default=default, metadata={"help": help})
+_CANVAS = re.compile(r"(\d+)x(\d+)")
 
 
-def require(condition: bool, name: str, value, expected: str) -> None:
-    """Raises a ValueError that names the setting, its value and what was expected of it."""
-    if not condition:
-        raise ValueError(f"--{name}={value}: expected {expected}.")
+def _is_canvas(text: str) -> bool:
+    match = _CANVAS.fullmatch(text)
+    return bool(match) and all(int(side) > 0 and int(side) % 32 == 0 for side in match.groups())
+
+
+CANVAS = Check("HEIGHTxWIDTH with sides that are multiples of 32, such as 832x1344", _is_canvas)
+SERVICE = Check(
+    "grpc://HOST:PORT", lambda text: re.fullmatch(r"(grpc://[^/]+:\d+)?", text) is not None
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,9 +41,13 @@ class DataConfig:
 
     train_file_pattern: str = setting("", "Glob of the training TFRecord shards.")
     eval_file_pattern: str = setting("", "Glob of the evaluation TFRecord shards.")
-    train_batch_size: int = setting(16, "Images a training step sees, over all replicas.")
-    eval_batch_size: int = setting(8, "Images an evaluation step sees, over all replicas.")
-    seed: int = setting(0, "Seed of every random draw: order, augmentation, sampling, weights.")
+    train_batch_size: int = setting(16, "Images a training step sees, over all replicas.", POSITIVE)
+    eval_batch_size: int = setting(
+        8, "Images an evaluation step sees, over all replicas.", POSITIVE
+    )
+    seed: int = setting(
+        0, "Seed of every random draw: order, augmentation, sampling, weights.", NOT_NEGATIVE
+    )
     deterministic: bool = setting(
         False, "Give up speed so that two runs of one command are equal bit for bit."
     )
@@ -37,91 +56,93 @@ class DataConfig:
         ("832x1344", "1344x832", "1024x1024"),
         "Static sizes (height x width, multiples of 32) that images are padded to; each image "
         "goes to the one it fills best, and a batch holds one of them.",
+        each(CANVAS),
     )
-    short_side: int = setting(800, "Length the shorter image side is resized to, in pixels.")
-    long_side: int = setting(1333, "Longest the longer side may become, in pixels.")
+    short_side: int = setting(
+        800, "Length the shorter image side is resized to, in pixels.", POSITIVE
+    )
+    long_side: int = setting(1333, "Longest the longer side may become, in pixels.", POSITIVE)
     train_short_side_min: int = setting(
-        640, "In training the short side is drawn between this and --short_side."
+        640, "In training the short side is drawn between this and --short_side.", POSITIVE
     )
     scale_jitter_min: float = setting(
-        1.0, "In training the resize scale is multiplied by a number between this and the next."
+        1.0,
+        "In training the resize scale is multiplied by a number between this and the next.",
+        POSITIVE,
     )
-    scale_jitter_max: float = setting(1.0, "What sticks out of the canvas is cropped at random.")
-    horizontal_flip: float = setting(0.5, "Probability of mirroring left to right in training.")
-    vertical_flip: float = setting(0.0, "Probability of mirroring top to bottom in training.")
-    max_instances: int = setting(100, "Ground truths an image keeps; the rest is dropped.")
+    scale_jitter_max: float = setting(
+        1.0, "What sticks out of the canvas is cropped at random.", POSITIVE
+    )
+    horizontal_flip: float = setting(
+        0.5, "Probability of mirroring left to right in training.", SHARE
+    )
+    vertical_flip: float = setting(
+        0.0, "Probability of mirroring top to bottom in training.", SHARE
+    )
+    max_instances: int = setting(
+        100, "Ground truths an image keeps; the rest is dropped.", POSITIVE
+    )
     max_polygon_vertices: int = setting(
         512,
         "Vertices of an object's polygons, each one's first counted twice, that there is room for "
         "with --mask_target=polygon.",
+        POSITIVE,
     )
     mask_crop_size: int = setting(
-        112, "Side of the box-cropped ground-truth masks that travel to the device."
+        112, "Side of the box-cropped ground-truth masks that travel to the device.", POSITIVE
     )
 
     anchor_sizes: tuple[float, ...] = setting(
-        (32.0, 64.0, 128.0, 256.0, 512.0), "Square root of the anchor area at each level, pixels."
+        (32.0, 64.0, 128.0, 256.0, 512.0),
+        "Square root of the anchor area at each level, pixels.",
+        each(POSITIVE, MAX_LEVEL - MIN_LEVEL + 1),
     )
-    anchor_ratios: tuple[float, ...] = setting((0.5, 1.0, 2.0), "Anchor height over width.")
+    anchor_ratios: tuple[float, ...] = setting(
+        (0.5, 1.0, 2.0), "Anchor height over width.", each(POSITIVE)
+    )
     anchor_rounding: bool = setting(
         False, "Round the anchors' corners to whole pixels, as torchvision's are."
     )
-    rpn_positive_iou: float = setting(0.7, "Anchors with at least this IoU are positive.")
-    rpn_negative_iou: float = setting(0.3, "Anchors whose best IoU is below this are negative.")
+    rpn_positive_iou: float = setting(
+        0.7, "Anchors with at least this IoU are positive.", POSITIVE_SHARE
+    )
+    rpn_negative_iou: float = setting(
+        0.3, "Anchors whose best IoU is below this are negative.", POSITIVE_SHARE
+    )
     rpn_forced_match: str = setting(
         "best",
         "The best anchors of each box are positive and learn the box they overlap most (best), or "
         "only those that reach --rpn_negative_iou, and they learn the box itself (reassign).",
+        one_of("best", "reassign"),
     )
-    rpn_samples_per_image: int = setting(256, "Anchors an image contributes to the RPN loss.")
-    rpn_positive_fraction: float = setting(0.5, "Largest share of positives among them.")
+    rpn_samples_per_image: int = setting(
+        256, "Anchors an image contributes to the RPN loss.", POSITIVE
+    )
+    rpn_positive_fraction: float = setting(0.5, "Largest share of positives among them.", SHARE)
     rpn_ignore_crowds: bool = setting(
         False, "Never take anchors lying at least 0.7 inside a crowd box as negatives."
     )
 
     shuffle_megabytes: int = setting(
-        64, "Memory for the shuffle buffer of still serialised records, in MB."
+        64, "Memory for the shuffle buffer of still serialised records, in MB.", POSITIVE
     )
-    input_threads: int = setting(0, "Threads of the input pipeline; 0 leaves it to tf.data.")
+    input_threads: int = setting(
+        0, "Threads of the input pipeline; 0 leaves it to tf.data.", NOT_NEGATIVE
+    )
     data_service: str = setting(
         "",
         "Dispatcher of a tf.data service (grpc://HOST:PORT) whose workers read and prepare the "
         "images; empty: this host does.",
+        SERVICE,
     )
 
     def __post_init__(self):
-        for name in (
-            "train_batch_size",
-            "eval_batch_size",
-            "max_instances",
-            "short_side",
-            "long_side",
-            "rpn_samples_per_image",
-            "max_polygon_vertices",
-            "mask_crop_size",
-            "shuffle_megabytes",
-            "train_short_side_min",
-        ):
-            require(getattr(self, name) > 0, name, getattr(self, name), "a positive number")
-        for name in (
-            "horizontal_flip",
-            "vertical_flip",
-            "rpn_positive_fraction",
-            "rpn_positive_iou",
-            "rpn_negative_iou",
-        ):
-            require(0 <= getattr(self, name) <= 1, name, getattr(self, name), "0 to 1")
+        check_settings(self)
         require(
-            0 < self.rpn_negative_iou <= self.rpn_positive_iou,
+            self.rpn_negative_iou <= self.rpn_positive_iou,
             "rpn_negative_iou",
             self.rpn_negative_iou,
-            f"above 0, at most --rpn_positive_iou={self.rpn_positive_iou}",
-        )
-        require(
-            self.rpn_forced_match in ("best", "reassign"),
-            "rpn_forced_match",
-            self.rpn_forced_match,
-            "best or reassign",
+            f"at most --rpn_positive_iou={self.rpn_positive_iou}",
         )
         require(
             self.train_short_side_min <= self.short_side,
@@ -130,22 +151,10 @@ class DataConfig:
             f"at most --short_side={self.short_side}",
         )
         require(
-            0 < self.scale_jitter_min <= self.scale_jitter_max,
+            self.scale_jitter_min <= self.scale_jitter_max,
             "scale_jitter_min",
             self.scale_jitter_min,
-            f"above 0, at most {self.scale_jitter_max}",
-        )
-        require(
-            len(self.anchor_sizes) == MAX_LEVEL - MIN_LEVEL + 1,
-            "anchor_sizes",
-            self.anchor_sizes,
-            f"one size for each level from {MIN_LEVEL} to {MAX_LEVEL}",
-        )
-        require(
-            re.fullmatch(r"(grpc://[^/]+:\d+)?", self.data_service) is not None,
-            "data_service",
-            self.data_service,
-            "grpc://HOST:PORT",
+            f"at most --scale_jitter_max={self.scale_jitter_max}",
         )
         require(
             not (self.deterministic and self.data_service),
@@ -153,16 +162,6 @@ class DataConfig:
             self.data_service,
             "none with --deterministic, since a service's workers deliver in no fixed order",
         )
-        require(len(self.canvases) > 0, "canvases", self.canvases, "at least one size")
-        for canvas in self.canvases:
-            match = re.fullmatch(r"(\d+)x(\d+)", canvas)
-            sides = [int(side) for side in match.groups()] if match else [0]
-            require(
-                all(side > 0 and side % 32 == 0 for side in sides),
-                "canvases",
-                canvas,
-                "HEIGHTxWIDTH with sides that are multiples of 32, such as 832x1344",
-            )
 
     @property
     def canvas_sizes(self) -> tuple[tuple[int, int], ...]:

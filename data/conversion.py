@@ -27,8 +27,8 @@ from concurrent.futures.process import BrokenProcessPool
 from tqdm import tqdm
 
 from data import coco, manifest
-from data.config import require
 from data.errors import UserError
+from data.settings import require
 from data.shards import ShardJob, ShardResult, build_shard
 
 

@@ -1,30 +1,229 @@
-"""Files that appear under their name only when they are complete."""
+"""The one file layer: every path that a user gives goes through these functions.
+
+A path with a scheme (gs://, ram://, s3://, …) is TensorFlow's; any other is Python's, so that local
+work needs no TensorFlow. A ~ at the head of a local path is the home folder. Whatever goes wrong is
+an OSError, wherever the file lies.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import errno
+import glob as local_glob
+import io
 import os
+import shutil
 from collections.abc import Iterator
 from typing import IO
 
+Path = str | os.PathLike
+
+# Of TensorFlow's error codes those that have a number among the operating system's.
+_ERRNO_BY_CODE = {
+    5: errno.ENOENT,  # NOT_FOUND
+    6: errno.EEXIST,  # ALREADY_EXISTS
+    7: errno.EACCES,  # PERMISSION_DENIED
+    8: errno.ENOSPC,  # RESOURCE_EXHAUSTED
+}
+
+
+def expand(path: Path) -> str:
+    """The path as text, with ~ replaced by the home folder."""
+    path = os.fspath(path)
+    return path if has_scheme(path) else os.path.expanduser(path)
+
+
+def has_scheme(path: Path) -> bool:
+    """Whether TensorFlow's file systems have to be asked instead of the operating system."""
+    return "://" in os.fspath(path)
+
+
+def open_file(path: Path, mode: str = "r") -> IO:
+    """Opens a file: mode "r", "w" or "a" for UTF-8 text, with a "b" behind it for bytes.
+
+    Raises:
+        OSError: it cannot be opened.
+    """
+    path = expand(path)
+    if not has_scheme(path):
+        return open(path, mode, encoding=None if "b" in mode else "utf-8")
+    raw = _RemoteFile(path, mode.replace("b", "") + "b")
+    buffered = io.BufferedReader(raw) if "r" in mode else io.BufferedWriter(raw)
+    return buffered if "b" in mode else io.TextIOWrapper(buffered, encoding="utf-8")
+
 
 @contextlib.contextmanager
-def whole_file(path: str | os.PathLike, mode: str = "w") -> Iterator[IO]:
+def whole_file(path: Path, mode: str = "w") -> Iterator[IO]:
     """Opens a file for writing; a reader of `path` finds all of it or what was there before.
 
     Args:
-      path: where to; `path`.tmp beside it is written and renamed, and removed upon an error.
-      mode: "w" for UTF-8 text or "wb".
+        path: where to; `path`.tmp beside it is written and renamed, and removed upon an error.
+        mode: "w" for UTF-8 text or "wb".
 
     Raises:
-      OSError: the file cannot be written.
+        OSError: the file cannot be written.
     """
-    temporary_path = f"{os.fspath(path)}.tmp"
+    path = expand(path)
+    temporary_path = f"{path}.tmp"
     try:
-        with open(temporary_path, mode, encoding=None if "b" in mode else "utf-8") as file:
+        with open_file(temporary_path, mode) as file:
             yield file
-        os.replace(temporary_path, path)
+        rename(temporary_path, path)
     except BaseException:
         with contextlib.suppress(OSError):
-            os.remove(temporary_path)
+            remove(temporary_path)
         raise
+
+
+def exists(path: Path) -> bool:
+    """Whether there is a file or folder."""
+    path = expand(path)
+    return _gfile().exists(path) if has_scheme(path) else os.path.exists(path)
+
+
+def is_file(path: Path) -> bool:
+    """Whether there is a file."""
+    return exists(path) and not is_folder(path)
+
+
+def is_folder(path: Path) -> bool:
+    """Whether there is a folder."""
+    path = expand(path)
+    return _gfile().isdir(path) if has_scheme(path) else os.path.isdir(path)
+
+
+def size(path: Path) -> int:
+    """Bytes of a file; raises OSError if there is none."""
+    path = expand(path)
+    if not has_scheme(path):
+        return os.stat(path).st_size
+    with _os_errors(path):
+        return _gfile().stat(path).length
+
+
+def make_folder(path: Path) -> None:
+    """Makes a folder with those above it, if it is not there; raises OSError if it cannot."""
+    path = expand(path)
+    if not has_scheme(path):
+        return os.makedirs(path, exist_ok=True)
+    with _os_errors(path):
+        return _gfile().makedirs(path)
+
+
+def list_folder(path: Path) -> list[str]:
+    """Names of what is in a folder, in order; raises OSError if there is none."""
+    path = expand(path)
+    if not has_scheme(path):
+        return sorted(os.listdir(path))
+    with _os_errors(path):
+        return sorted(name.rstrip("/") for name in _gfile().listdir(path))
+
+
+def glob(pattern: str) -> list[str]:
+    """Paths of files and folders that a pattern of *, ? and [...] matches, in order."""
+    pattern = expand(pattern)
+    if not has_scheme(pattern):
+        return sorted(local_glob.glob(pattern))
+    with _os_errors(pattern):
+        return sorted(_gfile().glob(pattern))
+
+
+def rename(path: Path, target: Path) -> None:
+    """Moves a file to a path of the same file system, in place of what may be there."""
+    path, target = expand(path), expand(target)
+    if not has_scheme(path):
+        return os.replace(path, target)
+    with _os_errors(path):
+        return _gfile().rename(path, target, overwrite=True)
+
+
+def remove(path: Path) -> None:
+    """Removes a file; raises OSError if there is none."""
+    path = expand(path)
+    if not has_scheme(path):
+        return os.remove(path)
+    with _os_errors(path):
+        return _gfile().remove(path)
+
+
+def remove_folder(path: Path) -> None:
+    """Removes a folder with all that is in it; raises OSError if there is none."""
+    path = expand(path)
+    if not has_scheme(path):
+        return shutil.rmtree(path)
+    with _os_errors(path):
+        return _gfile().rmtree(path)
+
+
+class _RemoteFile(io.RawIOBase):
+    """A file of TensorFlow's file systems as Python's io knows files."""
+
+    def __init__(self, path: str, mode: str):
+        super().__init__()
+        self._path = path
+        self._file = _gfile().GFile(path, mode)
+        self._reads = "r" in mode
+        with _os_errors(path):
+            # GFile opens its file when it is used first.
+            self._file.size() if self._reads else self._file.write(b"")
+
+    def readable(self) -> bool:
+        return self._reads
+
+    def writable(self) -> bool:
+        return not self._reads
+
+    def seekable(self) -> bool:
+        return self._reads
+
+    def readinto(self, buffer) -> int:
+        with _os_errors(self._path):
+            block = self._file.read(len(buffer))
+        buffer[: len(block)] = block
+        return len(block)
+
+    def write(self, block) -> int:
+        with _os_errors(self._path):
+            self._file.write(bytes(block))
+        return len(block)
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        with _os_errors(self._path):
+            self._file.seek(offset, whence)
+            return self._file.tell()
+
+    def tell(self) -> int:
+        with _os_errors(self._path):
+            return self._file.tell()
+
+    def flush(self) -> None:
+        if not self.closed and not self._reads:
+            with _os_errors(self._path):
+                self._file.flush()
+
+    def close(self) -> None:
+        if not self.closed:
+            try:
+                super().close()
+            finally:
+                with _os_errors(self._path):
+                    self._file.close()
+
+
+@contextlib.contextmanager
+def _os_errors(path: str) -> Iterator[None]:
+    """Turns TensorFlow's errors into the operating system's."""
+    from tensorflow import errors
+
+    try:
+        yield
+    except errors.OpError as error:
+        number = _ERRNO_BY_CODE.get(error.error_code, errno.EIO)
+        raise OSError(number, error.message or os.strerror(number), path) from None
+
+
+def _gfile():
+    """TensorFlow's file access, imported only for paths that Python cannot open."""
+    from tensorflow.io import gfile
+
+    return gfile

@@ -2,6 +2,7 @@
 
 import pytest
 
+from data import files
 from data.files import whole_file
 
 
@@ -31,3 +32,56 @@ def test_a_folder_that_is_not_there(tmp_path):
     with pytest.raises(FileNotFoundError), whole_file(tmp_path / "none" / "x"):
         pass
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture(params=["local", "ram"])
+def folder(request, tmp_path):
+    """A folder that is there, of either kind of file system."""
+    path = str(tmp_path) if request.param == "local" else f"ram://{tmp_path.name}"
+    files.make_folder(path)
+    return path
+
+
+def test_every_operation_on_either_file_system(folder):
+    deep = f"{folder}/a/b"
+    files.make_folder(deep)
+    files.make_folder(deep)  # a second time is fine
+    with files.whole_file(f"{deep}/x.txt") as file:
+        file.write("naïve\ntwo\n")
+    with files.open_file(f"{deep}/x.txt", "a") as file:
+        file.write("three\n")
+    with files.open_file(f"{deep}/x.txt") as file:
+        assert list(file) == ["naïve\n", "two\n", "three\n"]
+    with files.open_file(f"{deep}/x.txt", "rb") as file:
+        file.seek(2)
+        assert file.read(2) == "ï".encode()
+    assert files.size(f"{deep}/x.txt") == 17
+    assert files.list_folder(deep) == ["x.txt"]
+    assert files.list_folder(f"{folder}/a") == ["b"]
+    files.rename(f"{deep}/x.txt", f"{deep}/y.txt")
+    assert files.glob(f"{folder}/a/*/*.txt") == [f"{deep}/y.txt"]
+    assert files.exists(deep) and files.is_folder(deep) and not files.is_file(deep)
+    assert files.is_file(f"{deep}/y.txt") and not files.exists(f"{deep}/x.txt")
+    files.remove(f"{deep}/y.txt")
+    assert files.list_folder(deep) == []
+    files.remove_folder(f"{folder}/a")
+    assert not files.exists(f"{folder}/a")
+
+
+@pytest.mark.parametrize(
+    "operation",
+    [files.open_file, files.size, files.list_folder, files.remove, files.remove_folder],
+)
+def test_what_is_not_there_is_an_os_error(folder, operation):
+    with pytest.raises(FileNotFoundError) as error:
+        operation(f"{folder}/none")
+    assert error.value.strerror
+
+
+def test_a_tilde_is_the_home_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    with files.whole_file("~/x") as file:
+        file.write("home")
+    assert (tmp_path / "x").read_text() == "home"
+    assert files.glob("~/x*") == [str(tmp_path / "x")]
+    assert files.expand("gs://bucket/~") == "gs://bucket/~"

@@ -1,0 +1,91 @@
+"""How a setting is declared: its default, the text its flag shows, and the check of its value.
+
+A settings class is a frozen dataclass whose fields are made by `setting` and whose `__post_init__`
+calls `check_settings` and then checks what concerns several settings at once.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+# What a flag of type int may hold: TensorFlow's largest integers.
+_LARGEST_INTEGER = 2**63 - 1
+
+
+class Check(NamedTuple):
+    """What a setting's value has to be: in words, and as a test."""
+
+    expected: str
+    holds: Callable[[object], bool]
+
+
+ANYTHING = Check("anything", lambda value: True)
+POSITIVE = Check("a positive number", lambda value: value > 0)
+NOT_NEGATIVE = Check("0 or more", lambda value: value >= 0)
+SHARE = Check("0 to 1", lambda value: 0 <= value <= 1)
+POSITIVE_SHARE = Check("above 0, at most 1", lambda value: 0 < value <= 1)
+
+
+def one_of(*choices: str) -> Check:
+    """One of the words listed."""
+    return Check("one of " + ", ".join(choices), lambda value: value in choices)
+
+
+def between(lowest: float, highest: float) -> Check:
+    """A number from `lowest` to `highest`, both included."""
+    return Check(f"{lowest} to {highest}", lambda value: lowest <= value <= highest)
+
+
+def each(check: Check, count: int | None = None) -> Check:
+    """A tuple, not empty, of `count` items where it is given, for each of which `check` holds."""
+    number = "at least one value" if count is None else f"{count} values"
+    return Check(
+        f"{number}, each {check.expected}",
+        lambda value: len(value) == (count or max(len(value), 1)) and all(map(check.holds, value)),
+    )
+
+
+def setting(default, help: str, check: Check = ANYTHING):
+    """A dataclass field that also carries its flag's help and what its value has to be."""
+    return dataclasses.field(default=default, metadata={"help": help, "check": check})
+
+
+def require(condition: bool, name: str, value, expected: str) -> None:
+    """Raises a ValueError that names the setting, its value and what was expected of it."""
+    if not condition:
+        raise ValueError(f"--{name}={_spell(value)}: expected {expected}.")
+
+
+def check_settings(config) -> None:
+    """Checks every setting of a settings class by itself.
+
+    Raises:
+        ValueError: a number is not finite or too large for TensorFlow, or a value does not pass its
+            setting's check; the message names the setting, its value and what was expected.
+    """
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        check = field.metadata["check"]
+        numbers = [
+            item
+            for item in (value if isinstance(value, tuple) else (value,))
+            if isinstance(item, int | float)
+        ]
+        require(
+            all(math.isfinite(number) for number in numbers), field.name, value, "finite numbers"
+        )
+        require(
+            all(abs(number) <= _LARGEST_INTEGER for number in numbers if isinstance(number, int)),
+            field.name,
+            value,
+            f"at most {_LARGEST_INTEGER}",
+        )
+        require(check.holds(value), field.name, value, check.expected)
+
+
+def _spell(value) -> str:
+    """The value as it stands on a command line."""
+    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
