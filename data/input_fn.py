@@ -1,7 +1,8 @@
 """The input pipeline: from TFRecord shards to batches, in graph operations only.
 
-Every image appears exactly once an epoch and every draw is a function of the seed, the epoch and
-the image id, so with deterministic order two runs see the same batches.
+Every image appears exactly once an epoch; the order is a function of the seed and every draw one of
+the seed, the epoch and the image id. So two runs see the same batches, and a run that starts at a
+later step sees those that it would have seen (`data/epochs.py`).
 
 With `--data_service` the workers of a tf.data service make the single images, dealt file by file.
 They are grouped and batched here, because consecutive batches have to be of one canvas whichever
@@ -9,7 +10,8 @@ worker made them; a batch has the bytes of its images, so batching there would s
 The order is whatever the workers' speeds make it. Then
 - evaluation shows every image exactly once. If a worker dies it waits until the worker is back at
   the same address, and if images were lost it ends in an error (FailedPreconditionError).
-- training makes every image once for each epoch, with the draws it has without a service. Epochs
+- training makes every image once for each epoch, with the draws it has without a service, and a run
+  that starts at a later step begins with the epoch that this step lies in. Epochs
   overlap: the files of the next are dealt while others still read the last ones of this. So among
   any images of an epoch's number some may be missing and others there twice, as many as the
   workers' open files hold. A worker that dies loses the rest of its open files for that epoch.
@@ -22,12 +24,14 @@ from __future__ import annotations
 import functools
 import itertools
 import os
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
 
 import tensorflow as tf
 
 from data.config import DataConfig
 from data.data_service import run_on_workers
+from data.epochs import count_sizes, ordered_records, plan_epochs
 from data.errors import UserError
 from data.examples import eval_example, padding_example, train_example
 from data.manifest import Manifest, expand_pattern, find_manifest
@@ -46,7 +50,10 @@ KEY_BASE = 1 << 20
 
 
 def input_fn(
-    mode: str, params, input_context: tf.distribute.InputContext | None = None
+    mode: str,
+    params,
+    input_context: tf.distribute.InputContext | None = None,
+    start_step: int = 0,
 ) -> tf.data.Dataset:
     """Batches for one worker; consecutive ones go to its replicas.
 
@@ -60,6 +67,7 @@ def input_fn(
             masks (`include_mask`), as far as the records do, and polygons (`include_polygons`).
         input_context: number of pipelines and replicas, from
             `strategy.distribute_datasets_from_function`; one of each if None.
+        start_step: training steps taken before; their batches are left out.
 
     Returns:
         Data set of (features, labels) in "train", of features otherwise; their shapes and types
@@ -74,73 +82,74 @@ def input_fn(
     if mode not in MODES:
         raise ValueError(f"mode={mode!r}: expected one of {', '.join(MODES)}.")
     config, context = params.data, input_context or tf.distribute.InputContext()
-    training = mode == "train"
-    batch_size = _replica_batch_size("train" if training else "eval", config, context)
+    batch_size = _replica_batch_size("train" if mode == "train" else "eval", config, context)
     replicas = context.num_replicas_in_sync // context.num_input_pipelines
-    examples = (
-        _train_examples(config, context, params.model)
-        if training
-        else _eval_examples(config, context)
-    )
-    return (
-        _batch_by_canvas(examples, batch_size, replicas, config, pad=not training)
-        .prefetch(BATCHES_AHEAD * replicas)
-        .with_options(_options(config))
-    )
+    if mode != "train":
+        examples = _eval_examples(config, context)
+        batches = _batch_by_canvas(examples, batch_size, replicas, config, pad=True)
+    elif config.data_service:
+        examples = _dealt_train_examples(config, context, params.model, start_step)
+        batches = _batch_by_canvas(examples, batch_size, replicas, config, pad=False)
+    else:
+        examples = _train_examples(config, context, params.model, start_step)
+        batches = examples.batch(batch_size, drop_remainder=True)
+    return batches.prefetch(BATCHES_AHEAD * replicas).with_options(_options(config))
 
 
 def _train_examples(
-    config: DataConfig, context: tf.distribute.InputContext, wanted
+    config: DataConfig, context: tf.distribute.InputContext, wanted, start_step: int
 ) -> tf.data.Dataset:
-    """Images of all epochs, one after another, without end."""
-    files = expand_pattern(config.train_file_pattern)
-    manifest = find_manifest(config.train_file_pattern)
-    _require_records(files, manifest)
-    buffer_size = _shuffle_buffer_size(files, manifest, config)
-    make_example = functools.partial(
-        train_example,
-        config=config,
-        include_masks=wanted.include_mask and (manifest is None or manifest.include_masks),
-        include_polygons=wanted.include_polygons,
-    )
+    """Images of all epochs, of one canvas as many as a step takes.
 
-    records = _dealt_train_records if config.data_service else _local_train_records
-    examples = records(files, buffer_size, config, context).map(
-        make_example, tf.data.AUTOTUNE, deterministic=config.deterministic
-    )
-    return run_on_workers(examples, config.data_service) if config.data_service else examples
+    Each pipeline reads the records of all and decodes its own images, so that all are on one canvas
+    in the same step and none needs to know the others.
+    """
+    files, manifest, buffer_size = _train_files(config)
+    with tf.init_scope():  # counted at once, also where a graph is being built
+        sizes = count_sizes(files, manifest, config)
+        config, plan = plan_epochs(config, sizes, config.train_batch_size)
 
-
-def _local_train_records(
-    files: list[str], buffer_size: int, config: DataConfig, context: tf.distribute.InputContext
-) -> tf.data.Dataset:
-    """Serialised records with their epoch, epoch after epoch."""
-
-    def shuffled_records(epoch: tf.Tensor) -> tf.data.Dataset:
-        shuffled_files, order_seed = _draw_order(files, epoch, config.seed)
-        return (
-            _read_records(shuffled_files, len(files), context, config.deterministic)
-            .shuffle(buffer_size, order_seed, reshuffle_each_iteration=False)
-            .map(lambda serialized: (serialized, epoch))
+    def shuffled_records(number: tf.Tensor) -> tf.data.Dataset:
+        shuffled_files, order_seed = _draw_order(files, number, config.seed)
+        return _read_in_turn(tf.data.Dataset.from_tensor_slices(shuffled_files)).shuffle(
+            buffer_size, order_seed, reshuffle_each_iteration=False
         )
 
-    return tf.data.Dataset.range(tf.int64.max).flat_map(shuffled_records)
+    records = ordered_records(shuffled_records, config, plan, start_step)
+    if context.num_input_pipelines > 1:
+        share = plan.window // context.num_input_pipelines
+        records = (
+            records.enumerate()
+            .filter(lambda place, _: place % plan.window // share == context.input_pipeline_id)
+            .map(lambda _, record: record)
+        )
+    return records.map(
+        _example_maker(config, manifest, wanted), tf.data.AUTOTUNE, deterministic=True
+    )
 
 
-def _dealt_train_records(
-    files: list[str], buffer_size: int, config: DataConfig, context: tf.distribute.InputContext
+def _dealt_train_examples(
+    config: DataConfig, context: tf.distribute.InputContext, wanted, start_step: int
 ) -> tf.data.Dataset:
-    """The same for a worker of a service, which is dealt files of epochs, in order of the epochs.
+    """The same made by the workers of a service, which are dealt files of epochs, in their order.
 
     A shuffle buffer for each open file keeps workers from reading far into later epochs only to
     fill it. Nothing is opened ahead, as by parallel calls: those files would be lost to others.
     """
+    files, manifest, buffer_size = _train_files(config)
+    first_epoch = start_step * config.train_batch_size // sum(_count_records(files, manifest))
+    if start_step:
+        print(
+            f"--data_service deals whole epochs: epoch {first_epoch + 1}, in which step "
+            f"{start_step} lies, is started over.",
+            file=sys.stderr,
+        )
     open_files = round(len(files) * SHARE_OPENED_BY_WORKER)
     open_files = min(max(1, open_files), FILES_READ_AT_A_TIME)
 
     def file_records(index: tf.Tensor) -> tf.data.Dataset:
         place = index * context.num_input_pipelines + context.input_pipeline_id
-        epoch = place // len(files)
+        epoch = place // len(files) + first_epoch
         shuffled_files, order_seed = _draw_order(files, epoch, config.seed)
         return (
             tf.data.TFRecordDataset(shuffled_files[place % len(files)])
@@ -149,7 +158,30 @@ def _dealt_train_records(
             .prefetch(tf.data.AUTOTUNE)
         )
 
-    return tf.data.Dataset.range(tf.int64.max).interleave(file_records, cycle_length=open_files)
+    examples = (
+        tf.data.Dataset.range(tf.int64.max)
+        .interleave(file_records, cycle_length=open_files)
+        .map(_example_maker(config, manifest, wanted), tf.data.AUTOTUNE, deterministic=False)
+    )
+    return run_on_workers(examples, config.data_service)
+
+
+def _train_files(config: DataConfig) -> tuple[list[str], Manifest | None, int]:
+    """The files to train on, their manifest, and how many of their records are shuffled."""
+    files = expand_pattern(config.train_file_pattern)
+    manifest = find_manifest(config.train_file_pattern)
+    _require_records(files, manifest)
+    return files, manifest, _shuffle_buffer_size(files, manifest, config)
+
+
+def _example_maker(config: DataConfig, manifest: Manifest | None, wanted) -> Callable:
+    """What makes an image of a record and its epoch."""
+    return functools.partial(
+        train_example,
+        config=config,
+        include_masks=wanted.include_mask and (manifest is None or manifest.include_masks),
+        include_polygons=wanted.include_polygons,
+    )
 
 
 def _draw_order(files: list[str], epoch: tf.Tensor, seed: int) -> tuple[tf.Tensor, tf.Tensor]:
@@ -169,7 +201,7 @@ def _eval_examples(config: DataConfig, context: tf.distribute.InputContext) -> t
     files = expand_pattern(config.eval_file_pattern)
     make_example = functools.partial(eval_example, config=config)
     if not config.data_service:
-        return _read_records(tf.constant(files), len(files), context, deterministic=True).map(
+        return _share_of_records(files, context).map(
             make_example, tf.data.AUTOTUNE, deterministic=True
         )
     records, count = _dealt_eval_records(files, find_manifest(config.eval_file_pattern), context)
@@ -202,21 +234,23 @@ def _dealt_eval_records(
     )
 
 
-def _read_records(
-    files: tf.Tensor, num_files: int, context: tf.distribute.InputContext, deterministic: bool
-) -> tf.data.Dataset:
+def _share_of_records(files: list[str], context: tf.distribute.InputContext) -> tf.data.Dataset:
     """This pipeline's share of the serialised records: of the files, if there are enough."""
     shard = (context.num_input_pipelines, context.input_pipeline_id)
-    shares_files = num_files >= context.num_input_pipelines
     paths = tf.data.Dataset.from_tensor_slices(files)
-    records = (paths.shard(*shard) if shares_files else paths).interleave(
+    if len(files) >= context.num_input_pipelines:
+        return _read_in_turn(paths.shard(*shard))
+    return _read_in_turn(paths).shard(*shard)
+
+
+def _read_in_turn(paths: tf.data.Dataset) -> tf.data.Dataset:
+    """The serialised records of several files at a time, always in the same order."""
+    return paths.interleave(
         tf.data.TFRecordDataset,
         cycle_length=FILES_READ_AT_A_TIME,
         num_parallel_calls=tf.data.AUTOTUNE,
-        # Pipelines that take turns at the records of a file must agree on their order.
-        deterministic=deterministic or not shares_files,
+        deterministic=True,
     )
-    return records if shares_files else records.shard(*shard)
 
 
 def _batch_by_canvas(

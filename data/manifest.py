@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import glob
 import json
@@ -30,7 +31,8 @@ class Manifest:
     include_masks: bool
     categories: tuple[dict, ...]  # {"label": 1..K, "id", "name"}, in order of label
     skipped: dict  # {"images": n, "annotations": m, "items": [{..., "reason"}]}
-    shards: tuple[dict, ...]  # {"name", "num_images", "bytes", "sha256"}
+    # {"name", "num_images", "bytes", "sha256", "sizes": {"480x640": n}}, sizes as height x width
+    shards: tuple[dict, ...]
     # Manifests of records without polygons need not have the next two.
     num_without_polygons: int | None = None  # instances without crowds; None: no record has any
     max_polygon_vertices: int = 0  # of one of them, each polygon's first point counted twice
@@ -40,6 +42,17 @@ class Manifest:
     def num_classes(self) -> int:
         """Classes with the background."""
         return len(self.categories) + 1
+
+    @property
+    def image_sizes(self) -> collections.Counter[tuple[int, int]] | None:
+        """Number of images of each (height, width); None where a shard's are not recorded."""
+        if not all("sizes" in shard for shard in self.shards):
+            return None
+        sizes: collections.Counter[tuple[int, int]] = collections.Counter()
+        for shard in self.shards:
+            for size, count in shard["sizes"].items():
+                sizes[tuple(map(int, size.split("x")))] += count
+        return sizes
 
     @property
     def include_polygons(self) -> bool:

@@ -3,22 +3,30 @@
 A checkpoint holds `network`, `optimizer` (its variables in order) and `step`. Before anything is
 restored, the names and shapes in the file are compared with what is to receive them, so that a
 checkpoint of another architecture is refused as a whole instead of loaded in part.
+
+TensorFlow writes a checkpoint's files, then the list `checkpoint` that names it, then deletes what
+the list no longer names. So a process may be killed anywhere in between: the list names whole
+checkpoints only.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import re
 
 import tensorflow as tf
 
+from data import files
 from data.errors import UserError
-from data.files import whole_file
 from model.variables import named_variables
 from trainer.optimizer import Updater
 
 _SUFFIX = "/.ATTRIBUTES/VARIABLE_VALUE"
 _MISMATCHES_NAMED = 3
+# What a save that was cut off leaves behind.
+_UNFINISHED = re.compile(r"ckpt-\d+(_temp|\..*\.tempstate\d+)")
 
 
 class Checkpoints:
@@ -39,12 +47,22 @@ class Checkpoints:
         self._recent = tf.train.CheckpointManager(
             self._checkpoint, model_dir, max_to_keep=keep, checkpoint_name="ckpt"
         )
+        # The best one holds its own number, so that the two cannot part.
+        self._best_metric = tf.Variable(float("-inf"), dtype=tf.float64, trainable=False)
         self._best = tf.train.CheckpointManager(
-            self._checkpoint, os.path.join(model_dir, "best"), max_to_keep=1, checkpoint_name="ckpt"
+            tf.train.Checkpoint(
+                network=network, optimizer=updater.state(), step=step, metric=self._best_metric
+            ),
+            os.path.join(model_dir, "best"),
+            max_to_keep=1,
+            checkpoint_name="ckpt",
         )
 
     def resume(self, init_checkpoint: str = "") -> int:
         """Restores the latest checkpoint, or the network of `init_checkpoint` in a fresh folder.
+
+        What saves that were cut off have left is removed, so call it in the one training of the
+        model_dir only.
 
         Returns:
           The number of steps taken so far; 0 in a fresh folder.
@@ -52,6 +70,8 @@ class Checkpoints:
         Raises:
           UserError: the checkpoint does not fit, or `init_checkpoint` is none.
         """
+        for folder in (self._model_dir, os.path.join(self._model_dir, "best")):
+            _remove_unfinished(folder)
         if self._recent.latest_checkpoint:
             restore(self._checkpoint, self._recent.latest_checkpoint)
         elif init_checkpoint:
@@ -76,28 +96,56 @@ class Checkpoints:
         load_network(self._network, path)
         shapes = _read_shapes(path)
         if "step" in shapes:
-            self.step.assign(tf.train.load_variable(path, "step" + _SUFFIX))
+            self.step.assign(_load(path, "step"))
         return self._steps()
 
     def save(self) -> str:
         """Saves everything under the current step and returns the checkpoint's path."""
-        latest = f"ckpt-{self._steps()}"
-        if os.path.basename(self._recent.latest_checkpoint or "") == latest:
+        if self.is_saved():
             return self._recent.latest_checkpoint
         return self._recent.save(checkpoint_number=self._steps())
 
-    def save_if_best(self, metric: float) -> bool:
-        """Keeps the current step in `best/` if `metric` exceeds that of the one kept there.
+    def is_saved(self) -> bool:
+        """Whether the latest checkpoint is of the current step."""
+        latest = os.path.basename(self._recent.latest_checkpoint or "")
+        return latest == f"ckpt-{self._steps()}"
 
-        The record is a file of its own beside the checkpoint: an evaluation comes after the save of
-        its step, so a number inside the checkpoint would be forgotten by a run that is cut off.
+    def record_evaluation(self, metric: float) -> bool:
+        """Takes note that the current step was evaluated; keeps it in `best/` if it is the best.
+
+        Args:
+          metric: what the best is chosen by; NaN if it could not be measured.
+
+        Returns:
+          Whether it is the best so far.
         """
-        record = os.path.join(self._model_dir, "best", "best.json")
-        if metric <= _read_best(record):
-            return False
-        self._best.save(checkpoint_number=self._steps())
-        write_json({"step": self._steps(), "AP": metric}, record)
-        return True
+        best_step, best_metric = self._read_best()
+        is_best = metric > best_metric and best_step != self._steps()
+        if is_best:
+            self._best_metric.assign(metric)
+            self._best.save(checkpoint_number=self._steps())
+            best_step, best_metric = self._steps(), metric
+        record = {"step": best_step, "AP": best_metric} if best_step else {}
+        write_json({**record, "evaluated_step": self._steps()}, self._record_path)
+        return is_best
+
+    def is_evaluated(self) -> bool:
+        """Whether `record_evaluation` was called at the current step."""
+        return _read_record(self._record_path).get("evaluated_step") == self._steps()
+
+    @property
+    def _record_path(self) -> str:
+        return os.path.join(self._model_dir, "best", "best.json")
+
+    def _read_best(self) -> tuple[int, float]:
+        """Step and metric of the best checkpoint, from itself; (0, -inf) without one."""
+        path = self._best.latest_checkpoint
+        if not path:
+            return 0, float("-inf")
+        if "metric" not in _read_shapes(path):  # one whose number stands beside it only
+            record = _read_record(self._record_path)
+            return int(record.get("step", 0)), float(record.get("AP", "-inf"))
+        return int(_load(path, "step")), float(_load(path, "metric"))
 
     def _steps(self) -> int:
         return int(self.step.numpy())
@@ -168,8 +216,8 @@ def list_shapes(checkpoint: tf.train.Checkpoint) -> dict[str, list[int]]:
 
 def write_json(content: dict, path: str) -> None:
     """Writes JSON, all of it or nothing."""
-    os.makedirs(os.path.dirname(path), exist_ok=True)
-    with whole_file(path) as file:
+    files.make_folder(os.path.dirname(path))
+    with files.whole_file(path) as file:
         json.dump(content, file, indent=2)
         file.write("\n")
 
@@ -194,8 +242,21 @@ def _read_shapes(path: str) -> dict[str, list[int]]:
     }
 
 
-def _read_best(record: str) -> float:
-    if not os.path.exists(record):
-        return float("-inf")
-    with open(record, encoding="utf-8") as file:
-        return float(json.load(file)["AP"])
+def _load(path: str, name: str):
+    """Value of a variable directly below the root of a checkpoint."""
+    return tf.train.load_variable(path, name + _SUFFIX)
+
+
+def _read_record(path: str) -> dict:
+    if not files.exists(path):
+        return {}
+    with files.open_file(path) as file:
+        return json.load(file)
+
+
+def _remove_unfinished(folder: str) -> None:
+    """Removes what a save that was cut off has left in a folder."""
+    with contextlib.suppress(OSError):
+        for name in filter(_UNFINISHED.fullmatch, files.list_folder(folder)):
+            path = os.path.join(folder, name)
+            files.remove_folder(path) if files.is_folder(path) else files.remove(path)

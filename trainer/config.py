@@ -71,6 +71,11 @@ class TrainConfig:
         20, "Steps between lines of train.jsonl and of the progress.", POSITIVE
     )
     save_every_steps: int = setting(1000, "Steps between checkpoints.", POSITIVE)
+    save_every_minutes: float = setting(
+        15.0,
+        "Minutes after which a checkpoint is due, whatever the step; 0: by steps only.",
+        NOT_NEGATIVE,
+    )
     keep_checkpoints: int = setting(
         3, "Recent checkpoints kept; the best one is kept as well.", POSITIVE
     )

@@ -8,12 +8,14 @@ fetches batches and decides when to act; the inner steps are in `trainer/steps.p
 
 from __future__ import annotations
 
+import contextlib
+import math
 import os
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 import numpy as np
 import tensorflow as tf
@@ -24,8 +26,10 @@ from trainer.config import Params
 from trainer.hooks import FiniteGuard, Progress, Stopwatch, Summaries, TrainLog
 from trainer.optimizer import Updater
 from trainer.steps import PredictStep, StepResult, TrainStep, group_batches, split_images
+from trainer.stopping import Stopped, StopSignals
 
-InputFn = Callable[[str, Params, tf.distribute.InputContext | None], tf.data.Dataset]
+# (mode, params, input_context, start_step), of which the last is given in training only.
+InputFn = Callable[..., tf.data.Dataset]
 Prediction = dict[str, np.ndarray]
 
 
@@ -39,11 +43,28 @@ class Evaluator(Protocol):
         """Measures all of them."""
 
 
-class Action(NamedTuple):
-    """Something to do after every so many steps, and after the last one."""
+class Action:
+    """Something to do after every so many steps or minutes (0: never), and after the last step."""
 
-    every_steps: int
-    run: Callable[[int], None]
+    def __init__(self, run: Callable[[int], None], every_steps: int, every_minutes: float = 0.0):
+        self._run = run
+        self._every_steps = every_steps
+        self._every_seconds = 60.0 * every_minutes or math.inf
+        self._ran_at = time.monotonic()
+
+    def is_due(self, step: int, last: int) -> bool:
+        """Whether to run after `step`, of `last` in all."""
+        late = time.monotonic() - self._ran_at >= self._every_seconds
+        return step % self._every_steps == 0 or step == last or late
+
+    def run(self, step: int) -> None:
+        """Runs, and counts the minutes anew."""
+        self._run(step)
+        self._ran_at = time.monotonic()
+
+
+class _Cut(Exception):
+    """A signal asks for the end of the training that this evaluation belongs to."""
 
 
 class Estimator:
@@ -70,6 +91,7 @@ class Estimator:
         self.checkpoints = Checkpoints(
             params.train.model_dir, network, self._updater, step, params.train.keep_checkpoints
         )
+        self._signals = StopSignals()  # those of the training that is under way
         self._train_step = TrainStep(model_fn, network, self._updater, strategy, params)
         self._predict_step = PredictStep(model_fn, network, strategy, params)
 
@@ -86,15 +108,17 @@ class Estimator:
         """Trains up to `--train_steps`, going on from the model_dir's latest checkpoint.
 
         Args:
-          input_fn: `(mode, params, input_context)` to a dataset of (features, labels) that does
-            not end.
-          evaluate: called with the step after every `--eval_every_steps` and after the last.
+          input_fn: `(mode, params, input_context, start_step)` to a dataset of (features, labels)
+            that does not end and begins with the batch of the step after `start_step`.
+          evaluate: called with the step after every `--eval_every_steps` and after the last, also
+            for the step that a run goes on from if it was due there and did not come to its end.
 
         Returns:
           The number of steps taken; 0 if the run was complete.
 
         Raises:
           UserError: a loss or gradient is not finite, the input ends, or a checkpoint does not fit.
+          Stopped: Ctrl-C, SIGTERM or SIGHUP asked for it; the steps taken are saved.
         """
         config = self._params.train
         start = self.checkpoints.resume(config.init_checkpoint)
@@ -107,17 +131,25 @@ class Estimator:
         report = TrainReport(self._params, self._updater, start)
         untimed = report.stopwatch.untimed
         actions = [
-            Action(config.log_every_steps, report.write),
-            Action(config.save_every_steps, untimed(lambda step: self.checkpoints.save())),
+            Action(report.write, config.log_every_steps),
+            Action(
+                untimed(lambda step: self.checkpoints.save()),
+                config.save_every_steps,
+                config.save_every_minutes,
+            ),
         ]
-        if evaluate is not None:
-            actions.append(Action(config.eval_every_steps, untimed(evaluate)))
-        batches = iter(
-            self._strategy.distribute_datasets_from_function(
-                lambda context: input_fn("train", self._params, context)
+        with StopSignals() as self._signals:
+            if evaluate is not None:
+                evaluation = Action(untimed(evaluate), config.eval_every_steps)
+                actions.append(evaluation)
+                if self._lacks_evaluation(evaluation):
+                    self._run_unless_stopped([evaluation], start)
+            batches = iter(
+                self._strategy.distribute_datasets_from_function(
+                    lambda context: input_fn("train", self._params, context, start)
+                )
             )
-        )
-        self._run_steps(batches, start, report, actions)
+            self._run_steps(batches, start, report, actions)
         return config.train_steps - start
 
     def load(self) -> int:
@@ -154,6 +186,8 @@ class Estimator:
         shown = 0
         groups = group_batches(input_fn(mode, self._params, context), replicas)
         for group, results in _one_ahead(groups, self._predict_step):
+            if self._signals.requested:
+                raise _Cut
             for features, predictions in zip(group, results, strict=True):
                 for image in split_images(features, predictions, num_images_shown > 0):
                     yield image
@@ -179,11 +213,31 @@ class Estimator:
             report.result = self._train_step(features, labels)
             self.checkpoints.step.assign(step)
             guard.keep(step, report.result, features["image_id"])
-            due = [action for action in actions if step % action.every_steps == 0 or step == last]
-            if due:
+            due = [action for action in actions if action.is_due(step, last)]
+            if due or self._signals.requested:
                 guard.check()
-            for action in due:
+            self._run_unless_stopped(due, step)
+
+    def _run_unless_stopped(self, actions: Sequence[Action], step: int) -> None:
+        """Acts after a step, and leaves with everything saved if a signal asks for it.
+
+        Raises:
+          Stopped: says which step was saved.
+        """
+        with contextlib.suppress(_Cut):
+            for action in actions:
                 action.run(step)
+        if self._signals.requested:
+            path = self.checkpoints.save()
+            raise Stopped(
+                f"Stopped by {self._signals.requested} after step {step}, which is saved in "
+                f"{path}; the same command goes on from there."
+            )
+
+    def _lacks_evaluation(self, evaluation: Action) -> bool:
+        """Whether an evaluation was due at the step that was restored and was cut off."""
+        is_due = evaluation.is_due(self.step, self._params.train.train_steps)
+        return self.step > 0 and is_due and not self.checkpoints.is_evaluated()
 
 
 class TrainReport:

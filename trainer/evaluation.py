@@ -6,6 +6,7 @@ Axes: H, W original image.
 from __future__ import annotations
 
 import collections
+import math
 import os
 from collections.abc import Mapping, Sequence
 
@@ -67,7 +68,8 @@ class Evaluation:
     def run_in_training(self, step: int) -> None:
         """Evaluates at `step` and keeps the checkpoint if it is the best so far."""
         average_precision = ranking_metric(self.run())
-        if average_precision >= 0 and self._estimator.checkpoints.save_if_best(average_precision):
+        measured = average_precision if average_precision >= 0 else math.nan
+        if self._estimator.checkpoints.record_evaluation(measured):
             print(f"Step {step} is the best so far: AP {average_precision:.4f}.", flush=True)
 
     def _draw(self, step: int) -> None:

@@ -9,6 +9,7 @@ imported after the flags are known to be good, so that --help and mistakes answe
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -22,6 +23,8 @@ from trainer.completion import (
 )
 from trainer.config import Params
 from trainer.flags import parse_flags, refuse_flags, write_flagfile
+from trainer.lock import exclusive_training
+from trainer.stopping import Stopped
 
 _DESCRIPTION = (
     "python -m trainer.main --flagfile=configs/r50.flags --mode=train|eval|train_and_eval|predict "
@@ -43,10 +46,12 @@ def main(argv: Sequence[str]) -> int:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    except Stopped as stop:
+        print(stop, file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print(
-            f"Interrupted; the same command goes on from the latest checkpoint in "
-            f"{params.train.model_dir}.",
+            "Interrupted before anything was written; run the same command again.",
             file=sys.stderr,
         )
         return 1
@@ -73,6 +78,12 @@ def execute(params: Params) -> None:
       UserError: something in the flags, the records or the model_dir cannot be used.
     """
     _make_model_dir(params.train.model_dir)
+    training = params.train.mode in ("train", "train_and_eval")
+    with exclusive_training(params.train.model_dir) if training else contextlib.nullcontext():
+        _execute(params)
+
+
+def _execute(params: Params) -> None:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     import tensorflow as tf
 

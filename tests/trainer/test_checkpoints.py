@@ -1,6 +1,7 @@
 """Checkpoints: resume, strictness, the best one."""
 
 import json
+import math
 
 import keras
 import numpy as np
@@ -139,19 +140,71 @@ def test_no_checkpoint_is_a_sentence(tmp_path):
         load_network(network, str(foreign))
 
 
+def read_best(tmp_path) -> dict:
+    return json.loads((tmp_path / "best" / "best.json").read_text())
+
+
 def test_the_best_is_kept_over_restarts(tmp_path):
     network, updater, checkpoints = make(tmp_path)
     kept = []
-    for step, metric in ((1, 0.2), (2, 0.5), (3, 0.5), (4, 0.4)):
+    for step, metric in ((1, math.nan), (2, 0.2), (3, 0.5), (4, 0.5), (5, 0.4)):
         checkpoints.step.assign(step)
-        kept.append(checkpoints.save_if_best(metric))
-    assert kept == [True, True, False, False]
+        kept.append(checkpoints.record_evaluation(metric))
+    assert kept == [False, True, True, False, False]
     restarted = make(tmp_path)[2]
-    restarted.step.assign(5)
-    assert not restarted.save_if_best(0.45)
-    assert json.loads((tmp_path / "best" / "best.json").read_text()) == {"step": 2, "AP": 0.5}
-    assert [path.stem for path in (tmp_path / "best").glob("*.index")] == ["ckpt-2"]
+    restarted.step.assign(6)
+    assert not restarted.record_evaluation(0.45)
+    assert read_best(tmp_path) == {"step": 3, "AP": 0.5, "evaluated_step": 6}
+    assert [path.stem for path in (tmp_path / "best").glob("*.index")] == ["ckpt-3"]
     load_network(network, str(tmp_path / "best"))
+
+
+def test_the_best_and_its_number_survive_a_cut_between_their_writes(tmp_path, monkeypatch):
+    _, _, checkpoints = make(tmp_path)
+    checkpoints.step.assign(1)
+    checkpoints.record_evaluation(0.2)
+
+    def cut(content, path):
+        raise InterruptedError
+
+    checkpoints.step.assign(2)
+    with monkeypatch.context() as patch, pytest.raises(InterruptedError):
+        patch.setattr("trainer.checkpoints.write_json", cut)
+        checkpoints.record_evaluation(0.5)
+    assert read_best(tmp_path)["AP"] == 0.2
+    restarted = make(tmp_path)[2]
+    restarted.step.assign(2)
+    assert not restarted.is_evaluated()
+    assert not restarted.record_evaluation(0.5), "it is kept already"
+    assert read_best(tmp_path) == {"step": 2, "AP": 0.5, "evaluated_step": 2}
+    restarted.step.assign(3)
+    assert not restarted.record_evaluation(0.4)
+    assert [path.stem for path in (tmp_path / "best").glob("*.index")] == ["ckpt-2"]
+
+
+def test_a_best_whose_number_stands_beside_it_only_is_compared_with(tmp_path):
+    _, _, checkpoints = make(tmp_path)
+    checkpoints.step.assign(7)
+    tf.train.CheckpointManager(
+        checkpoints._checkpoint, str(tmp_path / "best"), 1, checkpoint_name="ckpt"
+    ).save(checkpoint_number=7)
+    (tmp_path / "best" / "best.json").write_text('{"step": 7, "AP": 0.6}')
+    restarted = make(tmp_path)[2]
+    restarted.step.assign(8)
+    assert not restarted.record_evaluation(0.5)
+    assert restarted.record_evaluation(0.7)
+
+
+def test_what_a_save_that_was_cut_off_left_is_removed(tmp_path):
+    _, _, checkpoints = make(tmp_path)
+    checkpoints.step.assign(3)
+    checkpoints.save()
+    whole = {path.name for path in tmp_path.iterdir()}
+    (tmp_path / "ckpt-4_temp").mkdir()
+    (tmp_path / "ckpt-4_temp" / "part-00000-of-00001.data-00000-of-00001").touch()
+    (tmp_path / "ckpt-4.data-00000-of-00001.tempstate123").touch()
+    assert make(tmp_path)[2].resume() == 3
+    assert {path.name for path in tmp_path.iterdir()} == whole
 
 
 class ForgetfulNetwork(keras.layers.Layer):

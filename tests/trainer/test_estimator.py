@@ -1,7 +1,10 @@
 """The verbs on a toy: resuming, logging, actions, the guard, evaluation, XLA."""
 
 import json
+import os
+import signal
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -18,8 +21,11 @@ from toy_model import (
 from data.errors import UserError
 from trainer.estimator import Estimator, _one_ahead
 from trainer.steps import group_batches, split_images
+from trainer.stopping import Stopped
 
 ONE_BATCH = make_train_input_fn([3.0, -1.0, 2.0, 5.0])
+# Seven batches and a half, so that no two of the first fourteen are equal.
+MANY_BATCHES = make_train_input_fn([float(number % 11) - 4 for number in range(30)])
 
 
 def make(tmp_path, model_fn=toy_model_fn, **settings):
@@ -63,36 +69,99 @@ def test_logged_rate_is_the_one_of_the_step(tmp_path):
 
 def test_resumed_run_equals_an_uninterrupted_one(tmp_path):
     whole, estimator = make(tmp_path / "whole", train_steps=8, log_every_steps=1)
-    estimator.train(ONE_BATCH)
+    estimator.train(MANY_BATCHES)
     _, first = make(tmp_path / "parts", train_steps=5, log_every_steps=1)
-    first.train(ONE_BATCH)
+    first.train(MANY_BATCHES)
     resumed, second = make(tmp_path / "parts", train_steps=8, log_every_steps=1)
-    assert second.train(ONE_BATCH) == 3
+    assert second.train(MANY_BATCHES) == 3
     for one, two in zip(weights_of(whole), weights_of(resumed), strict=True):
         np.testing.assert_array_equal(one, two)
     losses = [[line["loss"] for line in read_log(tmp_path / name)] for name in ("whole", "parts")]
     assert losses[0] == losses[1]
-    assert len(losses[0]) == 8
+    assert len(set(losses[0])) == 8
+
+
+class Cut(Exception):
+    """Stands for the end of the process."""
+
+
+def cut_at(last):
+    """An evaluation that does not come to its end at one step."""
+
+    def evaluate(step):
+        if step == last:
+            raise Cut
+
+    return evaluate
 
 
 def test_cut_off_run_is_resumed_from_its_last_checkpoint(tmp_path):
-    class Cut(Exception):
-        pass
-
-    def cut(step):
-        if step == 4:
-            raise Cut
-
     whole, estimator = make(tmp_path / "whole", train_steps=6, log_every_steps=1)
-    estimator.train(ONE_BATCH)
+    estimator.train(MANY_BATCHES)
     _, first = make(tmp_path / "cut", log_every_steps=1, eval_every_steps=1)
     with pytest.raises(Cut):
-        first.train(ONE_BATCH, evaluate=cut)
+        first.train(MANY_BATCHES, evaluate=cut_at(4))
     resumed, second = make(tmp_path / "cut", log_every_steps=1)
-    assert second.train(ONE_BATCH) == 3
+    assert second.train(MANY_BATCHES) == 3
     for one, two in zip(weights_of(whole), weights_of(resumed), strict=True):
         np.testing.assert_array_equal(one, two)
     assert [line["step"] for line in read_log(tmp_path / "cut")] == [1, 2, 3, 4, 5, 6]
+
+
+@pytest.mark.parametrize(("finished", "evaluated"), [(False, [3, 6]), (True, [6])])
+def test_an_evaluation_that_was_cut_off_is_made_up_for(tmp_path, finished, evaluated):
+    settings = {"save_every_steps": 3, "eval_every_steps": 3}
+    _, first = make(tmp_path, **settings)
+
+    def evaluate(step):
+        if finished:
+            first.checkpoints.record_evaluation(0.5)
+        raise Cut
+
+    with pytest.raises(Cut):
+        first.train(MANY_BATCHES, evaluate=evaluate)
+    steps = []
+    make(tmp_path, **settings)[1].train(MANY_BATCHES, evaluate=steps.append)
+    assert steps == evaluated
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
+def test_a_signal_saves_the_step_that_it_comes_in(tmp_path, name):
+    def send(step):
+        if step == 4:
+            os.kill(os.getpid(), getattr(signal, name))
+            time.sleep(0.5)
+
+    _, first = make(tmp_path, save_every_steps=100, eval_every_steps=1)
+    handler = signal.getsignal(getattr(signal, name))
+    with pytest.raises(Stopped, match=f"by {name} after step 4, which is saved in .*ckpt-4;"):
+        first.train(MANY_BATCHES, evaluate=send)
+    assert signal.getsignal(getattr(signal, name)) == handler
+    assert make(tmp_path)[1].train(MANY_BATCHES) == 2
+
+
+def test_a_signal_cuts_an_evaluation_off(tmp_path):
+    _, estimator = make(tmp_path, save_every_steps=100, eval_every_steps=2)
+    predicted = []
+
+    def evaluate(step):
+        for prediction in estimator.predict(eval_input_fn):
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(0.5)
+            predicted.append(prediction)
+
+    with pytest.raises(Stopped, match="after step 2"):
+        estimator.train(MANY_BATCHES, evaluate=evaluate)
+    assert len(predicted) <= 4, "no batch but the one under way was predicted"
+
+
+def test_minutes_make_a_checkpoint_due(tmp_path):
+    _, estimator = make(tmp_path, save_every_steps=100, save_every_minutes=1e-9, train_steps=3)
+    estimator.train(MANY_BATCHES)
+    assert {path.stem for path in tmp_path.glob("ckpt-*.index")} == {"ckpt-1", "ckpt-2", "ckpt-3"}
+    _, estimator = make(tmp_path / "off", save_every_steps=100, save_every_minutes=0.0)
+    estimator.train(MANY_BATCHES)
+    assert {path.stem for path in (tmp_path / "off").glob("ckpt-*.index")} == {"ckpt-6"}
 
 
 def test_complete_run_says_so(tmp_path, capsys):
@@ -124,7 +193,7 @@ def test_non_finite_stops_with_step_and_images_and_saves_nothing(tmp_path, targe
 
 
 def test_input_that_ends_is_a_sentence(tmp_path):
-    def ending(mode, params, context=None):
+    def ending(mode, params, context=None, start_step=0):
         return ONE_BATCH(mode, params, context).take(1)
 
     with pytest.raises(UserError, match="ended before step 2"):
@@ -207,7 +276,7 @@ def test_each_canvas_gets_one_trace(tmp_path):
         traced.append(tuple(features["image"].shape))
         return toy_model_fn(features, labels, mode, params, network)
 
-    def two_canvases(mode, params, context=None):
+    def two_canvases(mode, params, context=None, start_step=0):
         datasets = []
         for height in (4, 8):
             image = np.zeros((4, height, 6, 3), np.uint8)

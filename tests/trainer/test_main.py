@@ -43,9 +43,9 @@ def write_records(folder, name, **changes) -> str:
     return f"{folder}/{name}-*.tfrecord"
 
 
-def toy_input_fn(mode, params, context=None):
+def toy_input_fn(mode, params, context=None, start_step=0):
     if mode == "train":
-        return make_train_input_fn([1.0, 2.0])(mode, params, context)
+        return make_train_input_fn([1.0, 2.0])(mode, params, context, start_step)
     batch = {"image": np.zeros((1, 2, 8, 8, 3), np.uint8), "image_id": np.array([[1, 3]])}
     return tf.data.Dataset.from_tensor_slices(batch)
 
@@ -200,7 +200,7 @@ def write_image(folder, encoded: bytes) -> str:
     return path
 
 
-def broken_input_fn(mode, params, context=None):
+def broken_input_fn(mode, params, context=None, start_step=0):
     """Stops as TensorFlow's decoders do, without a word about the image."""
     return tf.data.Dataset.from_tensors(b"\xff\xd8\xff").map(tf.io.decode_jpeg)
 

@@ -87,13 +87,14 @@ def toy_images(count: int, height: int = 4, width: int = 6) -> np.ndarray:
 def make_train_input_fn(targets: list[float]):
     """Repeats images 1, 2, ... with these targets, in order."""
 
-    def input_fn(mode, params, context=None):
+    def input_fn(mode, params, context=None, start_step=0):
         count = len(targets)
         features = {"image": toy_images(count), "image_id": np.arange(1, count + 1)}
         labels = {"target": np.array(targets, np.float32)}
         size = params.data.train_batch_size
-        size = context.get_per_replica_batch_size(size) if context else size
         dataset = tf.data.Dataset.from_tensor_slices((features, labels)).repeat()
+        dataset = dataset.skip(start_step * size)
+        size = context.get_per_replica_batch_size(size) if context else size
         return dataset.batch(size, drop_remainder=True)
 
     return input_fn

@@ -1,0 +1,189 @@
+"""Which training image comes when: a function of the seed alone, so a run can start at any step.
+
+An epoch walks through all records once, in an order drawn from the seed and the epoch's number. Its
+images are grouped by canvas into windows, one for each step, before anything is decoded. To fill
+windows exactly, an epoch leaves some images of each canvas to the next one: the first that it
+meets. So what an epoch takes over is found by looking at the head of the epoch before, and epochs
+further back need not be read at all. Every epoch, of N images of a canvas and with windows of W,
+takes over (epoch * N) mod W images and ends with all windows filled.
+
+Axes: C canvases.
+"""
+
+from __future__ import annotations
+
+import bisect
+import collections
+import dataclasses
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
+
+import tensorflow as tf
+
+from data.augment import choose_canvas
+from data.config import DataConfig
+from data.manifest import Manifest
+from data.records import parse_size
+
+# Reading less than this for the images' sizes is too quick to be announced.
+_BYTES_READ_UNSAID = 1_000_000_000
+
+Size = tuple[int, int]
+
+
+class EpochPlan(NamedTuple):
+    """How the images of an epoch fill the windows of its steps.
+
+    Attributes:
+        counts: images of each canvas in an epoch.
+        window: images of a step.
+        passes: walks through the records that make an epoch: more than one where a single walk
+            has fewer images than a window.
+    """
+
+    counts: tuple[int, ...]
+    window: int
+    passes: int
+
+    def taken_over(self, epoch):
+        """Images of each canvas that an epoch has from the one before: int64 [C] or list."""
+        return [epoch * count % self.window for count in self.counts]
+
+    def windows_before(self, epoch: int) -> int:
+        """Windows filled by all epochs before this one."""
+        return sum(epoch * count // self.window for count in self.counts)
+
+    def locate(self, step: int) -> tuple[int, int]:
+        """The epoch that a step (from 0) lies in, and the windows of it that come before."""
+        # Epoch `step + 1` begins later than the step, since every epoch fills a window.
+        epoch = bisect.bisect_right(range(step + 2), step, key=self.windows_before) - 1
+        return epoch, step - self.windows_before(epoch)
+
+
+def plan_epochs(
+    config: DataConfig, sizes: Mapping[Size, int], window: int
+) -> tuple[DataConfig, EpochPlan]:
+    """Decides which canvases are used and how many images each has in an epoch.
+
+    A canvas with fewer images than a window would show them late, several epochs' copies at a time,
+    so its images go to the next best one; the sentence that says so is printed.
+
+    Args:
+        config: canvases, short and long side.
+        sizes: number of images of each (height, width).
+        window: images of a step over all replicas.
+
+    Returns:
+        The config with the canvases in use, and the plan, whose counts are in their order.
+    """
+    while True:
+        counts = _count_by_canvas(config, sizes)
+        used = [index for index, count in enumerate(counts) if count]
+        rarest = min(used, key=lambda index: counts[index])
+        if len(used) == 1 or counts[rarest] >= window:
+            break
+        print(
+            f"Canvas {config.canvases[rarest]} has {counts[rarest]} of the {sum(counts)} training "
+            f"images, fewer than the {window} of a step: they go to other canvases.",
+            file=sys.stderr,
+        )
+        others = config.canvases[:rarest] + config.canvases[rarest + 1 :]
+        config = dataclasses.replace(config, canvases=others)
+    config = dataclasses.replace(config, canvases=tuple(config.canvases[index] for index in used))
+    counts = [counts[index] for index in used]
+    passes = -(-window // min(counts)) if min(counts) < window else 1
+    return config, EpochPlan(tuple(count * passes for count in counts), window, passes)
+
+
+def _count_by_canvas(config: DataConfig, sizes: Mapping[Size, int]) -> list[int]:
+    counts = [0] * len(config.canvases)
+    chosen = tf.data.Dataset.from_tensor_slices(list(sizes)).map(
+        lambda size: choose_canvas(tf.cast(size, tf.int64), config), tf.data.AUTOTUNE
+    )
+    for canvas, count in zip(chosen.as_numpy_iterator(), sizes.values(), strict=True):
+        counts[canvas] += count
+    return counts
+
+
+def count_sizes(
+    files: Sequence[str], manifest: Manifest | None, config: DataConfig
+) -> collections.Counter[Size]:
+    """Number of images of each (height, width), as the manifest or else the records tell."""
+    told = manifest.image_sizes if manifest and config.exif == "apply" else None
+    if told is not None:
+        return told
+    num_bytes = sum(map(_file_size, files))
+    if num_bytes > _BYTES_READ_UNSAID:
+        print(
+            f"Reading the sizes of all images in {files[0]} and its sibling shards "
+            f"({num_bytes / 1e9:.1f} GB); records converted anew have them in their manifest.",
+            file=sys.stderr,
+        )
+    records = tf.data.TFRecordDataset(list(files), num_parallel_reads=tf.data.AUTOTUNE)
+    found = records.map(lambda record: parse_size(record, config.exif), tf.data.AUTOTUNE)
+    return collections.Counter(map(tuple, (size.tolist() for size in found.as_numpy_iterator())))
+
+
+def _file_size(path: str) -> int:
+    return tf.io.gfile.stat(path).length
+
+
+def ordered_records(
+    records_of_pass: Callable[[tf.Tensor], tf.data.Dataset],
+    config: DataConfig,
+    plan: EpochPlan,
+    start_step: int,
+) -> tf.data.Dataset:
+    """The serialized records in the order of the steps, window after window, without end.
+
+    Args:
+        records_of_pass: the records of a pass (int64 scalar) in its order.
+        config: the canvases in use, as `plan_epochs` returns it.
+        plan: of the same records.
+        start_step: steps whose windows are passed over, without decoding any.
+
+    Returns:
+        Data set of (string scalar, int64 scalar): records with the pass that they come from. Each
+        `plan.window` of them are of one canvas.
+    """
+    zeros = tf.zeros([len(plan.counts)], tf.int64)
+
+    def taken_over(epoch: tf.Tensor) -> tf.Tensor:
+        return tf.stack(plan.taken_over(epoch))
+
+    def with_canvas(record: tf.Tensor, number: tf.Tensor):
+        return record, number, choose_canvas(parse_size(record, config.exif), config)
+
+    def count(counts: tf.Tensor, element):
+        canvas = element[2]
+        return counts + tf.one_hot(canvas, len(plan.counts), dtype=tf.int64), (
+            element,
+            counts[canvas],
+        )
+
+    def numbered(epoch: tf.Tensor) -> tf.data.Dataset:
+        """((record, pass, canvas), how many of the canvas came before) of an epoch."""
+        passes = tf.data.Dataset.range(epoch * plan.passes, (epoch + 1) * plan.passes)
+        return (
+            passes.flat_map(
+                lambda number: records_of_pass(number).map(lambda record: (record, number))
+            )
+            .map(with_canvas, tf.data.AUTOTUNE, deterministic=True)
+            .scan(zeros, count)
+        )
+
+    def of_epoch(epoch: tf.Tensor) -> tf.data.Dataset:
+        early, late = taken_over(epoch), taken_over(epoch + 1)
+        before = numbered(epoch - 1).filter(lambda element, place: place < early[element[2]])
+        own = numbered(epoch).filter(lambda element, place: place >= late[element[2]])
+        return before.take(tf.reduce_sum(early)).concatenate(own).map(lambda element, _: element)
+
+    epoch, windows = plan.locate(start_step)
+    return (
+        tf.data.Dataset.range(epoch, tf.int64.max)
+        .flat_map(of_epoch)
+        .group_by_window(lambda *element: element[2], lambda _, window: window, plan.window)
+        .skip(windows * plan.window)
+        .map(lambda record, number, _: (record, number))
+    )

@@ -1,0 +1,68 @@
+"""The order of training: every image once an epoch, and the same order from any step on."""
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from data.config import DataConfig
+from data.epochs import EpochPlan, count_sizes, plan_epochs
+from data.manifest import Manifest
+
+CONFIG = DataConfig(
+    canvases=("32x64", "64x32", "64x64"), short_side=48, long_side=64, train_short_side_min=48
+)
+LANDSCAPE, PORTRAIT, SQUARE = (20, 40), (40, 20), (30, 30)
+
+
+def test_what_an_epoch_takes_over_by_hand():
+    plan = EpochPlan(counts=(5, 7), window=3, passes=1)
+    assert [plan.taken_over(epoch) for epoch in range(4)] == [[0, 0], [2, 1], [1, 2], [0, 0]]
+    # 5 // 3 + 7 // 3, 10 // 3 + 14 // 3, 15 // 3 + 21 // 3
+    assert [plan.windows_before(epoch) for epoch in range(4)] == [0, 3, 7, 12]
+    assert [plan.locate(step) for step in (0, 2, 3, 6, 7, 11, 12)] == [
+        (0, 0), (0, 2), (1, 0), (1, 3), (2, 0), (2, 4), (3, 0)]  # fmt: skip
+
+
+@settings(max_examples=200)
+@given(
+    counts=st.lists(st.integers(1, 40), min_size=1, max_size=3),
+    window=st.integers(1, 16),
+    step=st.integers(0, 500),
+)
+def test_every_step_lies_in_one_epoch(counts, window, step):
+    counts = [max(count, window) for count in counts]
+    plan = EpochPlan(tuple(counts), window, 1)
+    epoch, before = plan.locate(step)
+    assert plan.windows_before(epoch) + before == step < plan.windows_before(epoch + 1)
+    for count, early, late in zip(
+        counts, plan.taken_over(epoch), plan.taken_over(epoch + 1), strict=True
+    ):
+        assert (early + count - late) % window == 0
+        assert late < window <= count
+
+
+def test_images_go_to_the_canvases_that_their_sizes_fit():
+    config, plan = plan_epochs(CONFIG, {LANDSCAPE: 5, PORTRAIT: 3, (10, 20): 2}, window=3)
+    assert config.canvases == ("32x64", "64x32")
+    assert plan == EpochPlan((7, 3), 3, 1)
+
+
+def test_a_canvas_too_rare_for_a_step_is_merged_into_another(capsys):
+    config, plan = plan_epochs(CONFIG, {LANDSCAPE: 9, PORTRAIT: 3, SQUARE: 6}, window=4)
+    assert config.canvases == ("32x64", "64x64")
+    assert plan == EpochPlan((9, 9), 4, 1)
+    assert (
+        "Canvas 64x32 has 3 of the 18 training images, fewer than the 4" in capsys.readouterr().err
+    )
+
+
+def test_fewer_images_than_a_step_are_walked_through_several_times():
+    assert plan_epochs(CONFIG, {LANDSCAPE: 2, PORTRAIT: 1}, window=8)[1].passes == 3
+    config, plan = plan_epochs(CONFIG, {LANDSCAPE: 3}, window=8)
+    assert plan == EpochPlan((9,), 8, 3)
+    assert config.canvases == ("32x64",)
+
+
+def test_sizes_come_from_the_manifest_where_it_tells_them():
+    shards = ({"sizes": {"20x40": 2, "40x20": 1}}, {"sizes": {"20x40": 5}})
+    manifest = Manifest(8, 0, 0, 0, True, (), {}, shards)
+    assert count_sizes(["unread"], manifest, CONFIG) == {LANDSCAPE: 7, PORTRAIT: 1}
