@@ -1,10 +1,15 @@
 """The order of training: every image once an epoch, and the same order from any step on."""
 
+import collections
+import itertools
+
+import pytest
+import tensorflow as tf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data.config import DataConfig
-from data.epochs import EpochPlan, count_sizes, plan_epochs
+from data.epochs import EpochPlan, count_sizes, ordered_records, plan_epochs
 from data.manifest import Manifest
 
 CONFIG = DataConfig(
@@ -66,3 +71,61 @@ def test_sizes_come_from_the_manifest_where_it_tells_them():
     shards = ({"sizes": {"20x40": 2, "40x20": 1}}, {"sizes": {"20x40": 5}})
     manifest = Manifest(8, 0, 0, 0, True, (), {}, shards)
     assert count_sizes(["unread"], manifest, CONFIG) == {LANDSCAPE: 7, PORTRAIT: 1}
+
+
+# Two in three are landscape.
+SIZES = [PORTRAIT if number % 3 == 0 else LANDSCAPE for number in range(23)]
+
+
+def records_of_pass(number):
+    """Records in an order that the pass decides."""
+    return tf.data.Dataset.from_tensor_slices(
+        [make_record(size, number) for number, size in enumerate(SIZES)]
+    ).shuffle(9, number + 1, reshuffle_each_iteration=False)
+
+
+def make_record(size, number):
+    """A record that tells its number in place of an image."""
+    features = {"height": [size[0]], "width": [size[1]], "id": [number]}
+    return tf.train.Example(
+        features=tf.train.Features(
+            feature={
+                f"image/{name}": tf.train.Feature(int64_list=tf.train.Int64List(value=value))
+                for name, value in features.items()
+            }
+            | {"image/encoded": tf.train.Feature(bytes_list=tf.train.BytesList(value=[b""]))}
+        )
+    ).SerializeToString()
+
+
+def steps(window, start, count):
+    """(image, pass) of `count` steps from `start` on."""
+    sizes = collections.Counter(SIZES)
+    config, plan = plan_epochs(CONFIG, sizes, window)
+    order = ordered_records(records_of_pass, config, plan, start)
+    spec = {"image/id": tf.io.FixedLenFeature([], tf.int64)}
+    numbered = order.map(lambda r, n: (tf.io.parse_single_example(r, spec)["image/id"], n))
+    images = [tuple(map(int, pair)) for pair in numbered.take(count * window).as_numpy_iterator()]
+    return [images[place : place + window] for place in range(0, len(images), window)]
+
+
+@pytest.mark.parametrize("window", [4, 8, 30])
+def test_the_order_is_the_same_from_any_step_on(window):
+    whole = steps(window, 0, 20)
+    for start in (1, 5, 16):
+        assert steps(window, start, 4) == whole[start : start + 4], start
+    images = collections.Counter(itertools.chain(*whole))
+    assert max(images.values()) == 1, "an image came twice in one pass"
+    passes = max(number for _, number in images)
+    for number in range(passes - 30 // window):
+        assert {image for image, of in images if of == number} == set(range(len(SIZES)))
+    for step in whole:
+        assert window > len(SIZES) or len({SIZES[image] for image, _ in step}) == 1
+
+
+def test_interruptions_neither_lose_nor_repeat_an_image():
+    """Kills in the first and the third of three epochs of 23 images, 69 steps of one image."""
+    starts = (0, 5, 6, 20, 50, 61, 69)
+    parts = [steps(1, start, end - start) for start, end in zip(starts, starts[1:], strict=False)]
+    shown = collections.Counter(image for step in itertools.chain(*parts) for image, _ in step)
+    assert shown == dict.fromkeys(range(len(SIZES)), 3)
