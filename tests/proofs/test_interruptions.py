@@ -1,0 +1,147 @@
+"""Training that is killed at random moments and started again takes the same steps."""
+
+import json
+import pathlib
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from commands import ROOT, SHARED, convert, metrics
+
+pytestmark = [
+    pytest.mark.proof,
+    pytest.mark.timeout(14400),
+    pytest.mark.skipif(not SHARED.is_dir(), reason="needs the data sets of ../shared/data"),
+]
+
+NUM_KILLS = 20
+MOMENTS = ("step", "save", "evaluation")
+# A narrow network on small canvases: the order of events is that of any other.
+SMALL = (
+    "--flagfile=configs/nuclei.flags",
+    "--precision=float32",
+    "--deterministic",
+    "--backbone_width=8",
+    "--fpn_channels=16",
+    "--head_dim=16",
+    "--canvases=128x192,192x128,160x160",
+    "--short_side=128",
+    "--long_side=192",
+    "--train_short_side_min=96",
+    "--rpn_post_nms_train=64",
+    "--rpn_post_nms_test=32",
+    "--detections_per_image=10",
+    "--rois_per_image=16",
+    "--train_batch_size=2",
+    "--eval_batch_size=4",
+    "--num_eval_images_shown=0",
+    "--train_steps=96",
+    "--log_every_steps=1",
+    "--save_every_steps=4",
+    "--eval_every_steps=12",
+    "--mode=train_and_eval",
+)
+TIMES = {"images_per_second", "input_wait_share"}
+DATASETS = {
+    "nuclei": ("nuclei/{}", "nuclei/annotations/instances_{}.json"),
+    "coco_tiny": ("coco_tiny/{}2017", "coco_tiny/annotations/instances_{}2017.json"),
+}
+
+
+@pytest.fixture(params=DATASETS)
+def command(request, tmp_path):
+    """The training's command line but for its model_dir."""
+    images, annotations = DATASETS[request.param]
+    patterns = {
+        split: convert(
+            SHARED / images.format(split), SHARED / annotations.format(split), tmp_path / split, 4
+        )
+        for split in ("train", "val")
+    }
+    return [
+        sys.executable,
+        "-m",
+        "trainer.main",
+        *SMALL,
+        f"--train_file_pattern={patterns['train']}",
+        f"--eval_file_pattern={patterns['val']}",
+    ]
+
+
+def read_log(model_dir):
+    """The lines of train.jsonl without the times, the last one also if it is being written."""
+    path = model_dir / "train.jsonl"
+    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+    parsed = [json.loads(line) for line in lines if line.endswith("\n")]
+    return [{name: value for name, value in line.items() if name not in TIMES} for line in parsed]
+
+
+def is_at(moment, model_dir, steps_before):
+    """Whether a run that began with so many steps is at a moment of this kind."""
+    steps = [line["step"] for line in read_log(model_dir)]
+    if moment == "save":
+        names = [
+            path.name for folder in (model_dir, model_dir / "best") for path in folder.glob("*")
+        ]
+        return len(steps) > steps_before and any("temp" in name for name in names)
+    if moment == "evaluation":
+        return len(steps) > steps_before and steps[-1] % 12 == 0
+    return len(steps) > steps_before
+
+
+def run_until(command, model_dir, moment, rng):
+    """Starts a run and kills it; False if it came to its end before."""
+    steps_before = len(read_log(model_dir)) if moment == "step" else 0
+    run = subprocess.Popen(
+        [*command, f"--model_dir={model_dir}"],
+        cwd=ROOT,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+    )
+    try:
+        while run.poll() is None and not is_at(moment, model_dir, steps_before):
+            time.sleep(0.002)
+        if run.poll() is None and moment != "save":
+            time.sleep(rng.uniform(0.0, 2.0))
+        ended = run.poll() is not None
+    finally:
+        run.send_signal(signal.SIGKILL)
+        run.wait()
+    assert not ended or run.returncode == 0, run.stderr.read().decode()[-3000:]
+    return not ended
+
+
+def test_kills_at_random_moments_change_nothing(command, tmp_path):
+    subprocess.run([*command, f"--model_dir={tmp_path / 'whole'}"], cwd=ROOT, check=True)
+    whole = read_log(tmp_path / "whole")
+    rng = random.Random(7)
+    kills: list[str] = []
+    model_dir = pathlib.Path()
+    while len(kills) < NUM_KILLS:
+        if not model_dir.name:
+            model_dir = tmp_path / f"killed_{len(kills)}"
+        moment = rng.choice(MOMENTS)
+        if run_until(command, model_dir, moment, rng):
+            kills.append(moment)
+            steps = read_log(model_dir)
+            print(f"kill {len(kills)} in a {moment} after step {steps[-1]['step'] if steps else 0}")
+            assert steps == whole[: len(steps)]
+        else:
+            check_equal(tmp_path / "whole", model_dir)
+            model_dir = pathlib.Path()
+    if model_dir.name:
+        subprocess.run([*command, f"--model_dir={model_dir}"], cwd=ROOT, check=True)
+        check_equal(tmp_path / "whole", model_dir)
+    print({moment: kills.count(moment) for moment in MOMENTS})
+
+
+def check_equal(whole, killed):
+    """Logs, metrics and the best checkpoint of two model_dirs agree to the bit."""
+    assert read_log(killed) == read_log(whole)
+    assert metrics(killed) == metrics(whole)
+    best = [json.loads((folder / "best/best.json").read_text()) for folder in (whole, killed)]
+    assert best[0] == best[1]
+    assert not list(killed.glob("*temp*"))
