@@ -79,22 +79,30 @@ def read_log(model_dir):
     return [{name: value for name, value in line.items() if name not in TIMES} for line in parsed]
 
 
-def is_at(moment, model_dir, steps_before):
-    """Whether a run that began with so many steps is at a moment of this kind."""
-    steps = [line["step"] for line in read_log(model_dir)]
+def unfinished(model_dir):
+    """Names of what a save is writing, or left when it was cut off."""
+    folders = (model_dir, model_dir / "best")
+    return {path.name for folder in folders for path in folder.glob("*temp*")}
+
+
+def is_at(moment, model_dir, before):
+    """Whether a run is at a moment of this kind; `before` is what it found when it was started."""
+    log = model_dir / "train.jsonl"
+    if not log.exists() or log.stat().st_mtime == before["written"]:
+        return False
     if moment == "save":
-        names = [
-            path.name for folder in (model_dir, model_dir / "best") for path in folder.glob("*")
-        ]
-        return len(steps) > steps_before and any("temp" in name for name in names)
-    if moment == "evaluation":
-        return len(steps) > steps_before and steps[-1] % 12 == 0
-    return len(steps) > steps_before
+        return bool(unfinished(model_dir) - before["unfinished"])
+    steps = [line["step"] for line in read_log(model_dir)]
+    return bool(steps) and (steps[-1] % 12 == 0 if moment == "evaluation" else True)
 
 
 def run_until(command, model_dir, moment, rng):
     """Starts a run and kills it; False if it came to its end before."""
-    steps_before = len(read_log(model_dir)) if moment == "step" else 0
+    log = model_dir / "train.jsonl"
+    before = {
+        "written": log.stat().st_mtime if log.exists() else None,
+        "unfinished": unfinished(model_dir),
+    }
     run = subprocess.Popen(
         [*command, f"--model_dir={model_dir}"],
         cwd=ROOT,
@@ -102,10 +110,10 @@ def run_until(command, model_dir, moment, rng):
         stderr=subprocess.PIPE,
     )
     try:
-        while run.poll() is None and not is_at(moment, model_dir, steps_before):
+        while run.poll() is None and not is_at(moment, model_dir, before):
             time.sleep(0.002)
         if run.poll() is None and moment != "save":
-            time.sleep(rng.uniform(0.0, 2.0))
+            time.sleep(rng.uniform(0.0, 5.0 if moment == "step" else 2.0))
         ended = run.poll() is not None
     finally:
         run.send_signal(signal.SIGKILL)
