@@ -106,11 +106,9 @@ def _count_by_canvas(config: DataConfig, sizes: Mapping[Size, int]) -> list[int]
     return counts
 
 
-def count_sizes(
-    files: Sequence[str], manifest: Manifest | None, config: DataConfig
-) -> collections.Counter[Size]:
+def count_sizes(files: Sequence[str], manifest: Manifest | None) -> collections.Counter[Size]:
     """Number of images of each (height, width), as the manifest or else the records tell."""
-    told = manifest.image_sizes if manifest and config.exif == "apply" else None
+    told = manifest.image_sizes if manifest else None
     if told is not None:
         return told
     num_bytes = sum(map(_file_size, files))
@@ -121,7 +119,7 @@ def count_sizes(
             file=sys.stderr,
         )
     records = tf.data.TFRecordDataset(list(files), num_parallel_reads=tf.data.AUTOTUNE)
-    found = records.map(lambda record: parse_size(record, config.exif), tf.data.AUTOTUNE)
+    found = records.map(parse_size, tf.data.AUTOTUNE)
     return collections.Counter(map(tuple, (size.tolist() for size in found.as_numpy_iterator())))
 
 
@@ -153,7 +151,7 @@ def ordered_records(
         return tf.stack(plan.taken_over(epoch))
 
     def with_canvas(record: tf.Tensor, number: tf.Tensor):
-        return record, number, choose_canvas(parse_size(record, config.exif), config)
+        return record, number, choose_canvas(parse_size(record), config)
 
     def count(counts: tf.Tensor, element):
         canvas = element[2]

@@ -106,7 +106,7 @@ def _train_examples(
     """
     files, manifest, buffer_size = _train_files(config)
     with tf.init_scope():  # counted at once, also where a graph is being built
-        sizes = count_sizes(files, manifest, config)
+        sizes = count_sizes(files, manifest)
         config, plan = plan_epochs(config, sizes, config.train_batch_size)
 
     def shuffled_records(number: tf.Tensor) -> tf.data.Dataset:

@@ -290,6 +290,16 @@ def parse_image_id(serialized):
     return _image_id(tf, tf.io.parse_single_example(serialized, _image_id_spec(tf)))
 
 
+def parse_size(serialized):
+    """Height and width of a record's image in pixels, without decoding it: int64 [2]."""
+    import tensorflow as tf
+
+    sides = ("image/height", "image/width")
+    spec = {side: tf.io.FixedLenFeature([], tf.int64) for side in sides}
+    parsed = tf.io.parse_single_example(serialized, spec)
+    return tf.stack([parsed[side] for side in sides])
+
+
 def _image_id_spec(tf) -> dict:
     return {
         "image/id": tf.io.FixedLenFeature([], tf.int64, _NO_ID),

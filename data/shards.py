@@ -59,6 +59,7 @@ class ShardResult:
     max_instances_per_image: int = 0  # without crowds
     num_without_polygons: int = 0  # without crowds
     max_polygon_vertices: int = 0  # of one of them
+    sizes: dict[str, int] = dataclasses.field(default_factory=dict)  # images by "480x640"
     skipped: list[dict] = dataclasses.field(default_factory=list)
 
 
@@ -85,6 +86,7 @@ def build_shard(job: ShardJob, advance: Callable[[int], None]) -> ShardResult:
         "num_images": written.num_records,
         "bytes": written.num_bytes,
         "sha256": written.sha256,
+        "sizes": result.sizes,
     }
     note = {"fingerprint": fingerprint, "result": dataclasses.asdict(result)}
     with whole_file(job.note_path) as file:
@@ -151,6 +153,8 @@ def _encode_images(
             continue
         instances = _make_instances(job, image, skipped)
         _count(instances, result)
+        size = f"{image.height}x{image.width}"
+        result.sizes[size] = result.sizes.get(size, 0) + 1
         yield records.encode_example(
             encoded=encoded,
             image_format=image_format,

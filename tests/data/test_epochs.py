@@ -70,7 +70,7 @@ def test_fewer_images_than_a_step_are_walked_through_several_times():
 def test_sizes_come_from_the_manifest_where_it_tells_them():
     shards = ({"sizes": {"20x40": 2, "40x20": 1}}, {"sizes": {"20x40": 5}})
     manifest = Manifest(8, 0, 0, 0, True, (), {}, shards)
-    assert count_sizes(["unread"], manifest, CONFIG) == {LANDSCAPE: 7, PORTRAIT: 1}
+    assert count_sizes(["unread"], manifest) == {LANDSCAPE: 7, PORTRAIT: 1}
 
 
 # Two in three are landscape.
