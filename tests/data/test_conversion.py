@@ -7,7 +7,7 @@ import pathlib
 import numpy as np
 import pytest
 import tensorflow as tf
-from coco_files import tiny_coco, write_dataset
+from coco_files import HEIGHT, WIDTH, tiny_coco, write_dataset
 from pycocotools.coco import COCO
 
 from data import conversion, shards
@@ -61,6 +61,7 @@ def test_manifest_tells_what_was_written(tmp_path):
     manifest = convert(settings)
     assert (manifest.num_images, manifest.num_instances, manifest.num_crowds) == (4, 4, 1)
     assert manifest.max_instances_per_image == 2 and manifest.include_masks
+    assert manifest.image_sizes == {(HEIGHT, WIDTH): 4}
     assert [entry["name"] for entry in manifest.categories] == ["car", "dog", "toothbrush"]
     assert manifest.skipped == {"images": 0, "annotations": 0, "items": []}
     assert load_manifest(f"{settings.output_prefix}.manifest.json") == manifest
