@@ -23,7 +23,7 @@ import tensorflow as tf
 from data.errors import UserError
 from trainer.checkpoints import Checkpoints
 from trainer.config import Params
-from trainer.hooks import FiniteGuard, Progress, Stopwatch, Summaries, TrainLog
+from trainer.hooks import OVERFLOWS_ENDURED, FiniteGuard, Progress, Stopwatch, Summaries, TrainLog
 from trainer.optimizer import Updater
 from trainer.steps import PredictStep, StepResult, TrainStep, group_batches, split_images
 from trainer.stopping import Stopped, StopSignals
@@ -204,7 +204,7 @@ class Estimator:
     ) -> None:
         """The outer loop: fetch, step, and at the right steps act."""
         last = self._params.train.train_steps
-        guard = FiniteGuard(self._strategy, check_gradients=self._updater.loss_scale is None)
+        guard = FiniteGuard(self._strategy, OVERFLOWS_ENDURED if self._updater.loss_scale else 0)
         report.stopwatch.restart()
         for step in range(start + 1, last + 1):
             fetched = time.perf_counter()

@@ -22,19 +22,23 @@ from data.errors import UserError
 from data.files import whole_file
 from trainer.steps import StepResult
 
+# So many halvings take the loss scale of float16 from its first value to 1, with five to spare.
+OVERFLOWS_ENDURED = 20
+
 
 class FiniteGuard:
     """Keeps the scalars of each step, unsynchronised, until they are looked at.
 
     Args:
       strategy: where image ids come from, one part a replica.
-      check_gradients: also refuse gradients that are not finite; off under dynamic loss scaling,
-        which skips such steps by itself.
+      overflows_endured: steps in a row whose gradients may be infinite or NaN: 0, or
+        `OVERFLOWS_ENDURED` under dynamic loss scaling, which skips such steps by itself.
     """
 
-    def __init__(self, strategy: tf.distribute.Strategy, check_gradients: bool):
+    def __init__(self, strategy: tf.distribute.Strategy, overflows_endured: int = 0):
         self._strategy = strategy
-        self._check_gradients = check_gradients
+        self._overflows_endured = overflows_endured
+        self._overflows = 0
         self._kept: list[tuple[int, tf.Tensor, tf.Tensor, tf.Tensor]] = []
 
     def keep(self, step: int, result: StepResult, image_ids: tf.Tensor) -> None:
@@ -49,16 +53,28 @@ class FiniteGuard:
         """
         kept, self._kept = self._kept, []
         for step, loss, norm, image_ids in kept:
-            for what, value in (("loss", loss), ("gradient", norm)):
-                if math.isfinite(value) or (what == "gradient" and not self._check_gradients):
-                    continue
-                parts = self._strategy.experimental_local_results(image_ids)
-                ids = ", ".join(str(i) for part in parts for i in part.numpy().ravel())
+            self._overflows = 0 if math.isfinite(norm) else self._overflows + 1
+            if not math.isfinite(loss):
+                problem = f"The loss of step {step} is {float(loss)}"
+            elif self._overflows > self._overflows_endured == 0:
+                problem = f"The gradient of step {step} is {float(norm)}"
+            elif self._overflows > self._overflows_endured:
                 raise UserError(
-                    f"The {what} of step {step} is {float(value)} (image ids {ids}): no checkpoint "
-                    "was saved since; look at those images' annotations, or lower --learning_rate, "
-                    "raise --warmup_steps or set --gradient_clip_norm."
+                    f"float16 has overflowed in each of the last {self._overflows} steps, up to "
+                    f"step {step} ({self._name_images(image_ids)}), so nothing is learnt: give "
+                    "--precision=mixed_bfloat16 or float32, or lower --learning_rate."
                 )
+            else:
+                continue
+            raise UserError(
+                f"{problem} ({self._name_images(image_ids)}): no checkpoint was saved since; look "
+                "at those images' annotations, or lower --learning_rate, raise --warmup_steps or "
+                "set --gradient_clip_norm."
+            )
+
+    def _name_images(self, image_ids: tf.Tensor) -> str:
+        parts = self._strategy.experimental_local_results(image_ids)
+        return "image ids " + ", ".join(str(i) for part in parts for i in part.numpy().ravel())
 
 
 class Stopwatch:

@@ -18,8 +18,8 @@ def result(loss=1.0, norm=1.0) -> StepResult:
     return StepResult(tf.constant(loss), {}, {}, tf.constant(norm))
 
 
-def make_guard(check_gradients=True) -> FiniteGuard:
-    return FiniteGuard(tf.distribute.get_strategy(), check_gradients)
+def make_guard(overflows_endured=0) -> FiniteGuard:
+    return FiniteGuard(tf.distribute.get_strategy(), overflows_endured)
 
 
 def test_guard_names_the_first_bad_step_and_its_images():
@@ -39,14 +39,23 @@ def test_guard_forgets_what_it_has_checked():
     assert guard._kept == []
 
 
-def test_guard_refuses_gradients_unless_they_are_skipped_by_loss_scaling():
-    lenient = make_guard(check_gradients=False)
-    lenient.keep(1, result(norm=float("inf")), tf.constant([1]))
-    lenient.check()
+def test_guard_refuses_gradients_that_are_not_finite():
     strict = make_guard()
     strict.keep(1, result(norm=float("inf")), tf.constant([1]))
     with pytest.raises(UserError, match="gradient of step 1 is inf"):
         strict.check()
+
+
+def test_guard_endures_overflows_that_loss_scaling_skips_but_not_for_ever():
+    guard = make_guard(overflows_endured=3)
+    for step in range(1, 8):  # three overflows, a good step, three more
+        guard.keep(step, result(norm=1.0 if step == 4 else float("inf")), tf.constant([step]))
+        guard.check()
+    guard.keep(8, result(norm=float("nan")), tf.constant([80, 81]))
+    with pytest.raises(UserError) as refused:
+        guard.check()
+    assert "each of the last 4 steps, up to step 8 (image ids 80, 81)" in str(refused.value)
+    assert "--precision=mixed_bfloat16" in str(refused.value)
 
 
 def test_train_log_drops_what_a_cut_off_run_left(tmp_path):
