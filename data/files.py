@@ -13,8 +13,12 @@ import glob as local_glob
 import io
 import os
 import shutil
+import tempfile
+import uuid
 from collections.abc import Iterator
 from typing import IO
+
+from data.errors import UserError
 
 Path = str | os.PathLike
 
@@ -108,6 +112,38 @@ def make_folder(path: Path) -> None:
         return os.makedirs(path, exist_ok=True)
     with _os_errors(path):
         return _gfile().makedirs(path)
+
+
+def require_writable(folder: Path, flag: str) -> None:
+    """Makes a folder unless it is there, and makes sure that files can be written to it.
+
+    Args:
+      folder: what will be written to; nothing is left in it.
+      flag: name of the flag that gave it, for the message.
+
+    Raises:
+      UserError: it cannot be made, or takes no file.
+    """
+    try:
+        make_folder(folder)
+        _write_and_remove(expand(folder))
+    except OSError as error:
+        raise UserError(
+            f"--{flag}={folder} cannot be written to ({os.strerror(error.errno or errno.EIO)}); "
+            "name a folder that can, or make room."
+        ) from None
+
+
+def _write_and_remove(folder: str) -> None:
+    if has_scheme(folder):
+        path = f"{folder}/{uuid.uuid4().hex}.tmp"
+        with open_file(path, "wb") as file:
+            file.write(b"?")
+        remove(path)
+    else:
+        # Without a name where the system can do so, so that not even a kill leaves it behind.
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(b"?")
 
 
 def list_folder(path: Path) -> list[str]:

@@ -3,6 +3,7 @@
 import pytest
 
 from data import files
+from data.errors import UserError
 from data.files import whole_file
 
 
@@ -85,3 +86,23 @@ def test_a_tilde_is_the_home_folder(tmp_path, monkeypatch):
     assert (tmp_path / "x").read_text() == "home"
     assert files.glob("~/x*") == [str(tmp_path / "x")]
     assert files.expand("gs://bucket/~") == "gs://bucket/~"
+
+
+def test_a_folder_that_can_be_written_is_made_and_left_empty(folder):
+    files.require_writable(f"{folder}/a/b", "model_dir")
+    files.require_writable(f"{folder}/a/b", "model_dir")
+    assert files.list_folder(f"{folder}/a/b") == []
+
+
+@pytest.mark.parametrize("below", ["file", "file/x"])
+def test_a_folder_that_cannot_be_made_is_named_with_its_flag(tmp_path, below):
+    (tmp_path / "file").touch()
+    path = tmp_path / below
+    with pytest.raises(UserError, match=f"^--model_dir={path} cannot be written to .*; name a"):
+        files.require_writable(path, "model_dir")
+    assert [entry.name for entry in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_folder_that_takes_no_file_is_named_with_its_flag():
+    with pytest.raises(UserError, match=r"--output_dir=/proc/self cannot be written to \(.+\)"):
+        files.require_writable("/proc/self", "output_dir")
