@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import glob as local_glob
+import fnmatch
 import io
 import os
+import re
 import shutil
 import tempfile
+import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import IO
 
 from data.errors import UserError
@@ -82,7 +84,10 @@ def whole_file(path: Path, mode: str = "w") -> Iterator[IO]:
 def exists(path: Path) -> bool:
     """Whether there is a file or folder."""
     path = expand(path)
-    return _gfile().exists(path) if has_scheme(path) else os.path.exists(path)
+    if not has_scheme(path):
+        return os.path.exists(path)
+    with _os_errors(path):
+        return _gfile().exists(path)
 
 
 def is_file(path: Path) -> bool:
@@ -93,7 +98,10 @@ def is_file(path: Path) -> bool:
 def is_folder(path: Path) -> bool:
     """Whether there is a folder."""
     path = expand(path)
-    return _gfile().isdir(path) if has_scheme(path) else os.path.isdir(path)
+    if not has_scheme(path):
+        return os.path.isdir(path)
+    with _os_errors(path):
+        return _gfile().isdir(path)
 
 
 def size(path: Path) -> int:
@@ -105,6 +113,19 @@ def size(path: Path) -> int:
         return _gfile().stat(path).length
 
 
+def state(path: Path) -> tuple[int, ...]:
+    """Numbers that change when a file is written or replaced; raises OSError if there is none."""
+    path = expand(path)
+    if not has_scheme(path):
+        status = os.stat(path)
+        # The third cannot be set back, as a copy that keeps its times sets the second.
+        return status.st_size, status.st_mtime_ns, status.st_ctime_ns
+    with _os_errors(path):
+        status = _gfile().stat(path)
+        # A file system without times, such as ram://, has no state that comes twice.
+        return status.length, status.mtime_nsec or time.time_ns()
+
+
 def make_folder(path: Path) -> None:
     """Makes a folder with those above it, if it is not there; raises OSError if it cannot."""
     path = expand(path)
@@ -112,6 +133,25 @@ def make_folder(path: Path) -> None:
         return os.makedirs(path, exist_ok=True)
     with _os_errors(path):
         return _gfile().makedirs(path)
+
+
+def missing_folders(path: Path) -> list[str]:
+    """The folders that `make_folder` would make, the innermost first."""
+    folder, missing = expand(path), []
+    while folder.rstrip("/:") and not folder.endswith(":") and not exists(folder):
+        missing.append(folder)
+        folder = os.path.dirname(folder.rstrip("/"))
+    return missing
+
+
+def remove_empty_folders(paths: Iterable[Path]) -> None:
+    """Removes those of the folders that are there and empty, in turn."""
+    for path in map(expand, paths):
+        with contextlib.suppress(OSError):
+            if not has_scheme(path):
+                os.rmdir(path)
+            elif not list_folder(path):
+                remove_folder(path)
 
 
 def require_writable(folder: Path, flag: str) -> None:
@@ -126,15 +166,17 @@ def require_writable(folder: Path, flag: str) -> None:
     """
     try:
         make_folder(folder)
-        _write_and_remove(expand(folder))
+        probe(folder)
     except OSError as error:
         raise UserError(
-            f"--{flag}={folder} cannot be written to ({os.strerror(error.errno or errno.EIO)}); "
-            "name a folder that can, or make room."
+            f"--{flag}={folder} cannot be written to ({error.strerror or error}); name a folder "
+            "that can, or make room."
         ) from None
 
 
-def _write_and_remove(folder: str) -> None:
+def probe(folder: Path) -> None:
+    """Writes a file to a folder and takes it away; raises OSError if that cannot be done."""
+    folder = expand(folder)
     if has_scheme(folder):
         path = f"{folder}/{uuid.uuid4().hex}.tmp"
         with open_file(path, "wb") as file:
@@ -156,12 +198,28 @@ def list_folder(path: Path) -> list[str]:
 
 
 def glob(pattern: str) -> list[str]:
-    """Paths of files and folders that a pattern of *, ? and [...] matches, in order."""
-    pattern = expand(pattern)
-    if not has_scheme(pattern):
-        return sorted(local_glob.glob(pattern))
-    with _os_errors(pattern):
-        return sorted(_gfile().glob(pattern))
+    """Paths of files and folders that a pattern matches, in order; raises OSError.
+
+    *, ? and [...] stand for parts of a name, never for a dot at its head or a slash. A name that is
+    there as it is written is taken literally.
+    """
+    root, names = re.fullmatch(r"((?:[^/]*://[^/]*)?/*)(.*)", expand(pattern)).groups()
+    paths = [root]
+    for name in filter(None, names.split("/")):
+        paths = [match for path in paths for match in _matches(path, name)]
+    return sorted(path for path in paths if path)
+
+
+def _matches(folder: str, pattern: str) -> list[str]:
+    if exists(path := os.path.join(folder, pattern)):
+        return [path]
+    if not (re.search(r"[*?[]", pattern) and is_folder(folder or ".")):
+        return []
+    return [
+        os.path.join(folder, name)
+        for name in list_folder(folder or ".")
+        if fnmatch.fnmatchcase(name, pattern) and name.startswith(".") <= pattern.startswith(".")
+    ]
 
 
 def rename(path: Path, target: Path) -> None:

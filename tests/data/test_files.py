@@ -106,3 +106,68 @@ def test_a_folder_that_cannot_be_made_is_named_with_its_flag(tmp_path, below):
 def test_a_folder_that_takes_no_file_is_named_with_its_flag():
     with pytest.raises(UserError, match=r"--output_dir=/proc/self cannot be written to \(.+\)"):
         files.require_writable("/proc/self", "output_dir")
+
+
+def _write(path):
+    with files.open_file(path, "w") as file:
+        file.write("x")
+
+
+def test_patterns_match_names_but_not_slashes_or_dots(folder):
+    for name in ("a/x-1", "a/x-2", "a/.x", "a/sub/x-3", "b/x-1"):
+        files.make_folder(f"{folder}/{name.rpartition('/')[0]}")
+        _write(f"{folder}/{name}")
+
+    def matched(pattern):
+        return [path.removeprefix(f"{folder}/") for path in files.glob(f"{folder}/{pattern}")]
+
+    assert matched("a/x-*") == ["a/x-1", "a/x-2"]
+    assert matched("*/x-[13]") == ["a/x-1", "b/x-1"]
+    assert matched("a/*") == ["a/sub", "a/x-1", "a/x-2"]
+    assert matched("a/.*") == ["a/.x"]
+    assert matched("a/x-1/*") == matched("none/*") == matched("a/x-?1") == []
+    assert matched("a/sub") == ["a/sub"] and matched("a//x-1") == ["a/x-1"]
+
+
+def test_a_name_that_is_there_is_no_pattern(folder):
+    for name in ("run[1],x/r*", "run[1],x/rx", "run1,x/r*"):
+        files.make_folder(f"{folder}/{name.rpartition('/')[0]}")
+        _write(f"{folder}/{name}")
+    assert files.glob(f"{folder}/run[1],x/r*") == [f"{folder}/run[1],x/r*"]
+    assert files.glob(f"{folder}/run[1],x/r?") == [
+        f"{folder}/run[1],x/r*",
+        f"{folder}/run[1],x/rx",
+    ]
+
+
+def test_patterns_start_in_the_working_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "x-1").touch()
+    assert files.glob("x-*") == ["x-1"] and files.glob("./x-*") == ["./x-1"]
+    assert files.glob(f"file://{tmp_path}/x-*") == [f"file://{tmp_path}/x-1"]
+    assert files.glob("") == []
+
+
+def test_folders_that_were_made_can_be_taken_back(folder):
+    made = files.missing_folders(f"{folder}/a/b/c")
+    assert made == [f"{folder}/a/b/c", f"{folder}/a/b", f"{folder}/a"]
+    assert files.missing_folders(folder) == []
+    files.make_folder(f"{folder}/a/b/c")
+    _write(f"{folder}/a/x")
+    files.remove_empty_folders(made)
+    assert files.list_folder(f"{folder}/a") == ["x"]
+
+
+def test_a_file_that_was_replaced_has_another_state(folder):
+    _write(f"{folder}/x")
+    before = files.state(f"{folder}/x")
+    assert files.has_scheme(folder) or files.state(f"{folder}/x") == before
+    _write(f"{folder}/y")
+    files.rename(f"{folder}/y", f"{folder}/x")
+    assert files.state(f"{folder}/x") != before
+
+
+@pytest.mark.parametrize("operation", [files.exists, files.size, files.make_folder])
+def test_a_scheme_that_nobody_knows_is_an_os_error(operation):
+    with pytest.raises(OSError, match="scheme 'nobody' not implemented"):
+        operation("nobody://x/y")
