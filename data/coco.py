@@ -10,7 +10,6 @@ Axes: R runs of one mask, H W image height and width.
 from __future__ import annotations
 
 import array
-import hashlib
 import json
 import sys
 from collections.abc import Mapping, Sequence
@@ -20,6 +19,7 @@ import numpy as np
 from pycocotools import mask as coco_mask
 
 from data.errors import UserError
+from data.files import open_file
 
 # A compressed count holds five bits a character; seven characters hold any 32-bit difference.
 _MAX_CHARACTERS = 7
@@ -74,7 +74,6 @@ class CocoDataset(NamedTuple):
 
     images: list[CocoImage]  # ascending by id
     categories: list[dict]  # {"label": 1..K, "id", "name"}, ascending by id
-    sha256: str  # of the file
 
 
 def load_dataset(path: str, skipped: SkippedItems) -> CocoDataset:
@@ -88,7 +87,7 @@ def load_dataset(path: str, skipped: SkippedItems) -> CocoDataset:
       UserError: the file is missing, cut short or no COCO instance file; its categories cannot be
         used; or `skipped` tolerates nothing and something is wrong.
     """
-    content, sha256 = _read_json(path)
+    content = _read_json(path)
     for key in ("images", "annotations", "categories"):
         if not isinstance(content, dict) or not isinstance(content.get(key), list):
             raise UserError(
@@ -106,20 +105,19 @@ def load_dataset(path: str, skipped: SkippedItems) -> CocoDataset:
     )
     if not images:
         raise UserError(f"{path} holds no usable image; there is nothing to convert.")
-    return CocoDataset([images[key] for key in sorted(images)], categories, sha256)
+    return CocoDataset([images[key] for key in sorted(images)], categories)
 
 
-def _read_json(path: str) -> tuple[object, str]:
+def _read_json(path: str) -> object:
     try:
-        with open(path, "rb") as file:
+        with open_file(path, "rb") as file:
             raw = file.read()
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}; check the path.") from None
-    sha256 = hashlib.sha256(raw).hexdigest()
     try:
         text = raw.decode("utf-8-sig")
         del raw  # of a large file, bytes, text and parsed values need not be held at once
-        return json.loads(text, object_hook=_pack_numbers), sha256
+        return json.loads(text, object_hook=_pack_numbers)
     except (ValueError, RecursionError) as error:
         raise UserError(
             f"{path} is not readable as JSON ({error}); it may be cut short, fetch it again."

@@ -2,9 +2,10 @@
 
 A work item is a shard: a process reads, checks and writes the images of one shard alone, so memory
 does not grow with the data set, and the bytes do not depend on how many processes there are.
-Everything is made in the folder `P.partial` beside the shards, where an interrupted conversion
-leaves each finished shard with a note of its checksum, and moves to its place when all of it is
-done, the manifest last.
+Everything is made in the folder `P.partial` beside the shards, under names that no pattern of
+shards matches. Whatever stops a conversion, each finished shard stays there with a note, and serves
+a rerun for as long as what it was made of is the same. When all are done, a journal says what of
+earlier conversions has to go; the manifest is written, and the shards take their places.
 """
 
 from __future__ import annotations
@@ -13,10 +14,9 @@ import contextlib
 import dataclasses
 import functools
 import gc
+import json
 import multiprocessing
 import os
-import pathlib
-import shutil
 import signal
 import sys
 import threading
@@ -26,10 +26,10 @@ from concurrent.futures.process import BrokenProcessPool
 
 from tqdm import tqdm
 
-from data import coco, manifest
+from data import coco, files, manifest
 from data.errors import UserError
 from data.settings import require
-from data.shards import ShardJob, ShardResult, build_shard
+from data.shards import NOTE_SUFFIX, ShardJob, ShardResult, build_shard
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,13 +55,14 @@ class Conversion:
         )
 
     @property
+    def output_dir(self) -> str:
+        """Folder of the shards and their manifest."""
+        return os.path.dirname(self.output_prefix) or "."
+
+    @property
     def partial_dir(self) -> str:
         """Folder of the finished shards until all are done."""
-        return f"{self.output_prefix}.partial"
-
-
-class Interrupted(UserError):
-    """The conversion stopped through no fault of its input; run again, it goes on."""
+        return manifest.partial_name(self.output_prefix)
 
 
 class _Stopped(Exception):
@@ -69,68 +70,81 @@ class _Stopped(Exception):
 
 
 def convert(settings: Conversion) -> manifest.Manifest:
-    """Converts a data set; a rerun after an interruption goes on with the shards that are missing.
+    """Converts a data set; a rerun goes on with the shards that are missing or changed.
 
     Returns:
       The manifest, which is also written to `P.manifest.json`.
 
     Raises:
-      UserError: something in the input cannot be used, or the output cannot be written. No files
-        are left behind then, and what an earlier conversion wrote there is untouched.
+      UserError: something in the input cannot be used, or the output cannot be written. What an
+        earlier conversion wrote is untouched then; finished shards wait in `P.partial`, and nothing
+        is left behind where there are none.
     """
     with _partial_folder(settings):
-        if not os.path.isdir(settings.image_dir):
+        if not files.is_folder(settings.image_dir):
             raise UserError(f"there is no folder {settings.image_dir}; check --image_dir.")
         skipped = coco.SkippedItems(tolerate=settings.skip_invalid)
         dataset = coco.load_dataset(settings.annotations_file, skipped)
         jobs = _plan(settings, dataset)
+        stale = _stale_shards(settings, jobs)
         results = _build_all(jobs, settings.num_processes, len(dataset.images))
         summary = _summarise(settings, dataset, skipped.items, results)
-        _publish(settings, jobs, summary)
+        _publish(settings, jobs, stale, summary)
     return summary
 
 
 @contextlib.contextmanager
 def _partial_folder(settings: Conversion) -> Iterator[None]:
-    """Makes the folder of unfinished work, and removes it unless there is something to resume."""
-    folder = pathlib.Path(settings.partial_dir)
-    made = [path for path in (folder, *folder.parents) if not os.path.exists(path)]
+    """Makes the folder of unfinished work; after an error it holds finished shards or is gone."""
+    made: list[str] = []
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "probe").touch()
-        (folder / "probe").unlink()
+        made += files.missing_folders(settings.partial_dir)
+        files.make_folder(settings.partial_dir)
+        files.probe(settings.output_dir)
         yield
-    except Interrupted:
-        raise
-    except (UserError, OSError) as error:
-        shutil.rmtree(folder, ignore_errors=True)
-        for path in made:
-            with contextlib.suppress(OSError):
-                path.rmdir()
-        if isinstance(error, UserError):
+        files.remove_folder(settings.partial_dir)
+    except BaseException as error:
+        waiting = _keep_finished_shards(settings.partial_dir)
+        files.remove_empty_folders([settings.partial_dir, *made])
+        if isinstance(error, OSError):
+            sentence = (
+                f"cannot write to {settings.output_dir}: {error.strerror or error}; choose another "
+                "--output_file_prefix or make room."
+            )
+        elif isinstance(error, UserError):
+            sentence = str(error)
+        else:
             raise
-        raise UserError(
-            f"cannot write to {folder.parent}: {error.strerror or error}; choose another "
-            "--output_file_prefix or make room."
-        ) from None
-    shutil.rmtree(folder)
+        raise UserError(sentence + waiting) from None
+
+
+def _keep_finished_shards(folder: str) -> str:
+    """Leaves only finished shards, their notes and a journal; returns a sentence about them."""
+    try:
+        names = set(files.list_folder(folder))
+        notes = {name for name in names if name.endswith(NOTE_SUFFIX)}
+        finished = names & {note.removesuffix(NOTE_SUFFIX) for note in notes}
+        for name in names - notes - finished - {manifest.JOURNAL}:
+            files.remove(os.path.join(folder, name))
+    except OSError:
+        return ""
+    return f" Finished shards ({len(finished)}) wait in {folder} for a rerun." if finished else ""
 
 
 def _plan(settings: Conversion, dataset: coco.CocoDataset) -> list[ShardJob]:
-    prefix = os.path.basename(settings.output_prefix)
+    prefix, count = settings.output_prefix, settings.num_shards
     return [
         ShardJob(
-            name=manifest.shard_name(prefix, index, settings.num_shards),
-            build_dir=settings.partial_dir,
-            final_dir=os.path.dirname(settings.output_prefix),
+            name=os.path.basename(manifest.shard_name(prefix, index, count)),
+            path=os.path.join(settings.partial_dir, f"{index:05d}-of-{count:05d}"),
+            final_path=manifest.shard_name(prefix, index, count),
             image_dir=settings.image_dir,
             include_masks=settings.include_masks,
             skip_invalid=settings.skip_invalid,
-            images=dataset.images[index :: settings.num_shards],
+            images=dataset.images[index::count],
             categories={category["id"]: category for category in dataset.categories},
-            input_sha256=dataset.sha256,
         )
-        for index in range(settings.num_shards)
+        for index in range(count)
     ]
 
 
@@ -154,7 +168,7 @@ def _build_all(jobs: Sequence[ShardJob], num_processes: int, num_images: int) ->
             with progress() as bar:
                 return _collect(tasks, lambda: bar.update(counter.get_obj().value - bar.n))
         except BrokenProcessPool:
-            raise Interrupted(
+            raise UserError(
                 "a converter process died, perhaps for want of memory; run the same command "
                 "again to go on, with fewer --num_processes."
             ) from None
@@ -213,47 +227,56 @@ def _summarise(
             f"no image of {settings.annotations_file} can be used, the first because "
             f"{items[0]['reason']}; check --image_dir."
         )
+    shards = tuple(result.entry for result in results)
     return manifest.Manifest(
-        num_images=num_images,
-        num_instances=sum(result.num_instances for result in results),
-        num_crowds=sum(result.num_crowds for result in results),
-        max_instances_per_image=max(result.max_instances_per_image for result in results),
+        **manifest.totals(shards),
         include_masks=settings.include_masks,
-        num_without_polygons=sum(result.num_without_polygons for result in results),
-        max_polygon_vertices=max(result.max_polygon_vertices for result in results),
         categories=tuple(dataset.categories),
         skipped={
             "images": len(items) - num_annotations,
             "annotations": num_annotations,
             "items": items,
         },
-        shards=tuple(result.shard for result in results),
+        shards=shards,
     )
 
 
-def _publish(settings: Conversion, jobs: Sequence[ShardJob], summary: manifest.Manifest) -> None:
-    """Puts the shards in place of what an earlier conversion left, then the manifest."""
-    manifest_path = manifest.manifest_name(settings.output_prefix)
-    stale = _stale_shards(manifest_path, keep={job.name for job in jobs})
-    with contextlib.suppress(FileNotFoundError):
-        os.remove(manifest_path)
-    for path in stale:
-        with contextlib.suppress(FileNotFoundError):
-            os.remove(path)
-    for job in jobs:
-        if os.path.exists(job.path):
-            os.replace(job.path, job.final_path)
-    manifest.write_manifest(manifest_path, summary)
-
-
-def _stale_shards(manifest_path: str, keep: set[str]) -> list[str]:
-    """Shards of the manifest to be replaced that no shard of the same name replaces.
+def _stale_shards(settings: Conversion, jobs: Sequence[ShardJob]) -> list[str]:
+    """Names of the shards of earlier conversions that no shard of the same name replaces.
 
     Left in place, a pattern such as P-* would read the images of both conversions.
+
+    Raises:
+      UserError: there are shards of this prefix that no conversion has listed.
     """
-    try:
-        names = {shard["name"] for shard in manifest.load_manifest(manifest_path).shards}
-    except UserError:
-        return []
-    folder = os.path.dirname(manifest_path)
-    return [os.path.join(folder, os.path.basename(name)) for name in sorted(names - keep)]
+    fresh = {job.name for job in jobs}
+    stale = manifest.listed_shards(settings.output_prefix) - fresh
+    shards = manifest.shards_in_folder(settings.output_prefix)
+    if foreign := sorted(shards - fresh - stale):
+        raise UserError(
+            f"{settings.output_prefix}-* would also read {foreign[0]}, which no manifest lists; "
+            "remove what is left there of other conversions, or choose another "
+            "--output_file_prefix."
+        )
+    return sorted(stale)
+
+
+def _publish(
+    settings: Conversion, jobs: Sequence[ShardJob], stale: Sequence[str], summary: manifest.Manifest
+) -> None:
+    """Puts the shards in the place of what earlier conversions left.
+
+    Before anything is touched the journal lists what has to go. It stays until all is in place, so
+    that a rerun knows, and that readers refuse a mixture of two conversions.
+    """
+    journal = manifest.journal_name(settings.output_prefix)
+    with files.whole_file(journal) as file:
+        json.dump(stale, file)
+    manifest.write_manifest(manifest.manifest_name(settings.output_prefix), summary)
+    for name in stale:
+        with contextlib.suppress(FileNotFoundError):
+            files.remove(os.path.join(settings.output_dir, name))
+    for job in jobs:
+        if files.exists(job.path):
+            files.rename(job.path, job.final_path)
+    files.remove(journal)

@@ -1,23 +1,40 @@
 """The manifest beside a set of shards: counts, categories, what was left out, checksums.
 
-`P.manifest.json` belongs to the shards `P-00000-of-0000N.tfrecord`.
+`P.manifest.json` belongs to the shards `P-00000-of-0000N.tfrecord`. The files that a pattern
+matches are compared with their manifests, so that none is missing, left over or altered in silence.
 """
 
 from __future__ import annotations
 
 import collections
+import contextlib
 import dataclasses
-import glob
+import fnmatch
 import json
 import os
 import re
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
 
+from data import files
 from data.errors import UserError
-from data.files import whole_file
 
 SCHEMA_VERSION = 1
-_SHARD_NAME = re.compile(r"(?P<prefix>.*)-\d{5,}-of-\d{5,}\.tfrecord")
+JOURNAL = "publishing"  # stands in P.partial while shards take their places
+_MANIFEST_SUFFIX = ".manifest.json"
+_SHARD_NAME = re.compile(r"(?P<prefix>.*)-\d{5,}-of-\d{5,}\.tfrecord", re.DOTALL)
+# What counts as records in a folder, those of other converters included.
+_RECORD_NAME = re.compile(r".*(\.(tf)?records?|-\d{5,}-of-\d{5,})(\.gz)?", re.DOTALL)
+# Of a shard as of a whole conversion.
+_COUNTS = (
+    "num_images",
+    "num_instances",
+    "num_crowds",
+    "max_instances_per_image",
+    "num_without_polygons",
+    "max_polygon_vertices",
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,7 +48,8 @@ class Manifest:
     include_masks: bool
     categories: tuple[dict, ...]  # {"label": 1..K, "id", "name"}, in order of label
     skipped: dict  # {"images": n, "annotations": m, "items": [{..., "reason"}]}
-    # {"name", "num_images", "bytes", "sha256", "sizes": {"480x640": n}}, sizes as height x width
+    # {"name", "bytes", "sha256", "num_images" and its other counts, "sizes": {"480x640": n}}, the
+    # sizes as height x width
     shards: tuple[dict, ...]
     # Manifests of records without polygons need not have the next two.
     num_without_polygons: int | None = None  # instances without crowds; None: no record has any
@@ -67,14 +85,24 @@ def shard_name(prefix: str, index: int, num_shards: int) -> str:
 
 def manifest_name(prefix: str) -> str:
     """Path of the manifest of a set of shards."""
-    return f"{prefix}.manifest.json"
+    return prefix + _MANIFEST_SUFFIX
+
+
+def partial_name(prefix: str) -> str:
+    """Path of the folder in which shards are made."""
+    return f"{prefix}.partial"
+
+
+def journal_name(prefix: str) -> str:
+    """Path of the list of shards to remove, which is there while shards take their places."""
+    return os.path.join(partial_name(prefix), JOURNAL)
 
 
 def write_manifest(path: str, manifest: Manifest) -> None:
     """Writes the manifest so that it appears under its name only when it is complete."""
     fields = dataclasses.asdict(manifest)
     content = {"schema_version": fields.pop("schema_version"), **fields}
-    with whole_file(path) as file:
+    with files.whole_file(path) as file:
         json.dump(content, file, indent=1)
         file.write("\n")
 
@@ -86,7 +114,7 @@ def load_manifest(path: str) -> Manifest:
       UserError: it cannot be read, is no manifest, or is of another schema version.
     """
     try:
-        with _open(path) as file:
+        with files.open_file(path) as file:
             content = json.load(file)
     except (OSError, ValueError) as error:
         raise UserError(f"cannot read the manifest {path} ({error}); convert again.") from None
@@ -105,33 +133,152 @@ def load_manifest(path: str) -> Manifest:
     return Manifest(**fields)
 
 
+def totals(shards: Sequence[Mapping]) -> dict[str, int]:
+    """Counts of several shards together, as far as each of them states them."""
+    return {
+        name: (max if name.startswith("max_") else sum)(shard[name] for shard in shards)
+        for name in _COUNTS
+        if all(name in shard for shard in shards)
+    }
+
+
+class _ShardSet(NamedTuple):
+    """What a pattern matches of one conversion."""
+
+    path: str  # of the manifest
+    manifest: Manifest  # of all shards
+    matched: dict[str, str]  # path by name
+
+    def select(self) -> Manifest:
+        """The manifest of the matched shards alone."""
+        shards = tuple(shard for shard in self.manifest.shards if shard["name"] in self.matched)
+        if len(shards) == len(self.manifest.shards):
+            return self.manifest
+        return dataclasses.replace(self.manifest, shards=shards, **totals(shards))
+
+
 def find_manifest(file_pattern: str) -> Manifest | None:
     """Finds the manifest that belongs to the shards a pattern matches.
 
     Args:
-      file_pattern: as for `expand_pattern`. Where it matches several sets of shards, their
-        manifests are joined: counts added, shards and skipped items one after another.
+      file_pattern: as for `expand_pattern`. Where it matches some shards of a conversion, what the
+        manifest says is theirs alone. Where it matches several sets of shards, their manifests are
+        joined: counts added, shards and skipped items one after another.
 
     Returns:
-      None when a matched shard has no manifest, as others' records have none.
+      None when a matched file has no manifest, as others' records have none.
 
     Raises:
-      UserError: nothing matches, a manifest cannot be read, or the sets' categories differ.
+      UserError: nothing matches, a manifest cannot be read, it does not list a shard that is
+        matched or lists one that should have been, a conversion is unfinished, or the sets'
+        categories differ.
     """
-    matches = [_SHARD_NAME.fullmatch(path) for path in expand_pattern(file_pattern)]
-    if not all(matches):
-        return None
-    paths = sorted({manifest_name(match["prefix"]) for match in matches})
-    if not all(_exists(path) for path in paths):
-        return None
-    manifests = [load_manifest(path) for path in paths]
-    for path, manifest in zip(paths, manifests, strict=True):
-        if manifest.categories != manifests[0].categories:
+    sets, foreign = _find_sets(_split(file_pattern))
+    for found in sets:
+        if found.manifest.categories != sets[0].manifest.categories:
             raise UserError(
-                f"the categories in {path} and {paths[0]} differ; convert both from JSON files "
-                "with one category list, or name the shards of one set only."
+                f"the categories in {found.path} and {sets[0].path} differ; convert both from JSON "
+                "files with one category list, or name the shards of one set only."
             )
+    if foreign:
+        return None
+    manifests = [found.select() for found in sets]
     return manifests[0] if len(manifests) == 1 else _join(manifests)
+
+
+def check_shards(file_pattern: str) -> None:
+    """Compares the shards' sizes with their manifests', and warns of images that are left out.
+
+    Args:
+      file_pattern: as for `expand_pattern`.
+
+    Raises:
+      UserError: a shard was altered, or as for `find_manifest`.
+    """
+    patterns = _split(file_pattern)
+    sets, foreign = _find_sets(patterns)
+    for found in sets:
+        _check_sizes(found)
+        selected, count = found.select().num_images, found.manifest.num_images
+        if selected < count:
+            _warn(f"{file_pattern} leaves out {count - selected} of {count} images of {found.path}")
+    if sets and foreign:
+        _warn(f"{foreign[0]} is in no manifest, so {file_pattern} is read as if there were none")
+    for pattern, paths in patterns.items():
+        prefixes = sorted({match["prefix"] for match in map(_SHARD_NAME.fullmatch, paths) if match})
+        if len(prefixes) > 1:
+            _warn(f"{pattern} matches several sets of shards, {', '.join(prefixes)}; all are read")
+
+
+def _check_sizes(found: _ShardSet) -> None:
+    for shard in found.manifest.shards:
+        path = found.matched.get(shard["name"])
+        if path and (size := files.size(path)) != shard["bytes"]:
+            raise UserError(
+                f"{path} has {size} bytes and {found.path} says {shard['bytes']}: it was altered "
+                "or cut short; copy it again, or convert the data set again."
+            )
+
+
+def _find_sets(patterns: Mapping[str, Sequence[str]]) -> tuple[list[_ShardSet], list[str]]:
+    """The sets of shards that have a manifest, and the files that belong to none."""
+    by_prefix: dict[str, dict[str, str]] = {}
+    foreign = []
+    for path in sorted({path for paths in patterns.values() for path in paths}):
+        match = _SHARD_NAME.fullmatch(path)
+        if match:
+            by_prefix.setdefault(match["prefix"], {})[os.path.basename(path)] = path
+        else:
+            foreign.append(path)
+    sets = []
+    for prefix, matched in by_prefix.items():
+        path = manifest_name(prefix)
+        if not files.exists(path):
+            foreign += matched.values()
+            continue
+        sets.append(_ShardSet(path, load_manifest(path), matched))
+        _check_names(sets[-1], prefix, patterns)
+    return sets, foreign
+
+
+def _check_names(found: _ShardSet, prefix: str, patterns: Iterable[str]) -> None:
+    """Refuses shards that the manifest does not list, and looks for those that it lists."""
+    if files.exists(journal_name(prefix)):
+        raise UserError(
+            f"a conversion to {prefix} was interrupted while its shards took their places; run it "
+            "again."
+        )
+    listed = {shard["name"] for shard in found.manifest.shards}
+    if unlisted := sorted(found.matched.keys() - listed):
+        raise UserError(
+            f"{found.matched[unlisted[0]]} is not listed in {found.path}, so it belongs to another "
+            "conversion; remove it, or name the shards of one conversion."
+        )
+    for name in sorted(listed - found.matched.keys()):
+        path = os.path.join(os.path.dirname(prefix), name)
+        if any(_covers(pattern, path) for pattern in patterns):
+            raise UserError(
+                f"{path} is missing, which {found.path} lists; copy it there, or convert the data "
+                "set again."
+            )
+
+
+def _covers(pattern: str, path: str) -> bool:
+    """Whether a pattern would match a path, if there were a file."""
+    if files.is_folder(pattern):
+        pattern = os.path.join(pattern, "*")
+    names, wanted = (
+        [name for name in text.split("/") if name not in ("", ".")]
+        for text in (path, files.expand(pattern))
+    )
+    return len(names) == len(wanted) and all(
+        name == want or fnmatch.fnmatchcase(name, want)
+        for name, want in zip(names, wanted, strict=True)
+    )
+
+
+def _warn(sentence: str) -> None:
+    print(f"Warning: {sentence}.", file=sys.stderr, flush=True)
 
 
 def _join(manifests: Sequence[Manifest]) -> Manifest:
@@ -167,40 +314,70 @@ def expand_pattern(file_pattern: str) -> list[str]:
     """Lists the files a pattern matches, in order of name.
 
     Args:
-      file_pattern: a glob, or several with commas between. What has a scheme, such as gs://, is
-        looked up through TensorFlow's file systems.
+      file_pattern: a path, a folder of records, a glob as for `data.files.glob`, or several of them
+        with commas between. A comma belongs to a name where that names something. Manifests are
+        left out.
 
     Raises:
       UserError: one of the globs matches nothing.
     """
-    paths = set()
-    for pattern in file_pattern.split(","):
-        matched = _glob(pattern.strip()) if pattern.strip() else []
-        if not matched:
+    return sorted({path for paths in _split(file_pattern).values() for path in paths})
+
+
+def _split(file_pattern: str) -> dict[str, list[str]]:
+    """The patterns between the commas, each with the records that it matches."""
+    parts, patterns = file_pattern.split(","), {}
+    while parts:
+        for count in range(len(parts), 0, -1):
+            pattern = ",".join(parts[:count]).strip()
+            if matched := _match(pattern):
+                break
+        else:
             raise UserError(
-                f"no file matches {pattern.strip()!r}; check the path, and quote the pattern so "
-                "that the shell leaves it alone."
+                f"no file matches {pattern!r}; check the path, and quote the pattern so that the "
+                "shell leaves it alone."
             )
-        paths.update(matched)
-    return sorted(paths)
+        patterns[pattern] = matched
+        parts = parts[count:]
+    return patterns
 
 
-def _glob(pattern: str) -> list[str]:
-    if "://" in pattern:
-        return _gfile().glob(pattern)
-    return [path for path in glob.glob(pattern) if os.path.isfile(path)]
+def _match(pattern: str) -> list[str]:
+    try:
+        if files.is_folder(pattern):
+            names = filter(_RECORD_NAME.fullmatch, files.list_folder(pattern))
+            paths = [os.path.join(files.expand(pattern), name) for name in names]
+        else:
+            paths = files.glob(pattern)
+        return [path for path in paths if not path.endswith(_MANIFEST_SUFFIX) and _is_file(path)]
+    except OSError as error:
+        raise UserError(
+            f"cannot look for {pattern!r}: {error.strerror or error}; check the path."
+        ) from None
 
 
-def _exists(path: str) -> bool:
-    return _gfile().exists(path) if "://" in path else os.path.isfile(path)
+def _is_file(path: str) -> bool:
+    # To ask a bucket about each of a thousand shards takes minutes.
+    known = files.has_scheme(path) and _RECORD_NAME.fullmatch(path)
+    return bool(known) or not files.is_folder(path)
 
 
-def _open(path: str):
-    return _gfile().GFile(path) if "://" in path else open(path, encoding="utf-8")
+def listed_shards(prefix: str) -> set[str]:
+    """Names of the shards of earlier conversions, by the manifest and an interrupted one's journal.
+
+    A manifest that cannot be read lists none.
+    """
+    names = set()
+    if files.exists(journal := journal_name(prefix)):
+        with files.open_file(journal) as file:
+            names |= set(json.load(file))
+    if files.exists(path := manifest_name(prefix)):
+        with contextlib.suppress(UserError):
+            names |= {os.path.basename(shard["name"]) for shard in load_manifest(path).shards}
+    return names
 
 
-def _gfile():
-    """TensorFlow's file access, imported only for paths that Python cannot open."""
-    from tensorflow.io import gfile
-
-    return gfile
+def shards_in_folder(prefix: str) -> set[str]:
+    """Names of the shards of a prefix that are there."""
+    own_name = re.compile(re.escape(os.path.basename(prefix)) + r"-\d{5,}-of-\d{5,}\.tfrecord")
+    return set(filter(own_name.fullmatch, files.list_folder(os.path.dirname(prefix) or ".")))

@@ -1,19 +1,21 @@
 """One shard of a conversion: reading, checking and encoding its images.
 
 Beside the finished shard stands a note of its checksum and of all that decided its bytes, by which
-a later run recognises it.
+a later run recognises it. What other shards are made of does not matter to it.
 """
 
 from __future__ import annotations
 
+import array
 import dataclasses
 import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
-from data import coco, images, records
-from data.files import whole_file
+from data import coco, files, images, records
+
+NOTE_SUFFIX = ".json"  # of the note beside a finished shard
 
 # Part of what a finished shard's note must agree on; raise it when a record's bytes change.
 _RECORD_VERSION = 2
@@ -24,36 +26,25 @@ class ShardJob:
     """All that a process needs to build one shard."""
 
     name: str
-    build_dir: str  # where it is written
-    final_dir: str  # where an earlier run may have moved it
+    path: str  # where it is written
+    final_path: str  # where it belongs, and an earlier run may have moved it
     image_dir: str
     include_masks: bool
     skip_invalid: bool
     images: Sequence[coco.CocoImage]
     categories: Mapping[int, dict]  # by COCO id
-    input_sha256: str
-
-    @property
-    def path(self) -> str:
-        """The finished shard."""
-        return os.path.join(self.build_dir, self.name)
-
-    @property
-    def final_path(self) -> str:
-        """The shard once the whole conversion is done."""
-        return os.path.join(self.final_dir, self.name)
 
     @property
     def note_path(self) -> str:
         """The note about the finished shard."""
-        return f"{self.path}.json"
+        return self.path + NOTE_SUFFIX
 
 
 @dataclasses.dataclass
 class ShardResult:
-    """A shard's line in the manifest and its share of the counts."""
+    """What the manifest says about a shard, and what was left out of it."""
 
-    shard: dict = dataclasses.field(default_factory=dict)
+    shard: dict = dataclasses.field(default_factory=dict)  # name, num_images, bytes, sha256
     num_instances: int = 0  # without crowds
     num_crowds: int = 0
     max_instances_per_image: int = 0  # without crowds
@@ -61,6 +52,12 @@ class ShardResult:
     max_polygon_vertices: int = 0  # of one of them
     sizes: dict[str, int] = dataclasses.field(default_factory=dict)  # images by "480x640"
     skipped: list[dict] = dataclasses.field(default_factory=list)
+
+    @property
+    def entry(self) -> dict:
+        """What the manifest says about the shard: its file and its counts."""
+        fields = dataclasses.asdict(self)
+        return {**fields.pop("shard"), **{key: fields[key] for key in fields if key != "skipped"}}
 
 
 def build_shard(job: ShardJob, advance: Callable[[int], None]) -> ShardResult:
@@ -89,7 +86,7 @@ def build_shard(job: ShardJob, advance: Callable[[int], None]) -> ShardResult:
         "sizes": result.sizes,
     }
     note = {"fingerprint": fingerprint, "result": dataclasses.asdict(result)}
-    with whole_file(job.note_path) as file:
+    with files.whole_file(job.note_path) as file:
         json.dump(note, file)
     return result
 
@@ -99,32 +96,35 @@ def _fingerprint(job: ShardJob) -> str:
 
     def state(image):
         try:
-            status = os.stat(_image_path(job, image))
+            return files.state(_image_path(job, image))
         except (OSError, ValueError):
             return None
-        return status.st_size, status.st_mtime_ns
 
     parts = [
         _RECORD_VERSION,
-        job.name,
-        job.input_sha256,
-        os.path.abspath(job.image_dir),
+        files.expand(job.image_dir),
         job.include_masks,
         job.skip_invalid,
-        [state(image) for image in job.images],
+        list(job.categories.values()),
+        [(image, state(image)) for image in job.images],
     ]
-    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(parts, default=_packed_digits).encode()).hexdigest()
+
+
+def _packed_digits(numbers: array.array) -> str:
+    """How the packed numbers of polygons and runs go into a digest."""
+    return numbers.typecode + numbers.tobytes().hex()
 
 
 def _finished_result(job: ShardJob, fingerprint: str) -> ShardResult | None:
     """The result of an earlier run, if its shard is whole and would come out the same."""
     try:
-        with open(job.note_path) as file:
+        with files.open_file(job.note_path) as file:
             note = json.load(file)
         if note["fingerprint"] != fingerprint:
             return None
-        path = job.path if os.path.exists(job.path) else job.final_path
-        with open(path, "rb") as file:
+        path = job.path if files.exists(job.path) else job.final_path
+        with files.open_file(path, "rb") as file:
             digest = _file_sha256(file)
     except (OSError, ValueError):
         return None
@@ -186,7 +186,7 @@ def _read_image(job: ShardJob, image: coco.CocoImage) -> tuple[bytes, str]:
     """Returns an image's bytes and format; raises InvalidImage unless they are as announced."""
     path = _image_path(job, image)
     try:
-        with open(path, "rb") as file:
+        with files.open_file(path, "rb") as file:
             encoded = file.read()
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error

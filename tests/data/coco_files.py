@@ -1,10 +1,13 @@
 """A tiny data set in COCO format, drawn on the spot."""
 
 import json
+import pathlib
 
 import numpy as np
 from PIL import Image
 from pycocotools import mask as coco_mask
+
+from data.conversion import Conversion
 
 HEIGHT, WIDTH = 20, 30
 
@@ -60,3 +63,21 @@ def write_dataset(folder, content: dict):
     annotations_file = folder / "instances.json"
     annotations_file.write_text(json.dumps(content))
     return image_dir, annotations_file
+
+
+def settings_of(folder, content=None, **changes) -> Conversion:
+    """How to convert the data set in folder/input, drawn if it is not there, to folder/out."""
+    if not (folder / "input").exists():
+        write_dataset(folder / "input", content or tiny_coco())
+    arguments = {
+        "image_dir": str(folder / "input" / "images"),
+        "annotations_file": str(folder / "input" / "instances.json"),
+        "output_prefix": str(folder / "out" / "train"),
+        "num_shards": 2,
+    }
+    return Conversion(**{**arguments, **changes})
+
+
+def contents(folder) -> dict[str, bytes]:
+    """The files of a folder by name."""
+    return {path.name: path.read_bytes() for path in pathlib.Path(folder).iterdir()}

@@ -2,21 +2,38 @@
 
 import dataclasses
 import json
+import os
 
 import pytest
 
 from data.errors import UserError
 from data.manifest import (
     Manifest,
+    check_shards,
     expand_pattern,
     find_manifest,
+    journal_name,
     load_manifest,
     manifest_name,
     shard_name,
+    totals,
     write_manifest,
 )
 
 _CATEGORIES = ({"label": 1, "id": 3, "name": "car"}, {"label": 2, "id": 90, "name": "brush"})
+
+
+def _shards(prefix, count=2):
+    """What a manifest says about shards of nine bytes and 1, 2, … images."""
+    return tuple(
+        {
+            "name": shard_name(prefix, index, count),
+            "num_images": index + 1,
+            "bytes": 9,
+            "sha256": "a",
+        }
+        for index in range(count)
+    )
 
 
 def _manifest(prefix="train", **changes):
@@ -28,15 +45,16 @@ def _manifest(prefix="train", **changes):
         "include_masks": True,
         "categories": _CATEGORIES,
         "skipped": {"images": 0, "annotations": 1, "items": [{"annotation_id": 5, "reason": "?"}]},
-        "shards": ({"name": shard_name(prefix, 0, 1), "num_images": 3, "bytes": 9, "sha256": "a"},),
+        "shards": _shards(prefix),
     }
     return Manifest(**{**arguments, **changes})
 
 
 def _write_set(folder, prefix, manifest=None):
     path = str(folder / prefix)
-    for index in range(2):
-        open(shard_name(path, index, 2), "wb").close()
+    for shard in _shards(path):
+        with open(shard["name"], "wb") as file:
+            file.write(bytes(9))
     if manifest is not None:
         write_manifest(manifest_name(path), manifest)
     return path
@@ -91,10 +109,33 @@ def test_broken_manifests_are_refused(tmp_path, content, sentence):
 def test_patterns_expand_sorted_without_repeats(tmp_path):
     train, val = _write_set(tmp_path, "train"), _write_set(tmp_path, "val")
     (tmp_path / "folder-00000-of-00002.tfrecord").mkdir()
+    for prefix in (train, val):
+        write_manifest(manifest_name(prefix), _manifest())
     expected = [shard_name(prefix, index, 2) for prefix in (train, val) for index in range(2)]
     assert expand_pattern(f"{tmp_path}/*.tfrecord") == expected
     assert expand_pattern(f"{val}-*, {train}-*,{train}-00001*") == expected
+    assert expand_pattern(f"{tmp_path}/") == expand_pattern(f"{tmp_path}/*[nl]*") == expected
     assert expand_pattern(f"file://{train}-*") == [f"file://{path}" for path in expected[:2]]
+
+
+@pytest.mark.parametrize("folder", ["run[1],x", "a b", "c,d", "e*"])
+def test_a_path_that_is_there_is_taken_literally(tmp_path, folder):
+    (tmp_path / folder).mkdir()
+    prefix = _write_set(tmp_path / folder, "train", _manifest())
+    other = _write_set(tmp_path, "other")
+    expected = [shard_name(prefix, index, 2) for index in range(2)]
+    assert expand_pattern(expected[1]) == expected[1:]
+    assert expand_pattern(f"{tmp_path}/{folder}") == expand_pattern(f"{prefix}*") == expected
+    several = expand_pattern(f" {other}-*, {expected[0]} ,{prefix}-00001*")
+    assert several == sorted([*expected, *expand_pattern(f"{other}-*")])
+    assert find_manifest(f"{prefix}-*") == _manifest()
+
+
+def test_a_tilde_is_the_home_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    prefix = _write_set(tmp_path, "train", _manifest())
+    assert expand_pattern("~") == expand_pattern("~/train-*") == expand_pattern(f"{prefix}-*")
+    assert find_manifest("~/train-*") == _manifest()
 
 
 @pytest.mark.parametrize("pattern", ["", "absent-*", "{}/train-*,{}/absent*"])
@@ -107,7 +148,6 @@ def test_a_pattern_without_files_is_refused(tmp_path, pattern):
 def test_the_manifest_of_a_pattern_is_found(tmp_path):
     prefix = _write_set(tmp_path, "train", _manifest())
     assert find_manifest(f"{prefix}-*") == _manifest()
-    assert find_manifest(f"{prefix}-00001-of-00002.tfrecord") == _manifest()
     assert find_manifest(f"file://{prefix}-*") == _manifest()
 
 
@@ -129,7 +169,7 @@ def test_several_sets_are_joined_when_their_categories_agree(tmp_path):
     assert (joined.num_images, joined.num_instances, joined.num_crowds) == (6, 14, 2)
     assert (joined.max_instances_per_image, joined.include_masks) == (9, False)
     assert joined.skipped["annotations"] == len(joined.skipped["items"]) == 2
-    assert [shard["name"][0] for shard in joined.shards] == ["a", "b"]
+    assert [shard["name"][0] for shard in joined.shards] == ["a", "a", "b", "b"]
     assert (joined.num_without_polygons, joined.max_polygon_vertices) == (14, 0)
     polygons = {"num_without_polygons": 0, "max_polygon_vertices": 30}
     write_manifest(manifest_name(first), _manifest("a", **polygons))
@@ -138,3 +178,75 @@ def test_several_sets_are_joined_when_their_categories_agree(tmp_path):
     write_manifest(manifest_name(second), _manifest("b", categories=_CATEGORIES[:1]))
     with pytest.raises(UserError, match="categories in .* differ"):
         find_manifest(f"{first}-*,{second}-*")
+
+
+def _size(path, count):
+    with open(path, "wb") as file:
+        file.write(bytes(count))
+
+
+@pytest.mark.parametrize("pattern", ["{}-*", "{}*.tfrecord", "{folder}", "{}-0000[01]-of-*"])
+@pytest.mark.parametrize(
+    "damage, sentence",
+    [
+        (
+            lambda prefix: os.remove(shard_name(prefix, 1, 2)),
+            "train-00001-of-00002.* is missing, wh",
+        ),
+        (lambda prefix: _size(shard_name(prefix, 1, 3), 9), "train-00001-of-00003.* is not listed"),
+        (
+            lambda prefix: _size(shard_name(prefix, 1, 2), 8),
+            "has 8 bytes and .* says 9: it was alt",
+        ),
+        (lambda prefix: os.makedirs(journal_name(prefix)), "a conversion .* was interrupted"),
+    ],
+    ids=["missing", "unlisted", "altered", "unfinished"],
+)
+def test_shards_that_do_not_fit_their_manifest_are_refused(tmp_path, pattern, damage, sentence):
+    prefix = _write_set(tmp_path, "train", _manifest())
+    pattern = pattern.format(prefix, folder=tmp_path)
+    check_shards(pattern)
+    damage(prefix)
+    with pytest.raises(UserError, match=sentence):
+        check_shards(pattern)
+
+
+def test_a_pattern_that_leaves_shards_out_counts_what_it_matches(tmp_path, capsys):
+    counts = {"num_instances": 4, "num_crowds": 0, "max_instances_per_image": 3}
+    counts |= {"num_without_polygons": 1, "max_polygon_vertices": 30}
+    shards = _shards("train")
+    manifest = _manifest(shards=(shards[0], {**shards[1], **counts}))
+    prefix = _write_set(tmp_path, "train", manifest)
+    os.remove(shard_name(prefix, 0, 2))  # is not meant, and need not be there
+    pattern = f"{prefix}-00001*"
+    check_shards(pattern)
+    assert capsys.readouterr().err == (
+        f"Warning: {pattern} leaves out 1 of 3 images of {prefix}.manifest.json.\n"
+    )
+    selected = dataclasses.replace(manifest, shards=manifest.shards[1:], num_images=2, **counts)
+    assert find_manifest(pattern) == selected
+
+
+def test_what_a_pattern_matches_beside_one_conversion_is_said(tmp_path, capsys):
+    train = _write_set(tmp_path, "train", _manifest())
+    check_shards(f"{train}-*")
+    assert capsys.readouterr().err == ""
+    _write_set(tmp_path, "train-small", _manifest("train-small"))
+    check_shards(f"{train}-*")
+    assert f"matches several sets of shards, {train}, {train}-small; all" in capsys.readouterr().err
+    check_shards(f"{train}-0*,{train}-small-*")
+    assert capsys.readouterr().err == ""
+    (tmp_path / "pets.record").touch()
+    check_shards(f"{train}-0*,{tmp_path}/pets.record")
+    assert (
+        "Warning: " + str(tmp_path / "pets.record") + " is in no manifest"
+        in capsys.readouterr().err
+    )
+
+
+def test_an_empty_shard_has_counts(tmp_path):
+    assert totals([{"num_images": 0, "max_polygon_vertices": 0}]) == {
+        "num_images": 0,
+        "max_polygon_vertices": 0,
+    }
+    assert totals([{"num_images": 1, "num_crowds": 2}, {"num_images": 3}]) == {"num_images": 4}
