@@ -17,6 +17,7 @@ import gc
 import json
 import multiprocessing
 import os
+import re
 import signal
 import sys
 import threading
@@ -250,15 +251,29 @@ def _stale_shards(settings: Conversion, jobs: Sequence[ShardJob]) -> list[str]:
       UserError: there are shards of this prefix that no conversion has listed.
     """
     fresh = {job.name for job in jobs}
-    stale = manifest.listed_shards(settings.output_prefix) - fresh
-    shards = manifest.shards_in_folder(settings.output_prefix)
-    if foreign := sorted(shards - fresh - stale):
+    stale = _listed_shards(settings.output_prefix) - fresh
+    prefix = re.escape(os.path.basename(settings.output_prefix))
+    own_name = re.compile(prefix + r"-\d{5,}-of-\d{5,}\.tfrecord")
+    present = set(filter(own_name.fullmatch, files.list_folder(settings.output_dir)))
+    if foreign := sorted(present - fresh - stale):
         raise UserError(
             f"{settings.output_prefix}-* would also read {foreign[0]}, which no manifest lists; "
             "remove what is left there of other conversions, or choose another "
             "--output_file_prefix."
         )
     return sorted(stale)
+
+
+def _listed_shards(prefix: str) -> set[str]:
+    """Names that the manifest lists, if it can be read, or the journal of an interrupted run."""
+    names: set[str] = set()
+    if files.exists(journal := manifest.journal_name(prefix)):
+        with files.open_file(journal) as file:
+            names |= set(json.load(file))
+    if files.exists(path := manifest.manifest_name(prefix)):
+        with contextlib.suppress(UserError):
+            names |= {shard["name"] for shard in manifest.load_manifest(path).shards}
+    return names
 
 
 def _publish(

@@ -231,6 +231,20 @@ def rename(path: Path, target: Path) -> None:
         return _gfile().rename(path, target, overwrite=True)
 
 
+@contextlib.contextmanager
+def local_copy(path: Path) -> Iterator[str]:
+    """A local path of a file, for libraries that open files themselves; raises OSError."""
+    path = expand(path)
+    if not has_scheme(path):
+        yield path
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        copy = os.path.join(folder, os.path.basename(path))
+        with open_file(path, "rb") as source, open(copy, "wb") as target:
+            shutil.copyfileobj(source, target)
+        yield copy
+
+
 def remove(path: Path) -> None:
     """Removes a file; raises OSError if there is none."""
     path = expand(path)

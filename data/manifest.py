@@ -7,7 +7,6 @@ matches are compared with their manifests, so that none is missing, left over or
 from __future__ import annotations
 
 import collections
-import contextlib
 import dataclasses
 import fnmatch
 import json
@@ -360,24 +359,3 @@ def _is_file(path: str) -> bool:
     # To ask a bucket about each of a thousand shards takes minutes.
     known = files.has_scheme(path) and _RECORD_NAME.fullmatch(path)
     return bool(known) or not files.is_folder(path)
-
-
-def listed_shards(prefix: str) -> set[str]:
-    """Names of the shards of earlier conversions, by the manifest and an interrupted one's journal.
-
-    A manifest that cannot be read lists none.
-    """
-    names = set()
-    if files.exists(journal := journal_name(prefix)):
-        with files.open_file(journal) as file:
-            names |= set(json.load(file))
-    if files.exists(path := manifest_name(prefix)):
-        with contextlib.suppress(UserError):
-            names |= {os.path.basename(shard["name"]) for shard in load_manifest(path).shards}
-    return names
-
-
-def shards_in_folder(prefix: str) -> set[str]:
-    """Names of the shards of a prefix that are there."""
-    own_name = re.compile(re.escape(os.path.basename(prefix)) + r"-\d{5,}-of-\d{5,}\.tfrecord")
-    return set(filter(own_name.fullmatch, files.list_folder(os.path.dirname(prefix) or ".")))

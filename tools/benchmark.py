@@ -37,7 +37,7 @@ if __package__ is None:  # started as a script, which may be without the package
 
 from absl import flags
 
-from data.files import whole_file
+from data.files import make_folder, whole_file
 from tools.contestants import OURS, ContestantError, Result, Spec, take_turns
 from tools.workloads import UNITS, define_flags
 from trainer.config import Params
@@ -63,7 +63,7 @@ def main(argv: Sequence[str]) -> int:
         refuse_flags("--json names the file to write, and --repeats is 1 or more.")
     try:
         # Not after minutes of measuring.
-        os.makedirs(os.path.dirname(os.path.abspath(values.json)), exist_ok=True)
+        make_folder(os.path.dirname(values.json) or ".")
         with tempfile.TemporaryDirectory() as folder:
             flagfile = os.path.join(folder, "settings.flags")
             write_flagfile(params, flagfile)

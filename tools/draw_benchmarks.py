@@ -25,7 +25,7 @@ if __package__ is None:  # started as a script, which may be without the package
 from absl import flags
 
 from data.errors import UserError
-from data.files import whole_file
+from data.files import make_folder, whole_file
 from tools.measurements import (
     PEER_NAMES,
     Measurement,
@@ -369,7 +369,7 @@ def main(argv: Sequence[str]) -> int:
         refuse_flags("name the JSON files to draw.")
     try:
         content = draw(values.chart, [read_measurement(path) for path in paths], picture)
-        os.makedirs(os.path.dirname(os.path.abspath(values.output)), exist_ok=True)
+        make_folder(os.path.dirname(values.output) or ".")
         with whole_file(values.output, "wb") as file:
             file.write(content)
     except UserError as error:

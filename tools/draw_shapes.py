@@ -16,7 +16,7 @@ import argparse
 import colorsys
 import dataclasses
 import json
-import pathlib
+import os
 import sys
 from collections.abc import Sequence
 
@@ -25,8 +25,8 @@ from PIL import Image, ImageFilter
 from pycocotools import mask as coco_mask
 from tqdm import tqdm
 
+from data import files
 from data.errors import UserError
-from data.files import whole_file
 
 CATEGORIES = (
     {"id": 2, "name": "disc", "supercategory": "round"},
@@ -227,9 +227,7 @@ def describe_shape(shape: Shape, mask: np.ndarray, number: int) -> dict:
     }
 
 
-def draw_split(
-    folder: pathlib.Path, first_id: int, count: int, seed: int, sides: tuple[int, int]
-) -> dict:
+def draw_split(folder: str, first_id: int, count: int, seed: int, sides: tuple[int, int]) -> dict:
     """Draws the pictures of one split into a folder.
 
     Args:
@@ -242,16 +240,18 @@ def draw_split(
     Returns:
       The COCO dict of the split.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    files.make_folder(folder)
     images: list[dict] = []
     annotations: list[dict] = []
-    for image_id in tqdm(range(first_id, first_id + count), folder.name, disable=None):
+    for image_id in tqdm(range(first_id, first_id + count), os.path.basename(folder), disable=None):
         rng = np.random.default_rng([seed, image_id])
         height, width = (int(side) for side in rng.integers(sides[0], sides[1] + 1, 2))
         shapes, visible = arrange_shapes(rng, height, width)
         pixels = paint_picture(shapes, visible, rng, height, width)
-        name = f"{image_id:06d}.{'png' if rng.random() < _PNG_SHARE else 'jpg'}"
-        Image.fromarray(pixels).save(folder / name, quality=92)
+        suffix, file_format = ("png", "PNG") if rng.random() < _PNG_SHARE else ("jpg", "JPEG")
+        name = f"{image_id:06d}.{suffix}"
+        with files.open_file(os.path.join(folder, name), "wb") as file:
+            Image.fromarray(pixels).save(file, file_format, quality=92)
         images.append({"id": image_id, "file_name": name, "height": height, "width": width})
         for shape, mask in zip(shapes, visible, strict=True):
             number = len(annotations) + 1
@@ -268,14 +268,14 @@ def draw_data_set(
     Raises:
       UserError: the folder cannot be written.
     """
-    root = pathlib.Path(output_dir)
     splits = {"train": (1, num_train), "val": (num_train + 1, num_val)}
     try:
-        (root / "annotations").mkdir(parents=True, exist_ok=True)
+        files.make_folder(os.path.join(output_dir, "annotations"))
         for split, (first_id, count) in splits.items():
-            target = root / "annotations" / f"{split}.json"
-            dataset = draw_split(root / split, first_id, count, seed, sides)
-            with whole_file(target) as file:
+            target = os.path.join(output_dir, "annotations", f"{split}.json")
+            folder = os.path.join(output_dir, split)
+            dataset = draw_split(folder, first_id, count, seed, sides)
+            with files.whole_file(target) as file:
                 json.dump(dataset, file)
     except OSError as error:
         raise UserError(

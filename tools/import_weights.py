@@ -20,7 +20,7 @@ import sys
 from absl import flags
 
 from data.errors import UserError
-from data.files import whole_file
+from data.files import make_folder, whole_file
 from trainer.config import Params
 from trainer.flags import parse_flags_with, refuse_flags
 
@@ -109,7 +109,7 @@ def import_weights(params: Params, options: ImportOptions) -> None:
     for path, value in result.values.items():
         variables[path].assign(value)
     try:
-        os.makedirs(os.path.dirname(output) or ".", exist_ok=True)
+        make_folder(os.path.dirname(output) or ".")
         with whole_file(f"{output}.report.txt") as file:
             file.writelines(f"{line}\n" for line in itemise(result))
         tf.train.Checkpoint(network=network).write(output)

@@ -10,21 +10,22 @@ from __future__ import annotations
 
 import argparse
 import collections
+import io
 import json
-import pathlib
+import os
 import sys
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 from PIL import Image
 
+from data import files
 from data.errors import UserError
-from data.files import whole_file
 from trainer.coco_metrics import load_ground_truth
 from trainer.overlays import annotation_instances, draw_comparison
 
 
-def read_results(folder: pathlib.Path, min_score: float) -> dict[int, list[dict]]:
+def read_results(folder: str, min_score: float) -> dict[int, list[dict]]:
     """Results by image id, best box_score first; masks and boxes of one detection are joined.
 
     Args:
@@ -34,9 +35,9 @@ def read_results(folder: pathlib.Path, min_score: float) -> dict[int, list[dict]
     Raises:
       UserError: bbox.json is missing or no JSON, or the two files do not belong together.
     """
-    results = _read_json(folder / "bbox.json")
-    if (folder / "segm.json").exists():
-        masks = _read_json(folder / "segm.json")
+    results = _read_json(os.path.join(folder, "bbox.json"))
+    if files.exists(path := os.path.join(folder, "segm.json")):
+        masks = _read_json(path)
         if len(masks) != len(results):
             raise UserError(
                 f"{folder}: bbox.json has {len(results)} entries but segm.json {len(masks)}; "
@@ -50,15 +51,16 @@ def read_results(folder: pathlib.Path, min_score: float) -> dict[int, list[dict]
     return by_image
 
 
-def _read_json(path: pathlib.Path) -> list[dict]:
+def _read_json(path: str) -> list[dict]:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        with files.open_file(path) as file:
+            return json.load(file)
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: cannot be read ({error}); evaluate first.") from error
 
 
 def draw_sample(
-    path: pathlib.Path,
+    path: str,
     annotations: Sequence[Mapping],
     results: Sequence[Mapping],
     names: Mapping[int, str],
@@ -69,7 +71,8 @@ def draw_sample(
       UserError: the image cannot be read.
     """
     try:
-        pixels = np.asarray(Image.open(path).convert("RGB"))
+        with files.open_file(path, "rb") as file:
+            pixels = np.asarray(Image.open(io.BytesIO(file.read())).convert("RGB"))
     except OSError as error:
         raise UserError(f"{path}: cannot be read as an image ({error}).") from error
     height, width = pixels.shape[:2]
@@ -87,25 +90,25 @@ def write_samples(flags: argparse.Namespace) -> int:
       UserError: something cannot be read or written.
     """
     ground_truth = load_ground_truth(flags.object_annotations_file, "")
-    results = read_results(pathlib.Path(flags.results_dir), flags.min_score)
+    results = read_results(flags.results_dir, flags.min_score)
     names = {category["id"]: category["name"] for category in ground_truth["categories"]}
     annotations = collections.defaultdict(list)
     for annotation in ground_truth["annotations"]:
         annotations[annotation["image_id"]].append(annotation)
-    output_dir = pathlib.Path(flags.output_dir)
     images = ground_truth["images"]
     chosen = images[:: max(1, len(images) // flags.num_samples)][: flags.num_samples]
     for image in chosen:
-        path = pathlib.Path(flags.image_dir, image["file_name"])
+        path = os.path.join(flags.image_dir, image["file_name"])
         picture = draw_sample(path, annotations[image["id"]], results[image["id"]], names)
-        _write_png(output_dir / f"{path.stem}.png", picture)
+        stem = os.path.splitext(os.path.basename(path))[0]
+        _write_png(os.path.join(flags.output_dir, f"{stem}.png"), picture)
     return len(chosen)
 
 
-def _write_png(path: pathlib.Path, picture: np.ndarray) -> None:
+def _write_png(path: str, picture: np.ndarray) -> None:
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with whole_file(path, "wb") as file:
+        files.make_folder(os.path.dirname(path))
+        with files.whole_file(path, "wb") as file:
             Image.fromarray(picture).save(file, format="PNG")
     except OSError as error:
         raise UserError(f"{path}: cannot be written ({error.strerror}).") from error

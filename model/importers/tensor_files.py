@@ -10,12 +10,12 @@ than a fixed multiple of its size.
 
 from __future__ import annotations
 
-import os
 import zipfile
 from typing import Any
 
 import numpy as np
 
+from data import files
 from data.errors import UserError
 from model.importers.hdf5_process import HDF5_MAGIC, read_hdf5_apart
 from model.importers.numpy_files import array_builders, plain_numbers, read_npz
@@ -80,26 +80,32 @@ def read_tensors(path: str) -> dict[str, np.ndarray]:
 
 
 def _size_of(path: str) -> int:
-    if os.path.isdir(path):
+    if files.is_folder(path):
         raise UserError(f"{path} is a folder: name the file of the weights in it.")
-    if not os.path.isfile(path):
-        raise UserError(f"There is no file {path}: check the path of the weights.")
-    if not os.access(path, os.R_OK):
-        raise UserError(f"{path} may not be read: change its permissions.")
-    if not os.path.getsize(path):
+    try:
+        with files.open_file(path, "rb"):
+            size = files.size(path)
+    except FileNotFoundError:
+        raise UserError(f"There is no file {path}: check the path of the weights.") from None
+    except OSError as error:
+        raise UserError(
+            f"{path} may not be read ({error.strerror or error}): change its permissions."
+        ) from None
+    if not size:
         raise UserError(f"{path} is empty: download or save it again.")
-    return os.path.getsize(path)
+    return size
 
 
 def _read_any(path: str, budget: Budget) -> dict[str, np.ndarray]:
-    with open(path, "rb") as file:
+    with files.open_file(path, "rb") as file:
         head = file.read(512)
     if head.startswith(b"PK"):
         return _read_zip(path, budget)
     if head.startswith(HDF5_MAGIC):
-        return read_hdf5_apart(path)
+        with files.local_copy(path) as local_path:
+            return read_hdf5_apart(local_path)
     _refuse_foreign(head)
-    with open(path, "rb") as file:
+    with files.open_file(path, "rb") as file:
         content = file.read()
     if LEGACY_MAGIC in head[:32]:
         return _arrays_of(read_legacy_torch(content, budget), budget)
@@ -108,7 +114,7 @@ def _read_any(path: str, budget: Budget) -> dict[str, np.ndarray]:
 
 
 def _read_zip(path: str, budget: Budget) -> dict[str, np.ndarray]:
-    with zipfile.ZipFile(path) as archive:
+    with files.open_file(path, "rb") as file, zipfile.ZipFile(file) as archive:
         members = ZipMembers(archive, budget)
         if is_torch_archive(members):
             return _arrays_of(read_torch_archive(members, budget), budget)
