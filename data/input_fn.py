@@ -34,6 +34,8 @@ from data.data_service import run_on_workers
 from data.epochs import count_sizes, ordered_records, plan_epochs
 from data.errors import UserError
 from data.examples import eval_example, padding_example, train_example
+from data.files import open_file
+from data.files import size as file_size
 from data.manifest import Manifest, expand_pattern, find_manifest
 
 MODES = ("train", "eval", "predict")
@@ -294,15 +296,11 @@ def _replica_batch_size(kind: str, config: DataConfig, context: tf.distribute.In
 
 def _require_records(files: list[str], manifest: Manifest | None) -> None:
     """Refuses empty files, which an endless data set would read for ever."""
-    empty = not (manifest.num_images if manifest else any(map(_file_size, files)))
+    empty = not (manifest.num_images if manifest else any(map(file_size, files)))
     if empty:
         raise UserError(
             f"there is no image in {files[0]} and its like; convert the data set again."
         )
-
-
-def _file_size(path: str) -> int:
-    return tf.io.gfile.stat(path).length
 
 
 def _shuffle_buffer_size(files: list[str], manifest: Manifest | None, config: DataConfig) -> int:
@@ -335,9 +333,9 @@ def _count_records(files: list[str], manifest: Manifest | None) -> list[int]:
 
 def _record_ends(path: str) -> Iterator[int]:
     """Where each record of a file ends, from the lengths that frame them."""
-    size = _file_size(path)
+    size = file_size(path)
     end = 0
-    with tf.io.gfile.GFile(path, "rb") as file:
+    with open_file(path, "rb") as file:
         while end < size:
             file.seek(end)
             # A record is framed by its length, two checksums of 4 bytes and itself.

@@ -13,6 +13,24 @@ ROOMS = ("data", "model", "trainer", "tools")
 FILES = [path for room in ROOMS for path in sorted((ROOT / room).rglob("*.py"))]
 NAMELESS = {"utils", "util", "helpers", "misc", "common"}
 OFF_GRAPH = {"py_function", "numpy_function", "from_generator"}
+# What modules may call of os: texts and processes. Files are for data/files.py, which knows gs://.
+NOT_FILES = {
+    *("os.path.join", "os.path.basename", "os.path.dirname", "os.path.splitext"),
+    *("os._exit", "os.cpu_count", "os.environ.get", "os.environ.setdefault", "os.kill"),
+}
+FILE_MODULES = {"glob", "pathlib", "shutil", "tempfile"}
+LOCAL_FILES = {
+    "data/files.py": "is the file layer",
+    "model/importers/hdf5_process.py": "starts a program on a local copy",
+    "model/importers/keras_files.py": "is that program",
+    "tools/benchmark.py": "reads /proc, and works in a temporary folder",
+    "tools/contestants.py": "reads /proc, and starts programs",
+    "tools/measurements.py": "reads measurements of this machine",
+    "tools/profile_steps.py": "reads a profile in a temporary folder",
+    "tools/stand_ins.py": "works in a temporary folder",
+    "tools/workload_data.py": "works in a temporary folder",
+    "tools/workloads.py": "works in a temporary folder",
+}
 
 
 def name_of(path):
@@ -79,6 +97,27 @@ def test_flags_stay_at_the_top(path):
     if name_of(path).split("/")[0] in ("data", "model"):
         assert "absl.flags" not in imported_modules(parse(path))
     assert "tensorflow.compat.v1" not in imported_modules(parse(path))
+
+
+def file_accesses(tree):
+    """Calls and imports that ask the operating system for files, except for a module's own."""
+    found = FILE_MODULES & {module.split(".")[0] for module in imported_modules(tree)}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call) and not ast.unparse(node).endswith("(__file__)"):
+            if called := re.fullmatch(r"open|os(\.\w+)+", ast.unparse(node.func)):
+                found.add(called[0])
+        elif isinstance(node, ast.Attribute) and node.attr == "gfile":
+            found.add("gfile")
+    return found - NOT_FILES
+
+
+@pytest.mark.parametrize("path", FILES, ids=name_of)
+def test_files_of_users_go_through_the_file_layer(path):
+    found = file_accesses(parse(path))
+    if name_of(path).startswith("tools/peers/") or name_of(path) in LOCAL_FILES:
+        assert found or name_of(path) not in LOCAL_FILES, "needs no exception"
+    else:
+        assert not found, f"{name_of(path)} uses {found}: data.files has what reads gs:// too"
 
 
 def test_files_have_names_that_say_something():

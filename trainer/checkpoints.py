@@ -170,7 +170,7 @@ def load_network(network, path: str) -> None:
     Raises:
       UserError: there is no checkpoint at `path`, or its network differs in names or shapes.
     """
-    path = tf.train.latest_checkpoint(path) or path if os.path.isdir(path) else path
+    path = tf.train.latest_checkpoint(path) or path if files.is_folder(path) else path
     restore(tf.train.Checkpoint(network=network), path)
 
 
@@ -226,7 +226,7 @@ def _read_shapes(path: str) -> dict[str, list[int]]:
     try:
         shapes = dict(tf.train.list_variables(path))
     except (tf.errors.OpError, ValueError) as error:
-        foreign = os.path.isfile(path)
+        foreign = files.is_file(path)
         raise UserError(
             f"There is no readable checkpoint at {path}: "
             + (

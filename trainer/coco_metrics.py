@@ -25,7 +25,7 @@ from data.coco import (
     run_lengths,
 )
 from data.errors import UserError
-from data.files import whole_file
+from data.files import make_folder, whole_file
 from model.paste import encode_counts, paste_rle
 from trainer.average_precision import evaluate_results
 from trainer.coco_report import explain_unmeasured, format_table
@@ -203,7 +203,7 @@ class CocoEvaluator:
         with masks mask_score, and with a MaskIoU head mask_iou. Each file appears whole or not at
         all.
         """
-        os.makedirs(folder, exist_ok=True)
+        make_folder(folder)
         results = {"bbox.json": self._boxes}
         if self._masks_predicted:
             results["segm.json"] = self._masks

@@ -15,7 +15,8 @@ import sys
 from collections.abc import Iterable, Mapping
 
 from data.errors import UserError
-from data.manifest import Manifest, find_manifest
+from data.files import exists, open_file
+from data.manifest import Manifest, check_shards, find_manifest
 from trainer.config import Params
 
 _TRAINING_MODES = ("train", "train_and_eval")
@@ -34,6 +35,10 @@ def complete_from_manifests(params: Params) -> Params:
     """
     mode, data = params.train.mode, params.data
     training = mode in _TRAINING_MODES
+    if training:
+        check_shards(data.train_file_pattern)
+    if mode != "train":
+        check_shards(data.eval_file_pattern)
     manifest = find_manifest(data.train_file_pattern if training else data.eval_file_pattern)
     if mode == "train_and_eval":
         _check_same_categories(manifest, find_manifest(data.eval_file_pattern))
@@ -82,10 +87,10 @@ def complete_from_records(params: Params) -> Params:
 def _recorded(params: Params, name: str) -> str:
     """A flag of the training run whose checkpoints are in the model_dir; "" without one."""
     folder = params.train.model_dir
-    if not os.path.exists(os.path.join(folder, "checkpoint")):
+    if not exists(os.path.join(folder, "checkpoint")):
         return ""
     try:
-        with open(os.path.join(folder, FLAGFILE), encoding="utf-8") as file:
+        with open_file(os.path.join(folder, FLAGFILE)) as file:
             match = re.search(rf"^--{name}=(.*)$", file.read(), re.MULTILINE)
     except OSError:
         return ""

@@ -18,8 +18,8 @@ import numpy as np
 import tensorflow as tf
 from tensorflow.core.framework import summary_pb2
 
+from data import files
 from data.errors import UserError
-from data.files import whole_file
 from trainer.steps import StepResult
 
 # So many halvings take the loss scale of float16 from its first value to 1, with five to spare.
@@ -123,22 +123,22 @@ class TrainLog:
     """
 
     def __init__(self, model_dir: str, first_step: int):
-        os.makedirs(model_dir, exist_ok=True)
+        files.make_folder(model_dir)
         self._path = os.path.join(model_dir, "train.jsonl")
         self._drop_after(first_step)
 
     def write(self, record: Mapping[str, float]) -> None:
         """Appends a line; what is not finite becomes null, since JSON has no word for it."""
         line = {name: value if math.isfinite(value) else None for name, value in record.items()}
-        with open(self._path, "a", encoding="utf-8") as file:
+        with files.open_file(self._path, "a") as file:
             file.write(json.dumps(line) + "\n")
 
     def _drop_after(self, step: int) -> None:
-        if not os.path.exists(self._path):
+        if not files.exists(self._path):
             return
-        with open(self._path, encoding="utf-8") as file:
+        with files.open_file(self._path) as file:
             lines = [line for line in file if _step_of(line) <= step]
-        with whole_file(self._path) as file:
+        with files.whole_file(self._path) as file:
             file.writelines(lines)
 
 

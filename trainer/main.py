@@ -15,6 +15,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 
 from data.errors import UserError
+from data.files import require_writable
 from data.manifest import find_manifest
 from trainer.completion import (
     FLAGFILE,
@@ -77,7 +78,7 @@ def execute(params: Params) -> None:
     Raises:
       UserError: something in the flags, the records or the model_dir cannot be used.
     """
-    _make_model_dir(params.train.model_dir)
+    require_writable(params.train.model_dir, "model_dir")
     training = params.train.mode in ("train", "train_and_eval")
     with exclusive_training(params.train.model_dir) if training else contextlib.nullcontext():
         _execute(params)
@@ -203,15 +204,6 @@ def _raise_if_a_record_is_broken(params: Params) -> None:
     for pattern, needs in patterns.items():
         if error := find_broken_record(pattern, *needs):
             raise error
-
-
-def _make_model_dir(path: str) -> None:
-    try:
-        os.makedirs(path, exist_ok=True)
-    except OSError as error:
-        raise UserError(
-            f"--model_dir={path} cannot be made ({error.strerror}): name a folder that can."
-        ) from error
 
 
 if __name__ == "__main__":

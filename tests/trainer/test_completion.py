@@ -30,12 +30,13 @@ def write_foreign(folder, name, *labels, names=None, with_masks=True):
     return path
 
 
-def write_own(folder, name, *names):
-    """An empty shard with a manifest of these categories; returns its path."""
+def write_own(folder, name, *names, content=b""):
+    """A shard with a manifest of these categories; returns its path."""
     path = folder / f"{name}-00000-of-00001.tfrecord"
-    path.touch()
+    path.write_bytes(content)
     categories = tuple({"label": n, "id": 10 * n, "name": s} for n, s in enumerate(names, 1))
-    manifest = Manifest(1, 1, 0, 1, True, categories, {}, ())
+    shards = ({"name": path.name, "num_images": 1, "bytes": len(content), "sha256": ""},)
+    manifest = Manifest(1, 1, 0, 1, True, categories, {}, shards)
     write_manifest(f"{folder}/{name}.manifest.json", manifest)
     return str(path)
 
@@ -154,8 +155,7 @@ def test_without_an_object_the_number_is_asked_for(tmp_path):
 
 
 def test_records_with_manifests_are_not_looked_into(tmp_path):
-    own = write_own(tmp_path, "own", "cat", "dog")
-    (tmp_path / "own-00000-of-00001.tfrecord").write_bytes(b"no record at all")
+    own = write_own(tmp_path, "own", "cat", "dog", content=b"no record at all")
     assert num_classes(tmp_path, "train", train_file_pattern=own) == 3
 
 

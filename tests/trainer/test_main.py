@@ -28,7 +28,8 @@ FLAGS = [
 
 def write_records(folder, name, **changes) -> str:
     """A manifest beside an empty shard; the toy's input does not read it."""
-    (folder / f"{name}-00000-of-00001.tfrecord").touch()
+    shard = f"{name}-00000-of-00001.tfrecord"
+    (folder / shard).touch()
     fields = dict(
         num_images=2,
         num_instances=2,
@@ -37,7 +38,7 @@ def write_records(folder, name, **changes) -> str:
         include_masks=True,
         categories=CATEGORIES,
         skipped={"images": 0, "annotations": 0, "items": []},
-        shards=(),
+        shards=({"name": shard, "num_images": 2, "bytes": 0, "sha256": ""},),
     )
     write_manifest(f"{folder}/{name}.manifest.json", Manifest(**{**fields, **changes}))
     return f"{folder}/{name}-*.tfrecord"
@@ -188,7 +189,7 @@ def test_nothing_matches_and_no_folder(workplace, capsys):
     assert run(workplace, "train", f"--train_file_pattern={workplace}/none-*") == 1
     assert "none-*" in refusal(capsys)
     assert run(workplace, "train", f"--model_dir={workplace}/val.json") == 1
-    assert "cannot be made" in refusal(capsys)
+    assert "cannot be written to" in refusal(capsys)
 
 
 def write_image(folder, encoded: bytes) -> str:
