@@ -87,7 +87,7 @@ def exists(path: Path) -> bool:
     if not has_scheme(path):
         return os.path.exists(path)
     with _os_errors(path):
-        return _gfile().exists(path)
+        return _gfile().exists(path) and _is_listed(path)
 
 
 def is_file(path: Path) -> bool:
@@ -101,7 +101,15 @@ def is_folder(path: Path) -> bool:
     if not has_scheme(path):
         return os.path.isdir(path)
     with _os_errors(path):
-        return _gfile().isdir(path)
+        return _gfile().isdir(path) and _is_listed(path)
+
+
+def _is_listed(path: str) -> bool:
+    """Keeps ram:// from taking the first letters of any path for a folder."""
+    folder, name = os.path.split(path.rstrip("/"))
+    if not path.startswith("ram://") or folder == "ram:":
+        return True
+    return name in list_folder(folder)
 
 
 def size(path: Path) -> int:

@@ -222,9 +222,14 @@ def write_json(content: dict, path: str) -> None:
         file.write("\n")
 
 
+def _reader(path: str):
+    # tf.train.load_checkpoint takes any head of a path on ram:// for a folder.
+    return tf.compat.v1.train.NewCheckpointReader(files.expand(path))
+
+
 def _read_shapes(path: str) -> dict[str, list[int]]:
     try:
-        shapes = dict(tf.train.list_variables(path))
+        shapes = _reader(path).get_variable_to_shape_map()
     except (tf.errors.OpError, ValueError) as error:
         foreign = files.is_file(path)
         raise UserError(
@@ -244,7 +249,7 @@ def _read_shapes(path: str) -> dict[str, list[int]]:
 
 def _load(path: str, name: str):
     """Value of a variable directly below the root of a checkpoint."""
-    return tf.train.load_variable(path, name + _SUFFIX)
+    return _reader(path).get_tensor(name + _SUFFIX)
 
 
 def _read_record(path: str) -> dict:

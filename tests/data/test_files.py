@@ -126,6 +126,7 @@ def test_patterns_match_names_but_not_slashes_or_dots(folder):
     assert matched("a/*") == ["a/sub", "a/x-1", "a/x-2"]
     assert matched("a/.*") == ["a/.x"]
     assert matched("a/x-1/*") == matched("none/*") == matched("a/x-?1") == []
+    assert matched("a/su") == matched("a/x-") == []
     assert matched("a/sub") == ["a/sub"] and matched("a//x-1") == ["a/x-1"]
 
 
