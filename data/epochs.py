@@ -23,6 +23,7 @@ import tensorflow as tf
 
 from data.augment import choose_canvas
 from data.config import DataConfig
+from data.files import size as file_size
 from data.manifest import Manifest
 from data.records import parse_size
 
@@ -111,7 +112,7 @@ def count_sizes(files: Sequence[str], manifest: Manifest | None) -> collections.
     told = manifest.image_sizes if manifest else None
     if told is not None:
         return told
-    num_bytes = sum(map(_file_size, files))
+    num_bytes = sum(map(file_size, files))
     if num_bytes > _BYTES_READ_UNSAID:
         print(
             f"Reading the sizes of all images in {files[0]} and its sibling shards "
@@ -121,10 +122,6 @@ def count_sizes(files: Sequence[str], manifest: Manifest | None) -> collections.
     records = tf.data.TFRecordDataset(list(files), num_parallel_reads=tf.data.AUTOTUNE)
     found = records.map(parse_size, tf.data.AUTOTUNE)
     return collections.Counter(map(tuple, (size.tolist() for size in found.as_numpy_iterator())))
-
-
-def _file_size(path: str) -> int:
-    return tf.io.gfile.stat(path).length
 
 
 def ordered_records(

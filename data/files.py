@@ -86,7 +86,7 @@ def exists(path: Path) -> bool:
     path = expand(path)
     if not has_scheme(path):
         return os.path.exists(path)
-    with _os_errors(path):
+    with os_errors(path):
         return _gfile().exists(path) and _is_listed(path)
 
 
@@ -100,7 +100,7 @@ def is_folder(path: Path) -> bool:
     path = expand(path)
     if not has_scheme(path):
         return os.path.isdir(path)
-    with _os_errors(path):
+    with os_errors(path):
         return _gfile().isdir(path) and _is_listed(path)
 
 
@@ -117,7 +117,7 @@ def size(path: Path) -> int:
     path = expand(path)
     if not has_scheme(path):
         return os.stat(path).st_size
-    with _os_errors(path):
+    with os_errors(path):
         return _gfile().stat(path).length
 
 
@@ -128,7 +128,7 @@ def state(path: Path) -> tuple[int, ...]:
         status = os.stat(path)
         # The third cannot be set back, as a copy that keeps its times sets the second.
         return status.st_size, status.st_mtime_ns, status.st_ctime_ns
-    with _os_errors(path):
+    with os_errors(path):
         status = _gfile().stat(path)
         # A file system without times, such as ram://, has no state that comes twice.
         return status.length, status.mtime_nsec or time.time_ns()
@@ -139,7 +139,7 @@ def make_folder(path: Path) -> None:
     path = expand(path)
     if not has_scheme(path):
         return os.makedirs(path, exist_ok=True)
-    with _os_errors(path):
+    with os_errors(path):
         return _gfile().makedirs(path)
 
 
@@ -201,7 +201,7 @@ def list_folder(path: Path) -> list[str]:
     path = expand(path)
     if not has_scheme(path):
         return sorted(os.listdir(path))
-    with _os_errors(path):
+    with os_errors(path):
         return sorted(name.rstrip("/") for name in _gfile().listdir(path))
 
 
@@ -235,7 +235,7 @@ def rename(path: Path, target: Path) -> None:
     path, target = expand(path), expand(target)
     if not has_scheme(path):
         return os.replace(path, target)
-    with _os_errors(path):
+    with os_errors(path):
         return _gfile().rename(path, target, overwrite=True)
 
 
@@ -258,7 +258,7 @@ def remove(path: Path) -> None:
     path = expand(path)
     if not has_scheme(path):
         return os.remove(path)
-    with _os_errors(path):
+    with os_errors(path):
         return _gfile().remove(path)
 
 
@@ -267,7 +267,7 @@ def remove_folder(path: Path) -> None:
     path = expand(path)
     if not has_scheme(path):
         return shutil.rmtree(path)
-    with _os_errors(path):
+    with os_errors(path):
         return _gfile().rmtree(path)
 
 
@@ -279,7 +279,7 @@ class _RemoteFile(io.RawIOBase):
         self._path = path
         self._file = _gfile().GFile(path, mode)
         self._reads = "r" in mode
-        with _os_errors(path):
+        with os_errors(path):
             # GFile opens its file when it is used first.
             self._file.size() if self._reads else self._file.write(b"")
 
@@ -293,28 +293,28 @@ class _RemoteFile(io.RawIOBase):
         return self._reads
 
     def readinto(self, buffer) -> int:
-        with _os_errors(self._path):
+        with os_errors(self._path):
             block = self._file.read(len(buffer))
         buffer[: len(block)] = block
         return len(block)
 
     def write(self, block) -> int:
-        with _os_errors(self._path):
+        with os_errors(self._path):
             self._file.write(bytes(block))
         return len(block)
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        with _os_errors(self._path):
+        with os_errors(self._path):
             self._file.seek(offset, whence)
             return self._file.tell()
 
     def tell(self) -> int:
-        with _os_errors(self._path):
+        with os_errors(self._path):
             return self._file.tell()
 
     def flush(self) -> None:
         if not self.closed and not self._reads:
-            with _os_errors(self._path):
+            with os_errors(self._path):
                 self._file.flush()
 
     def close(self) -> None:
@@ -322,20 +322,22 @@ class _RemoteFile(io.RawIOBase):
             try:
                 super().close()
             finally:
-                with _os_errors(self._path):
+                with os_errors(self._path):
                     self._file.close()
 
 
 @contextlib.contextmanager
-def _os_errors(path: str) -> Iterator[None]:
-    """Turns TensorFlow's errors into the operating system's."""
+def os_errors(path: Path) -> Iterator[None]:
+    """Raises an OSError about a path where TensorFlow, reading or writing it, raises its own."""
     from tensorflow import errors
 
     try:
         yield
     except errors.OpError as error:
         number = _ERRNO_BY_CODE.get(error.error_code, errno.EIO)
-        raise OSError(number, error.message or os.strerror(number), path) from None
+        known = error.error_code in _ERRNO_BY_CODE or not error.message
+        reason = os.strerror(number) if known else error.message
+        raise OSError(number, reason, os.fspath(path)) from None
 
 
 def _gfile():

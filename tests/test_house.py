@@ -16,7 +16,8 @@ OFF_GRAPH = {"py_function", "numpy_function", "from_generator"}
 # What modules may call of os: texts and processes. Files are for data/files.py, which knows gs://.
 NOT_FILES = {
     *("os.path.join", "os.path.basename", "os.path.dirname", "os.path.splitext"),
-    *("os._exit", "os.cpu_count", "os.environ.get", "os.environ.setdefault", "os.kill"),
+    *("os._exit", "os.cpu_count", "os.environ.get", "os.environ.setdefault", "os.getpid"),
+    *("os.kill", "os.pipe", "os.read", "os.close", "os.set_blocking"),
 }
 FILE_MODULES = {"glob", "pathlib", "shutil", "tempfile"}
 LOCAL_FILES = {

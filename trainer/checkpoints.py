@@ -100,10 +100,16 @@ class Checkpoints:
         return self._steps()
 
     def save(self) -> str:
-        """Saves everything under the current step and returns the checkpoint's path."""
+        """Saves everything under the current step and returns the checkpoint's path.
+
+        Raises:
+          OSError: there is no room, or another reason why it cannot be written; the checkpoints
+            before are intact.
+        """
         if self.is_saved():
             return self._recent.latest_checkpoint
-        return self._recent.save(checkpoint_number=self._steps())
+        with files.os_errors(self._model_dir):
+            return self._recent.save(checkpoint_number=self._steps())
 
     def is_saved(self) -> bool:
         """Whether the latest checkpoint is of the current step."""
@@ -123,7 +129,8 @@ class Checkpoints:
         is_best = metric > best_metric and best_step != self._steps()
         if is_best:
             self._best_metric.assign(metric)
-            self._best.save(checkpoint_number=self._steps())
+            with files.os_errors(self._model_dir):
+                self._best.save(checkpoint_number=self._steps())
             best_step, best_metric = self._steps(), metric
         record = {"step": best_step, "AP": best_metric} if best_step else {}
         write_json({**record, "evaluated_step": self._steps()}, self._record_path)

@@ -191,10 +191,10 @@ class Summaries:
     def _write(self, step: int, tensors: Mapping[str, tf.Tensor], metadata) -> None:
         if self._writer is None:
             self._writer = tf.summary.create_file_writer(self._folder)
-        with self._writer.as_default(), tf.device("cpu:0"):
+        with files.os_errors(self._folder), self._writer.as_default(), tf.device("cpu:0"):
             for name, tensor in tensors.items():
                 tf.summary.write(name, tensor, step=step, metadata=metadata)
-        self._writer.flush()
+            self._writer.flush()
 
 
 def _plugin(name: str, data_class: int) -> summary_pb2.SummaryMetadata:
