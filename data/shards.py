@@ -83,7 +83,6 @@ def build_shard(job: ShardJob, advance: Callable[[int], None]) -> ShardResult:
         "num_images": written.num_records,
         "bytes": written.num_bytes,
         "sha256": written.sha256,
-        "sizes": result.sizes,
     }
     note = {"fingerprint": fingerprint, "result": dataclasses.asdict(result)}
     with files.whole_file(job.note_path) as file:
@@ -126,9 +125,10 @@ def _finished_result(job: ShardJob, fingerprint: str) -> ShardResult | None:
         path = job.path if files.exists(job.path) else job.final_path
         with files.open_file(path, "rb") as file:
             digest = _file_sha256(file)
-    except (OSError, ValueError):
+        result = ShardResult(**note["result"])
+    except (OSError, ValueError, KeyError, TypeError):  # the last two: another version's note
         return None
-    return ShardResult(**note["result"]) if digest == note["result"]["shard"]["sha256"] else None
+    return result if digest == result.shard["sha256"] else None
 
 
 def _file_sha256(file) -> str:

@@ -9,6 +9,7 @@ import pytest
 import tensorflow as tf
 from toy_model import build_network, make_train_input_fn, toy_model_fn
 
+from data import files
 from data.manifest import Manifest, write_manifest
 from data.records import encode_example, write_shard
 from trainer.flags import parse_flags
@@ -190,6 +191,33 @@ def test_nothing_matches_and_no_folder(workplace, capsys):
     assert "none-*" in refusal(capsys)
     assert run(workplace, "train", f"--model_dir={workplace}/val.json") == 1
     assert "cannot be written to" in refusal(capsys)
+
+
+def test_a_disk_that_is_full_is_one_sentence_and_spares_the_checkpoint(
+    workplace, capsys, monkeypatch
+):
+    assert run(workplace, "train", "--train_steps=2") == 0
+
+    def fail(self, **_):
+        raise tf.errors.ResourceExhaustedError(None, None, "x.data; No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(tf.train.CheckpointManager, "save", fail)
+        assert run(workplace, "train") == 1
+    assert "/m: No space left on device" in capsys.readouterr().err.splitlines()[-1]
+    assert run(workplace, "train") == 0
+    lines = (workplace / "m" / "train.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == [2, 4]
+
+
+def test_a_run_elsewhere_goes_on_there(workplace, monkeypatch):
+    monkeypatch.chdir(workplace)
+    elsewhere = f"--model_dir=ram://{workplace.name}/m"
+    assert run(workplace, "train", elsewhere, "--train_steps=2") == 0
+    assert run(workplace, "train", elsewhere) == 0
+    with files.open_file(f"ram://{workplace.name}/m/train.jsonl") as file:
+        assert [json.loads(line)["step"] for line in file] == [2, 4]
+    assert not list(workplace.glob("ram:*"))
 
 
 def write_image(folder, encoded: bytes) -> str:
