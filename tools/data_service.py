@@ -13,13 +13,13 @@ neither encrypted nor authenticated: open the ports to trusted hosts only.
 from __future__ import annotations
 
 import argparse
-import os
 import signal
 import socket
 import sys
 from collections.abc import Sequence
 
 from data.errors import UserError
+from data.tensorflow_log import quieten_tensorflow
 
 
 def start_server(role: str, port: int, dispatcher: str = "", host: str = ""):
@@ -77,7 +77,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     flags = parser.parse_args(argv)
     if (flags.role == "worker") != bool(flags.dispatcher):
         parser.error("a worker needs --dispatcher=HOST:PORT, and only a worker")
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    quieten_tensorflow()
     try:
         server = start_server(**vars(flags))
     except UserError as error:

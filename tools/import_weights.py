@@ -21,6 +21,7 @@ from absl import flags
 
 from data.errors import UserError
 from data.files import make_folder, whole_file
+from data.tensorflow_log import quieten_tensorflow
 from trainer.config import Params
 from trainer.flags import parse_flags_with, refuse_flags
 
@@ -74,7 +75,7 @@ def import_weights(params: Params, options: ImportOptions) -> None:
     """
     source, output = options.source, options.output
     # TensorFlow starts here, so that --help and bad flags answer at once.
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    quieten_tensorflow()
     import tensorflow as tf
 
     from model.importers.report import explain_refusal, itemise, summarise

@@ -23,6 +23,7 @@ if __package__ is None:  # started as a script, which may be without the package
 from absl import flags
 
 from data.errors import UserError
+from data.tensorflow_log import quieten_tensorflow
 from tools import workloads
 from trainer.flags import parse_flags_with, refuse_flags
 
@@ -43,7 +44,7 @@ def main(argv: Sequence[str]) -> int:
         refuse_flags(f"name what to profile first: {', '.join(_PROFILED)}.")
     rest = list(argv[1 + (what in _PROFILED) :])
     params, values = parse_flags_with([argv[0], *rest], __doc__, _define_flags)
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    quieten_tensorflow()
     try:
         work = workloads.make(what, params, values)
     except (UserError, OSError) as error:
