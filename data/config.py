@@ -14,6 +14,7 @@ from data.settings import (
     check_settings,
     each,
     one_of,
+    predictive_setting,
     require,
     setting,
 )
@@ -52,16 +53,18 @@ class DataConfig:
         False, "Give up speed so that two runs of one command are equal bit for bit."
     )
 
-    canvases: tuple[str, ...] = setting(
+    canvases: tuple[str, ...] = predictive_setting(
         ("832x1344", "1344x832", "1024x1024"),
         "Static sizes (height x width, multiples of 32) that images are padded to; each image "
         "goes to the one it fills best, and a batch holds one of them.",
         each(CANVAS),
     )
-    short_side: int = setting(
+    short_side: int = predictive_setting(
         800, "Length the shorter image side is resized to, in pixels.", POSITIVE
     )
-    long_side: int = setting(1333, "Longest the longer side may become, in pixels.", POSITIVE)
+    long_side: int = predictive_setting(
+        1333, "Longest the longer side may become, in pixels.", POSITIVE
+    )
     train_short_side_min: int = setting(
         640, "In training the short side is drawn between this and --short_side.", POSITIVE
     )
@@ -92,15 +95,15 @@ class DataConfig:
         112, "Side of the box-cropped ground-truth masks that travel to the device.", POSITIVE
     )
 
-    anchor_sizes: tuple[float, ...] = setting(
+    anchor_sizes: tuple[float, ...] = predictive_setting(
         (32.0, 64.0, 128.0, 256.0, 512.0),
         "Square root of the anchor area at each level, pixels.",
         each(POSITIVE, MAX_LEVEL - MIN_LEVEL + 1),
     )
-    anchor_ratios: tuple[float, ...] = setting(
+    anchor_ratios: tuple[float, ...] = predictive_setting(
         (0.5, 1.0, 2.0), "Anchor height over width.", each(POSITIVE)
     )
-    anchor_rounding: bool = setting(
+    anchor_rounding: bool = predictive_setting(
         False, "Round the anchors' corners to whole pixels, as torchvision's are."
     )
     rpn_positive_iou: float = setting(

@@ -48,9 +48,28 @@ def each(check: Check, count: int | None = None) -> Check:
     )
 
 
-def setting(default, help: str, check: Check = ANYTHING):
-    """A dataclass field that also carries its flag's help and what its value has to be."""
-    return dataclasses.field(default=default, metadata={"help": help, "check": check})
+def setting(default, help: str, check: Check = ANYTHING, **traits: bool):
+    """A dataclass field that also carries what its flag has to know.
+
+    Args:
+      default: the value when the flag is not given.
+      help: the flag's meaning.
+      check: what the value has to be.
+      traits: is_path and changes_predictions, as the functions below set them.
+    """
+    known = {"is_path": False, "changes_predictions": False}
+    metadata = {"help": help, "check": check, **known, **traits}
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+def predictive_setting(default, help: str, check: Check = ANYTHING):
+    """A setting with another value of which the same weights find something else."""
+    return setting(default, help, check, changes_predictions=True)
+
+
+def path_setting(help: str):
+    """A setting that names a file or a folder; a ~ at its head is the home folder."""
+    return setting("", help, is_path=True)
 
 
 def require(condition: bool, name: str, value, expected: str) -> None:

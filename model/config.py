@@ -14,6 +14,7 @@ from data.settings import (
     check_settings,
     each,
     one_of,
+    predictive_setting,
     require,
     setting,
 )
@@ -35,21 +36,23 @@ OPEN_SHARE = Check("between 0 and 1", lambda value: 0 < value < 1)
 class ModelConfig:
     """The Mask Scoring R-CNN network (`model/`)."""
 
-    num_classes: int = setting(
+    num_classes: int = predictive_setting(
         0,
         "Classes including the background; 0 takes it from the records' manifest, or from the "
         "largest label of records that have none.",
         NUM_CLASSES,
     )
-    precision: str = setting(
+    precision: str = predictive_setting(
         "float32", "float32, mixed_bfloat16 or mixed_float16.", one_of(*PRECISIONS)
     )
     jit_compile: bool = setting(
         False, "Compile steps with XLA; the mask heads then run on static slots."
     )
 
-    backbone: str = setting("resnet50", "One of " + ", ".join(BACKBONES) + ".", one_of(*BACKBONES))
-    norm: str = setting(
+    backbone: str = predictive_setting(
+        "resnet50", "One of " + ", ".join(BACKBONES) + ".", one_of(*BACKBONES)
+    )
+    norm: str = predictive_setting(
         "gn",
         "Normalisation: gn from scratch, frozen_bn when fine-tuning, bn or sync_bn.",
         one_of(*NORMS),
@@ -59,31 +62,37 @@ class ModelConfig:
         "Backbone stages that stay as they are: 1 the stem, 2 the stem and res2, ...",
         between(0, 5),
     )
-    backbone_width: int = setting(64, "Channels of the stem; the stages' grow with it.", POSITIVE)
-    resnet_stride_in_1x1: bool = setting(
+    backbone_width: int = predictive_setting(
+        64, "Channels of the stem; the stages' grow with it.", POSITIVE
+    )
+    resnet_stride_in_1x1: bool = predictive_setting(
         False, "Bottlenecks stride in their first 1x1 instead of the 3x3 (Caffe's ResNets)."
     )
-    fpn_channels: int = setting(
+    fpn_channels: int = predictive_setting(
         256, "Channels of the pyramid and the convolutional heads.", POSITIVE
     )
-    fpn_norm: str = setting(
+    fpn_norm: str = predictive_setting(
         "none", "Normalisation after the pyramid's convolutions, or none.", one_of("none", *NORMS)
     )
-    pixel_mean: tuple[float, ...] = setting(
+    pixel_mean: tuple[float, ...] = predictive_setting(
         (123.675, 116.28, 103.53), "Subtracted from RGB.", each(ANYTHING, 3)
     )
-    pixel_std: tuple[float, ...] = setting(
+    pixel_std: tuple[float, ...] = predictive_setting(
         (58.395, 57.12, 57.375), "Divides what is left.", each(POSITIVE, 3)
     )
 
-    rpn_num_convs: int = setting(1, "3x3 convolutions before the RPN's two outputs.", POSITIVE)
+    rpn_num_convs: int = predictive_setting(
+        1, "3x3 convolutions before the RPN's two outputs.", POSITIVE
+    )
     rpn_pre_nms_train: int = setting(
         2000, "Proposals a level sends into NMS in training.", POSITIVE
     )
-    rpn_pre_nms_test: int = setting(1000, "Proposals a level sends into NMS at test.", POSITIVE)
+    rpn_pre_nms_test: int = predictive_setting(
+        1000, "Proposals a level sends into NMS at test.", POSITIVE
+    )
     rpn_post_nms_train: int = setting(1000, "Proposals an image keeps in training.", POSITIVE)
-    rpn_post_nms_test: int = setting(1000, "Proposals an image keeps at test.", POSITIVE)
-    rpn_nms_iou: float = setting(0.7, "IoU above which a proposal is suppressed.", SHARE)
+    rpn_post_nms_test: int = predictive_setting(1000, "Proposals an image keeps at test.", POSITIVE)
+    rpn_nms_iou: float = predictive_setting(0.7, "IoU above which a proposal is suppressed.", SHARE)
     rpn_box_loss_beta: float = setting(
         0.0, "Where smooth L1 turns linear; 0 is plain L1.", NOT_NEGATIVE
     )
@@ -92,7 +101,7 @@ class ModelConfig:
         "RPN losses are divided by the anchors asked for (slots) or found (sampled).",
         one_of("slots", "sampled"),
     )
-    box_delta_clip: str = setting(
+    box_delta_clip: str = predictive_setting(
         "above",
         "Log scales of boxes are bounded from above, or on both sides (both).",
         one_of("above", "both"),
@@ -101,36 +110,38 @@ class ModelConfig:
     rois_per_image: int = setting(512, "RoIs an image trains its heads on.", POSITIVE)
     roi_positive_fraction: float = setting(0.25, "Largest share of positives among them.", SHARE)
     roi_positive_iou: float = setting(0.5, "RoIs with at least this IoU are positive.", SHARE)
-    roi_sampling_ratio: int = setting(
+    roi_sampling_ratio: int = predictive_setting(
         2, "Samples a RoIAlign bin takes along each side; 0: as many as it has cells.", NOT_NEGATIVE
     )
-    roi_aligned: bool = setting(
+    roi_aligned: bool = predictive_setting(
         True, "RoIAlign shifts by half a cell; off: the older variant of torchvision's weights."
     )
-    head_norm: str = setting(
+    head_norm: str = predictive_setting(
         "none", "Normalisation in the box and mask heads, or none.", one_of(*HEAD_NORMS)
     )
-    box_num_convs: int = setting(0, "3x3 convolutions of the box head.", NOT_NEGATIVE)
-    box_num_fcs: int = setting(2, "Fully connected layers of the box head.", POSITIVE)
-    head_dim: int = setting(1024, "Width of the fully connected layers.", POSITIVE)
+    box_num_convs: int = predictive_setting(0, "3x3 convolutions of the box head.", NOT_NEGATIVE)
+    box_num_fcs: int = predictive_setting(2, "Fully connected layers of the box head.", POSITIVE)
+    head_dim: int = predictive_setting(1024, "Width of the fully connected layers.", POSITIVE)
     box_loss_beta: float = setting(
         0.0, "Where smooth L1 turns linear; 0 is plain L1.", NOT_NEGATIVE
     )
 
-    include_mask: bool = setting(True, "Build and train the mask head.")
-    mask_size: int = setting(28, "Side of the predicted masks, twice the mask RoI's 14.", MASK_SIZE)
+    include_mask: bool = predictive_setting(True, "Build and train the mask head.")
+    mask_size: int = predictive_setting(
+        28, "Side of the predicted masks, twice the mask RoI's 14.", MASK_SIZE
+    )
     mask_target: str = setting(
         "bitmap",
         "Mask targets are 0 or 1, made of bitmaps (bitmap) or of the annotated polygons (polygon), "
         "or the share of the cell covered (soft).",
         one_of("bitmap", "soft", "polygon"),
     )
-    mask_paste: str = setting(
+    mask_paste: str = predictive_setting(
         "exact",
         "Masks are pasted onto the box (exact) or onto whole pixels around it (integer).",
         one_of("exact", "integer"),
     )
-    include_maskiou: bool = setting(True, "Build and train the MaskIoU head.")
+    include_maskiou: bool = predictive_setting(True, "Build and train the MaskIoU head.")
     maskiou_target_area: str = setting(
         "closed",
         "Whole-object area from the box's area (closed) or from the mask (ratio).",
@@ -146,12 +157,16 @@ class ModelConfig:
     )
     maskiou_loss_weight: float = setting(1.0, "Weight of the MaskIoU loss.", NOT_NEGATIVE)
 
-    score_threshold: float = setting(0.05, "Detections need a class score above this.", SHARE)
-    nms_iou: float = setting(
+    score_threshold: float = predictive_setting(
+        0.05, "Detections need a class score above this.", SHARE
+    )
+    nms_iou: float = predictive_setting(
         0.5, "IoU above which a detection of the same class is suppressed.", SHARE
     )
-    detections_per_image: int = setting(100, "Detections an image keeps.", POSITIVE)
-    rescore: bool = setting(True, "mask_score = box_score x mask_iou; off: mask_score = box_score.")
+    detections_per_image: int = predictive_setting(100, "Detections an image keeps.", POSITIVE)
+    rescore: bool = predictive_setting(
+        True, "mask_score = box_score x mask_iou; off: mask_score = box_score."
+    )
 
     @property
     def include_polygons(self) -> bool:

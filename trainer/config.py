@@ -5,7 +5,16 @@ from __future__ import annotations
 import dataclasses
 
 from data.config import DataConfig
-from data.settings import NOT_NEGATIVE, POSITIVE, SHARE, Check, check_settings, one_of, setting
+from data.settings import (
+    NOT_NEGATIVE,
+    POSITIVE,
+    SHARE,
+    Check,
+    check_settings,
+    one_of,
+    path_setting,
+    setting,
+)
 from model.config import ModelConfig
 
 MODES = ("train", "eval", "train_and_eval", "predict")
@@ -24,11 +33,17 @@ class TrainConfig:
     """Optimisation, checkpoints and evaluation (`trainer/`)."""
 
     mode: str = setting("train", "One of " + ", ".join(MODES) + ".", one_of(*MODES))
-    model_dir: str = setting("", "Folder for checkpoints, logs and results.")
-    eval_annotation_file: str = setting(
-        "", "COCO JSON to evaluate against; when empty it is rebuilt from the evaluation records."
+    model_dir: str = path_setting("Folder for checkpoints, logs and results.")
+    output_dir: str = path_setting(
+        "Folder for what evaluation and prediction write, in place of --model_dir."
     )
-    init_checkpoint: str = setting("", "Checkpoint whose network weights a fresh run starts from.")
+    eval_annotation_file: str = path_setting(
+        "COCO JSON to evaluate against; when empty it is rebuilt from the evaluation records."
+    )
+    init_checkpoint: str = path_setting(
+        "Checkpoint whose network weights a fresh run starts from, and which evaluation and "
+        "prediction use in place of the model_dir's latest."
+    )
     distribution: str = setting(
         "auto",
         "auto, one_device or mirrored; auto mirrors when there are several devices.",

@@ -17,6 +17,7 @@ from trainer.flags import (
     define_flags,
     list_settings,
     params_from_flags,
+    parse_command_line,
     parse_flags,
     write_flagfile,
 )
@@ -102,7 +103,7 @@ def test_flagfile_records_every_setting(tmp_path):
     path = tmp_path / "config.flags"
     write_flagfile(Params(), str(path))
     lines = [line for line in path.read_text().splitlines() if line.startswith("--")]
-    assert len(lines) == len(list(list_settings()))
+    assert len(lines) == len(list(list_settings())) - 1, "the mode is no setting of the model's"
     assert "--anchor_sizes=32.0,64.0,128.0,256.0,512.0" in lines
     assert "--nodeterministic" in lines
 
@@ -117,19 +118,65 @@ def test_flagfiles_compose_and_later_flags_win(tmp_path):
     assert params.model.norm == "bn"
 
 
+def test_the_command_line_wins_wherever_it_stands(tmp_path):
+    first, second = tmp_path / "first.flags", tmp_path / "second.flags"
+    first.write_text("--train_steps=10\n--seed=1\n--norm=gn\n")
+    second.write_text("--seed=2\n")
+    command = parse_command_line(
+        ["prog", "--norm=bn", "--flagfile", str(first), "--nodeterministic", f"--flagfile={second}"]
+    )
+    assert command.params.train.train_steps == 10
+    assert command.params.data.seed == 2
+    assert command.params.model.norm == "bn"
+    assert command.places == {
+        "train_steps": f"{first}:1",
+        "seed": f"{second}:1",
+        "norm": "",
+        "deterministic": "",
+    }
+
+
+def test_a_tilde_is_the_home_folder(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/ada")
+    params = parse("--model_dir=~/runs/x", "--init_checkpoint=~/w", "--output_dir=a~b")
+    assert params.train.model_dir == "/home/ada/runs/x"
+    assert params.train.init_checkpoint == "/home/ada/w"
+    assert params.train.output_dir == "a~b"
+
+
+def test_a_setting_of_the_network_changes_predictions_or_concerns_training_alone():
+    """Evaluation warns about the former; a further setting belongs into one of the two sets."""
+    training_alone = {
+        "jit_compile", "freeze_at", "rpn_pre_nms_train", "rpn_post_nms_train", "rpn_box_loss_beta",
+        "rpn_loss_normaliser", "rois_per_image", "roi_positive_fraction", "roi_positive_iou",
+        "box_loss_beta", "mask_target", "maskiou_target_area", "maskiou_target_threshold",
+        "maskiou_stop_gradient", "maskiou_loss_weight",
+    }  # fmt: skip
+    settings = list(list_settings())
+    silent = {s.name for s in settings if s.room == "model" and not s.changes_predictions}
+    assert silent == training_alone
+    of_input = {s.name for s in settings if s.room != "model" and s.changes_predictions}
+    assert of_input == {
+        "canvases", "short_side", "long_side", "anchor_sizes", "anchor_ratios", "anchor_rounding",
+    }  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("argument", "words"),
     [
-        ("--learning_rat=1", "learning_rat"),
-        ("--train_steps=many", "train_steps"),
         ("--learning_rate_steps=1,x", "learning_rate_steps"),
         ("--train_steps=0", "--train_steps=0: expected a positive number"),
         ("--mode=fly", "--mode=fly: expected one of train"),
         ("--canvases=33x64", "33x64"),
-        ("--include_mask=perhaps", "include_mask"),
         ("train", "'train' is not a flag"),
         ("--flagfile=/nowhere/x.flags", "/nowhere/x.flags"),
-        ("--learning_rate", "Missing value"),
+        ("--learning_rate", "--learning_rate has no value"),
+        ("--learning_rat=1", "did you mean --learning_rate?"),
+        ("--train_steps=many", "--train_steps=many: expected a whole number."),
+        ("--learning_rate=fast", "--learning_rate=fast: expected a number."),
+        ("--anchor_ratios=1,x", "--anchor_ratios=1,x: expected a comma list, each item a number."),
+        ("--include_mask=perhaps", "--include_mask=perhaps: expected true or false."),
+        ("--model_dir=a\nb", "--model_dir has a line break"),
     ],
 )
 def test_bad_flags_are_one_sentence_and_exit_2(capsys, argument, words):
@@ -146,7 +193,8 @@ def test_help_exits_0_without_tensorflow():
         "try: main(sys.argv)\n"
         "except SystemExit as e: print(e.code, 'tensorflow' in sys.modules, 'keras' in sys.modules)"
     )
-    for flag, shown in (("--help", "Steps in all"), ("--helpshort", "--train_steps=90000")):
+    meanings = dict.fromkeys(("-h", "--help", "--helpfull"), "Steps in all")
+    for flag, shown in {**meanings, "--helpshort": "--train_steps=90000"}.items():
         done = subprocess.run(
             [sys.executable, "-c", program, flag], cwd=ROOT, capture_output=True, text=True
         )
