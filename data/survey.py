@@ -27,6 +27,7 @@ _RECORDS_COUNTED_AT_A_TIME = 256
 class Survey(NamedTuple):
     """What the records looked at say of themselves."""
 
+    num_images: int
     names: dict[int, str]  # of every label seen; "" where the records give none
     max_instances_per_image: int  # without crowds
     images_with_masks: int  # those whose every instance has one
@@ -69,13 +70,14 @@ def survey_records(file_pattern: str, limit: int = -1) -> Survey:
         .ragged_batch(_RECORDS_COUNTED_AT_A_TIME)
     )
     names: dict[int, str] = {}
-    most = with_masks = without_masks = without_polygons = vertices = 0
+    images = most = with_masks = without_masks = without_polygons = vertices = 0
     try:
         for batch in facts:
             pairs = zip(batch["labels"].flat_values.numpy(), batch["texts"].flat_values.numpy(),
                         strict=True)  # fmt: skip
             for label, text in set(pairs):
                 names[int(label)] = max(names.get(int(label), ""), text.decode(errors="replace"))
+            images += int(tf.size(batch["num_instances"]))
             most = max(most, int(tf.reduce_max(batch["num_instances"])))
             with_masks += int(tf.math.count_nonzero(batch["has_masks"]))
             without_masks += int(tf.math.count_nonzero(batch["lacks_masks"]))
@@ -84,7 +86,13 @@ def survey_records(file_pattern: str, limit: int = -1) -> Survey:
     except tf.errors.OpError as error:
         raise name_broken_record(error, file_pattern, include_masks=False) from None
     return Survey(
-        dict(sorted(names.items())), most, with_masks, without_masks, without_polygons, vertices
+        images,
+        dict(sorted(names.items())),
+        most,
+        with_masks,
+        without_masks,
+        without_polygons,
+        vertices,
     )
 
 

@@ -6,6 +6,14 @@ from collections import deque
 
 import tensorflow as tf
 
+# Layers with outputs for every class, and how many values each class has of them.
+CLASSWISE_LAYERS = {
+    "box_head/classes": 1,
+    "box_head/deltas": 4,
+    "mask_head/logits": 1,
+    "maskiou_head/maskiou": 1,
+}
+
 
 def named_variables(root) -> dict[str, tf.Variable]:
     """All variables below a trackable object (a layer, a `tf.train.Checkpoint`, …).

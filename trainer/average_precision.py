@@ -16,11 +16,13 @@ import numpy as np
 from faster_coco_eval import COCO, COCOeval_faster
 from pycocotools import mask as coco_mask
 
-from trainer.coco_report import METRICS
+from trainer.coco_report import DETECTIONS_COUNTED, METRICS
 
 _LOGGER = logging.getLogger(__name__)
 _SHAPES = {"bbox": "bbox", "segm": "segmentation"}
 _ONLY_CATEGORY = {"id": 1}
+# COCO's numbers count the first so many detections of an image.
+_COUNTED = (1, 10, DETECTIONS_COUNTED)
 
 
 class Curves(NamedTuple):
@@ -35,7 +37,11 @@ class Curves(NamedTuple):
 
 
 def evaluate_results(
-    ground_truth: Mapping, results: Sequence[Mapping], kind: str, image_ids: Iterable[int]
+    ground_truth: Mapping,
+    results: Sequence[Mapping],
+    kind: str,
+    image_ids: Iterable[int],
+    max_detections: int = DETECTIONS_COUNTED,
 ) -> tuple[dict[str, float], dict[int, float]]:
     """Runs COCO's evaluation of one kind of result.
 
@@ -46,25 +52,36 @@ def evaluate_results(
         the kind asks; may be empty. Of equal scores in an image the earlier entry ranks first.
       kind: "bbox" or "segm".
       image_ids: images of the ground truth that take part.
+      max_detections: of an image; beyond COCO's 100, AP with as many is measured as well.
 
     Returns:
-      The 12 numbers of `METRICS`, and AP by COCO category id; -1 where no ground truth exists.
+      The 12 numbers of `METRICS`, beyond 100 detections also `AP@max_detections`, and AP by COCO
+      category id; -1 where no ground truth exists.
     """
-    curves = measure_curves(ground_truth, results, kind, image_ids)
+    curves = measure_curves(ground_truth, results, kind, image_ids, max_detections)
+    counted = len(_COUNTED)
     summary = COCOeval_faster(iouType=kind, print_function=_LOGGER.debug)
-    summary.eval = curves._asdict()
+    summary.eval = {
+        "precision": curves.precision[..., :counted],
+        "recall": curves.recall[..., :counted],
+    }
     summary.summarize()
+    metrics = dict(zip(METRICS, summary.stats.tolist(), strict=True))
+    if curves.precision.shape[-1] > counted:
+        metrics[f"AP@{max_detections}"] = _average(curves.precision[..., 0, -1])
     by_category = {}
     for index, category_id in enumerate(_category_ids(ground_truth)):
         # Objects of every size, 100 detections an image.
-        precision = curves.precision[:, :, index, 0, -1]
-        measured = precision[precision > -1]
-        by_category[category_id] = float(measured.mean()) if measured.size else -1.0
-    return dict(zip(METRICS, summary.stats.tolist(), strict=True)), by_category
+        by_category[category_id] = _average(curves.precision[:, :, index, 0, counted - 1])
+    return metrics, by_category
 
 
 def measure_curves(
-    ground_truth: Mapping, results: Sequence[Mapping], kind: str, image_ids: Iterable[int]
+    ground_truth: Mapping,
+    results: Sequence[Mapping],
+    kind: str,
+    image_ids: Iterable[int],
+    max_detections: int = DETECTIONS_COUNTED,
 ) -> Curves:
     """Precision and recall of one kind of result, the K categories by ascending COCO id.
 
@@ -82,11 +99,12 @@ def measure_curves(
     truths = _by_category(ground_truth["annotations"], ("area", "iscrowd", shape), numbers)
     found = _by_category(results, ("score", shape), numbers)
     category_ids = _category_ids(ground_truth)
-    curves = _unmeasured(kind, len(category_ids))
+    allowed = sorted({*_COUNTED, max(max_detections, DETECTIONS_COUNTED)})
+    curves = _unmeasured(kind, len(category_ids), len(allowed))
     for index, category_id in enumerate(category_ids):
         if category_id in truths:
             entries = truths[category_id], found.get(category_id, [])
-            measured = _measure_category(*entries, kind, sizes)
+            measured = _measure_category(*entries, kind, sizes, allowed)
             curves.precision[:, :, index] = measured["precision"][:, :, 0]
             curves.recall[:, index] = measured["recall"][:, 0]
     return curves
@@ -96,10 +114,16 @@ def _category_ids(ground_truth: Mapping) -> list[int]:
     return sorted({category["id"] for category in ground_truth["categories"]})
 
 
-def _unmeasured(kind: str, num_categories: int) -> Curves:
+def _average(precision: np.ndarray) -> float:
+    """Mean of what was measured; -1 where nothing was."""
+    measured = precision[precision > -1]
+    return float(measured.mean()) if measured.size else -1.0
+
+
+def _unmeasured(kind: str, num_categories: int, num_allowed: int) -> Curves:
     params = COCOeval_faster(iouType=kind).params
-    t, r, a, d = (len(p) for p in (params.iouThrs, params.recThrs, params.areaRng, params.maxDets))
-    k = num_categories
+    t, r, a = (len(values) for values in (params.iouThrs, params.recThrs, params.areaRng))
+    k, d = num_categories, num_allowed
     return Curves(np.full([t, r, k, a, d], -1.0), np.full([t, k, a, d], -1.0))
 
 
@@ -125,7 +149,11 @@ def _by_category(
 
 
 def _measure_category(
-    truths: list[dict], found: list[dict], kind: str, sizes: Mapping[int, Mapping]
+    truths: list[dict],
+    found: list[dict],
+    kind: str,
+    sizes: Mapping[int, Mapping],
+    allowed: list[int],
 ) -> dict[str, np.ndarray]:
     """The evaluator's arrays for one category: K is 1."""
     _add_areas(found, kind)
@@ -142,6 +170,7 @@ def _measure_category(
         # The library holds Python's lock while it computes IoUs: more threads would only wait.
         rle_iou_max_workers=1,
     )
+    evaluation.params.maxDets = allowed
     evaluation.evaluate()
     return evaluation.eval
 

@@ -15,6 +15,7 @@ import contextlib
 import json
 import os
 import re
+from collections.abc import Callable
 
 import tensorflow as tf
 
@@ -34,12 +35,14 @@ class Checkpoints:
 
     Attributes:
       step: int64 variable, the number of training steps taken.
+      loaded: the checkpoint whose weights the network has; "" as long as they are random.
     """
 
     def __init__(self, model_dir: str, network, updater: Updater, step: tf.Variable, keep: int):
         self._model_dir = model_dir
         self._network = network
         self.step = step
+        self.loaded = ""
         require_every_variable(network)
         self._checkpoint = tf.train.Checkpoint(
             network=network, optimizer=updater.state(), step=step
@@ -58,11 +61,19 @@ class Checkpoints:
             checkpoint_name="ckpt",
         )
 
-    def resume(self, init_checkpoint: str = "") -> int:
+    def resume(
+        self,
+        init_checkpoint: str = "",
+        load: Callable[[object, str], None] | None = None,
+    ) -> int:
         """Restores the latest checkpoint, or the network of `init_checkpoint` in a fresh folder.
 
         What saves that were cut off have left is removed, so call it in the one training of the
         model_dir only.
+
+        Args:
+          init_checkpoint: a checkpoint or a folder.
+          load: gives a network the weights of `init_checkpoint`; by default all of them.
 
         Returns:
           The number of steps taken so far; 0 in a fresh folder.
@@ -73,13 +84,15 @@ class Checkpoints:
         for folder in (self._model_dir, os.path.join(self._model_dir, "best")):
             _remove_unfinished(folder)
         if self._recent.latest_checkpoint:
-            restore(self._checkpoint, self._recent.latest_checkpoint)
+            self.loaded = self._recent.latest_checkpoint
+            restore(self._checkpoint, self.loaded)
         elif init_checkpoint:
-            load_network(self._network, init_checkpoint)
+            self.loaded = find_checkpoint(init_checkpoint)
+            (load or load_network)(self._network, init_checkpoint)
         return self._steps()
 
     def load_for_evaluation(self, init_checkpoint: str = "") -> int:
-        """Loads the network of the latest checkpoint (else of `init_checkpoint`).
+        """Loads the network of `init_checkpoint`, or without one of the latest checkpoint.
 
         Returns:
           The step at which it was saved; 0 for weights that come without one.
@@ -87,16 +100,17 @@ class Checkpoints:
         Raises:
           UserError: there is no checkpoint, or it does not fit the network.
         """
-        path = self._recent.latest_checkpoint or init_checkpoint
+        path = find_checkpoint(init_checkpoint) or self._recent.latest_checkpoint
         if not path:
             raise UserError(
                 f"There is no checkpoint in --model_dir={self._model_dir}: train first "
                 "(--mode=train), or name weights by --init_checkpoint."
             )
         load_network(self._network, path)
-        shapes = _read_shapes(path)
+        self.loaded = path
+        shapes = read_shapes(path)
         if "step" in shapes:
-            self.step.assign(_load(path, "step"))
+            self.step.assign(read_variable(path, "step"))
         return self._steps()
 
     def save(self) -> str:
@@ -149,10 +163,10 @@ class Checkpoints:
         path = self._best.latest_checkpoint
         if not path:
             return 0, float("-inf")
-        if "metric" not in _read_shapes(path):  # one whose number stands beside it only
+        if "metric" not in read_shapes(path):  # one whose number stands beside it only
             record = _read_record(self._record_path)
             return int(record.get("step", 0)), float(record.get("AP", "-inf"))
-        return int(_load(path, "step")), float(_load(path, "metric"))
+        return int(read_variable(path, "step")), float(read_variable(path, "metric"))
 
     def _steps(self) -> int:
         return int(self.step.numpy())
@@ -177,8 +191,13 @@ def load_network(network, path: str) -> None:
     Raises:
       UserError: there is no checkpoint at `path`, or its network differs in names or shapes.
     """
-    path = tf.train.latest_checkpoint(path) or path if files.is_folder(path) else path
+    path = find_checkpoint(path)
     restore(tf.train.Checkpoint(network=network), path)
+
+
+def find_checkpoint(path: str) -> str:
+    """The latest checkpoint of a folder, or the path itself."""
+    return tf.train.latest_checkpoint(path) or path if files.is_folder(path) else path
 
 
 def restore(checkpoint: tf.train.Checkpoint, path: str) -> None:
@@ -187,7 +206,7 @@ def restore(checkpoint: tf.train.Checkpoint, path: str) -> None:
     Raises:
       UserError: names or shapes differ between the file and the parts of `checkpoint`.
     """
-    check_fit(list_shapes(checkpoint), _read_shapes(path), path)
+    check_fit(list_shapes(checkpoint), read_shapes(path), path)
     checkpoint.read(path).assert_existing_objects_matched().expect_partial()
 
 
@@ -234,7 +253,12 @@ def _reader(path: str):
     return tf.compat.v1.train.NewCheckpointReader(files.expand(path))
 
 
-def _read_shapes(path: str) -> dict[str, list[int]]:
+def read_shapes(path: str) -> dict[str, list[int]]:
+    """Names and shapes of a checkpoint's tensors.
+
+    Raises:
+      UserError: there is no checkpoint at `path`.
+    """
     try:
         shapes = _reader(path).get_variable_to_shape_map()
     except (tf.errors.OpError, ValueError) as error:
@@ -254,8 +278,8 @@ def _read_shapes(path: str) -> dict[str, list[int]]:
     }
 
 
-def _load(path: str, name: str):
-    """Value of a variable directly below the root of a checkpoint."""
+def read_variable(path: str, name: str):
+    """Value of a variable by its name, such as "step"."""
     return _reader(path).get_tensor(name + _SUFFIX)
 
 

@@ -11,12 +11,13 @@ from __future__ import annotations
 
 import collections
 import json
-import logging
 import os
+import sys
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from data import files
 from data.coco import (
     InvalidAnnotation,
     SkippedItems,
@@ -25,10 +26,14 @@ from data.coco import (
     run_lengths,
 )
 from data.errors import UserError
-from data.files import make_folder, whole_file
 from model.paste import encode_counts, paste_rle
 from trainer.average_precision import evaluate_results
-from trainer.coco_report import explain_unmeasured, format_table
+from trainer.coco_report import (
+    DETECTIONS_COUNTED,
+    explain_crowded,
+    explain_unmeasured,
+    format_table,
+)
 
 
 def load_ground_truth(annotation_file: str, eval_file_pattern: str) -> dict:
@@ -57,16 +62,22 @@ def load_ground_truth(annotation_file: str, eval_file_pattern: str) -> dict:
             except InvalidAnnotation as error:
                 skipped.add_annotation(str(error), annotation["id"], image.id)
     if skipped.items:
-        logging.warning(
-            "%s: %d images or annotations cannot be used and take no part in the evaluation; the "
-            "first is %s", annotation_file, len(skipped.items), skipped.items[0],
-        )  # fmt: skip
+        print(
+            f"Warning: {len(skipped.items)} images or annotations of {annotation_file} cannot be "
+            f"used and take no part in the evaluation; {_spell_item(skipped.items[0])}.",
+            file=sys.stderr,
+        )
     images = [
         {"id": image.id, "file_name": image.file_name, "height": image.height,
          "width": image.width}
         for image in dataset.images
     ]  # fmt: skip
     return {"images": images, "annotations": annotations, "categories": dataset.categories}
+
+
+def _spell_item(item: Mapping) -> str:
+    ids = (f"{key.replace('_', ' ')} {item[key]}" for key in item if key.endswith("_id"))
+    return f"the first has {', '.join(ids)}: {item['reason']}"
 
 
 def segmentation_to_rle(segmentation: Mapping | Sequence, height: int, width: int) -> Mapping:
@@ -106,28 +117,38 @@ class CocoEvaluator:
         ground_truth: Mapping | None,
         categories: Sequence[Mapping],
         mask_paste: str = "exact",
+        *,
+        max_detections: int = DETECTIONS_COUNTED,
+        file_names: Mapping[int, str] | None = None,
     ):
         """Prepares for the predictions of one evaluation or prediction run.
 
         Args:
           ground_truth: COCO-format dict as `load_ground_truth` returns it; None when predictions
             are only written, not measured.
-          categories: {"label", "id", "name"} of every class: the network's label, COCO's id. A
-            label that is not listed stands for the COCO id itself.
+          categories: {"label", "id", "name"} of every class: the network's label, COCO's id (None:
+            what is found of the class is left out). A label that is not listed stands for the COCO
+            id itself.
           mask_paste: how masks are pasted into their images, a rule of `model.paste`.
+          max_detections: of an image; beyond COCO's 100, AP with as many is measured as well.
+          file_names: of the images by id, for the results; by default the ground truth's.
 
         Raises:
           UserError: the ground truth calls a category by another name.
         """
         self._mask_paste = mask_paste
         self._ids_by_label = {c["label"]: c["id"] for c in categories}
-        self._names_by_id = {c["id"]: c["name"] for c in categories}
+        self._names_by_id = {c["id"]: c["name"] for c in categories if c["id"] is not None}
+        self._max_detections = max_detections
+        self._file_names = file_names or {}
         self._ground_truth = None
         self._images: set[int] = set()
         if ground_truth is not None:
             self._check_categories(ground_truth["categories"])
             self._ground_truth = _complete_ground_truth(ground_truth, self._names_by_id)
-            self._images = {image["id"] for image in ground_truth["images"]}
+            images = ground_truth["images"]
+            self._images = {image["id"] for image in images}
+            self._file_names = file_names or {i["id"]: i.get("file_name") for i in images}
         self._predicted: set[int] = set()
         self._boxes: list[dict] = []
         self._masks: list[dict] = []
@@ -161,16 +182,21 @@ class CocoEvaluator:
         self._check_image(image_id)
         self._predicted.add(image_id)
         self._masks_predicted |= "detection_masks" in prediction
+        image = {"image_id": image_id}
+        if name := self._file_names.get(image_id):
+            image["file_name"] = name
         boxes = boxes_in_original(prediction)
         height, width = original_size(prediction)
         for index, box in enumerate(boxes):
             label = int(prediction["detection_classes"][index])
-            if label not in self._ids_by_label and label in self._ids_by_label.values():
-                # A class of the network's that has no category, with another category's id.
+            category_id = self._ids_by_label.get(label, label)
+            unlisted = label not in self._ids_by_label
+            if category_id is None or (unlisted and label in self._ids_by_label.values()):
+                # A class of the network's that has no category, or another category's id.
                 continue
             entry = {
-                "image_id": image_id,
-                "category_id": self._ids_by_label.get(label, label),
+                **image,
+                "category_id": category_id,
                 "score": _short(prediction["box_scores"][index]),
                 "box_score": _short(prediction["box_scores"][index]),
             }
@@ -200,25 +226,25 @@ class CocoEvaluator:
         """Writes bbox.json and, with masks, segm.json in COCO results format.
 
         `score` is box_score in the first and mask_score in the second; both also carry box_score,
-        with masks mask_score, and with a MaskIoU head mask_iou. Each file appears whole or not at
-        all.
+        with masks mask_score, with a MaskIoU head mask_iou, and the image's file_name as far as it
+        is known. Each file appears whole or not at all.
         """
-        make_folder(folder)
+        files.make_folder(folder)
         results = {"bbox.json": self._boxes}
         if self._masks_predicted:
             results["segm.json"] = self._masks
         for name, entries in results.items():
-            with whole_file(os.path.join(folder, name)) as file:
+            with files.whole_file(os.path.join(folder, name)) as file:
                 json.dump(entries, file)
 
     def evaluate(self) -> dict:
         """Measures what was added, over the images that were added.
 
         Returns:
-          {"bbox": {the 12 of `METRICS`}, "per_category": {name: {"bbox": AP}}}, and with masks
-          also "segm" (ranked by mask score) and "segm_class_score" (the same masks ranked by
-          class score) in both places. 0 where there is nothing detected, -1 where there is
-          nothing to detect.
+          {"bbox": {the 12 of `METRICS`, and AP@n beyond 100 detections}, "per_category": {name:
+          {"bbox": AP}}}, and with masks also "segm" (ranked by mask score) and "segm_class_score"
+          (the same masks ranked by class score) in both places. 0 where there is nothing detected,
+          -1 where there is nothing to detect.
         """
         if self._ground_truth is None:
             raise ValueError("evaluate() needs the ground truth that __init__ was given None for.")
@@ -232,7 +258,11 @@ class CocoEvaluator:
         per_category: dict = {name: {} for name in self._category_names().values()}
         for kind, entries in results.items():
             metrics[kind], by_category = evaluate_results(
-                self._ground_truth, entries, kind.split("_")[0], self._predicted
+                self._ground_truth,
+                entries,
+                kind.split("_")[0],
+                self._predicted,
+                self._max_detections,
             )
             for category_id, name in self._category_names().items():
                 per_category[name][kind] = by_category[category_id]
@@ -264,7 +294,16 @@ class CocoEvaluator:
                 "Mask AP is not measured because the ground truth has objects without a "
                 "segmentation."
             )
+        sentences += explain_crowded(self._objects_by_image(), self._max_detections)
         return sentences + explain_unmeasured(metrics, self._areas())
+
+    def _objects_by_image(self) -> collections.Counter:
+        """Number of annotations in each evaluated image, crowds left out."""
+        return collections.Counter(
+            annotation["image_id"]
+            for annotation in self._ground_truth["annotations"]
+            if annotation["image_id"] in self._predicted and not annotation["iscrowd"]
+        )
 
     def _areas(self) -> np.ndarray:
         """Annotated areas of the objects that count: in evaluated images, no crowds."""

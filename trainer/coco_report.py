@@ -9,6 +9,8 @@ import numpy as np
 METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl",
            "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")  # fmt: skip
 KINDS = ("bbox", "segm", "segm_class_score")
+# COCO's, of an image.
+DETECTIONS_COUNTED = 100
 # With COCO's 80 categories and few images the list would fill the screen.
 _CATEGORIES_NAMED = 10
 _SIZES = {
@@ -36,15 +38,35 @@ def explain_unmeasured(metrics: Mapping, areas: np.ndarray) -> list[str]:
     return sentences
 
 
+def explain_crowded(objects_by_image: Mapping[int, int], max_detections: int) -> list[str]:
+    """Says what COCO's bound of 100 detections an image leaves out, if it does.
+
+    Args:
+      objects_by_image: number of objects by image id.
+      max_detections: of an image, by `--detections_per_image`.
+    """
+    image_id, most = max(objects_by_image.items(), key=lambda item: item[1], default=(0, 0))
+    if max(most, max_detections) <= DETECTIONS_COUNTED:
+        return []
+    sentence = f"COCO's numbers count {DETECTIONS_COUNTED} detections an image"
+    if most > DETECTIONS_COUNTED:
+        sentence += f", and image {image_id} has {most} objects"
+    if max_detections > DETECTIONS_COUNTED:
+        return [f"{sentence}; AP@{max_detections} counts up to {max_detections}."]
+    return [
+        f"{sentence}; with a larger --detections_per_image, AP with as many stands beside them."
+    ]
+
+
 def format_table(metrics: Mapping) -> str:
-    """Metrics as plain text: the 12 numbers of each kind, then AP by category.
+    """Metrics as plain text: the numbers of each kind, then AP by category.
 
     Args:
       metrics: as `CocoEvaluator.evaluate` returns them; other keys are passed over.
     """
     kinds = [kind for kind in KINDS if kind in metrics]
-    rows = [["", *METRICS]]
-    rows += [[kind, *(_number(metrics[kind][metric]) for metric in METRICS)] for kind in kinds]
+    rows = [["", *metrics["bbox"]]]
+    rows += [[kind, *map(_number, metrics[kind].values())] for kind in kinds]
     by_category = [["AP by category", *kinds]]
     by_category += [
         [name, *(_number(values[kind]) for kind in kinds)]

@@ -1,131 +1,230 @@
 """What the flags leave open, taken from the manifests or, without one, from the records themselves.
 
-Training and evaluation have to agree on the classes though they read different files. So records
-without a manifest are asked once, all of those that the first run reads; from the first checkpoint
-on, the number that `config.flags` in the model_dir recorded holds.
+The classes of the network are those that it was trained with, as categories.json in the model_dir
+tells; a first training takes those of its records. Records without a manifest are asked once.
 """
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import os
-import re
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 from data.errors import UserError
-from data.files import exists, open_file
-from data.manifest import Manifest, check_shards, find_manifest
+from data.manifest import check_shards, find_manifest
+from trainer import categories
+from trainer.categories import Category
 from trainer.config import Params
+from trainer.run_record import has_checkpoint, home_of, load_record
 
 _TRAINING_MODES = ("train", "train_and_eval")
-FLAGFILE = "config.flags"
+
+
+class Completion(NamedTuple):
+    """All that a run has to know.
+
+    Attributes:
+      params: the settings, complete.
+      categories: of the network's labels.
+      label_map: the network's label of each label of the training records, where any differ.
+      num_images: in the training records, where there are any.
+    """
+
+    params: Params
+    categories: tuple[Category, ...]
+    label_map: dict[int, int]
+    num_images: int | None
 
 
 def complete_from_manifests(params: Params) -> Params:
-    """Takes the number of classes from the manifests, and checks the flags by them.
+    """Finds the number of classes as far as manifests tell it, and checks the flags by them.
 
     Returns:
-      Complete params; num_classes is 0 if it was not given and there is no manifest.
+      Params whose num_classes is 0 if nothing but the records themselves tells it.
 
     Raises:
       UserError: a pattern matches nothing, the number of classes is too small, or the records lack
         masks that the network is to learn.
     """
-    mode, data = params.train.mode, params.data
-    training = mode in _TRAINING_MODES
-    if training:
-        check_shards(data.train_file_pattern)
-    if mode != "train":
-        check_shards(data.eval_file_pattern)
-    manifest = find_manifest(data.train_file_pattern if training else data.eval_file_pattern)
-    if mode == "train_and_eval":
-        _check_same_categories(manifest, find_manifest(data.eval_file_pattern))
-    if manifest is None:
-        return params
-    if training:
+    training = params.train.mode in _TRAINING_MODES
+    for pattern in _patterns(params):
+        check_shards(pattern)
+    manifest = find_manifest(_pattern(params))
+    if training and manifest:
         _check_training_records(params, manifest)
-    return _with_num_classes(params, manifest)
+    if known := _known_categories(params):
+        return _with_num_classes(params, known)
+    return _with_num_classes(params, manifest.categories, True) if manifest else params
 
 
-def complete_from_records(params: Params) -> Params:
-    """Does the same by a look into the records of the patterns that have no manifest.
+def complete_from_records(params: Params) -> Completion:
+    """Completes the settings by a look into the records that have no manifest.
 
-    Call it when TensorFlow is prepared, since it reads the records. All of them are read only where
-    the number of classes is known from nothing else; otherwise the first few are looked at.
+    Call it when TensorFlow is prepared, since it reads the records: all of them where they are
+    trained on or the number of classes is known from nothing else, otherwise the first few.
 
     Raises:
       UserError: there is no label to count classes by, a label is below 1 or beyond the number of
-        classes, labels have other names elsewhere, or the records lack masks that the network is to
+        classes, the network knows other classes than the records, or these lack masks that it is to
         learn.
     """
-    data = params.data
     training = params.train.mode in _TRAINING_MODES
-    patterns = [data.train_file_pattern] if training else []
-    patterns += [data.eval_file_pattern] if params.train.mode != "train" else []
-    foreign = [pattern for pattern in dict.fromkeys(patterns) if find_manifest(pattern) is None]
+    facts = _look_into(params)
+    names = {pattern: found.names for pattern, found in facts.items()}
+    num_classes = params.model.num_classes or _recorded_num_classes(params)
+    if names and not num_classes:
+        num_classes = _count_classes(names)
+    for pattern, by_label in names.items():
+        _check_labels(pattern, by_label, num_classes, training and pattern == _pattern(params))
+    if training and _pattern(params) in facts:
+        _check_training_records(params, facts[_pattern(params)])
+    params = _replace_num_classes(params, num_classes)
+    found = categories.record_categories(_pattern(params), lambda: names[_pattern(params)])
+    known, label_map = _agree(params, found)
+    manifest = find_manifest(_pattern(params)) or facts[_pattern(params)]
+    return Completion(params, known, label_map, manifest.num_images if training else None)
+
+
+def evaluated_categories(completion: Completion, ground_truth: Mapping) -> Sequence[Category]:
+    """The network's categories with the ids that a ground truth gives to their names.
+
+    Raises:
+      UserError: the ground truth or the records have classes that the network does not know.
+    """
+    params, truth = completion.params, ground_truth["categories"]
+    if not completion.categories:
+        return _categories_of_labels(params, truth)
+    file, pattern = params.train.eval_annotation_file, params.data.eval_file_pattern
+    manifest = find_manifest(pattern)
+    theirs = {pattern: manifest.categories} if manifest else {}
+    theirs |= {file: truth} if file else {} if manifest else {pattern: truth}
+    return _with_their_ids(completion, theirs)
+
+
+def predicted_categories(completion: Completion) -> Sequence[Category]:
+    """The network's categories with the ids that the records' manifest gives to their names.
+
+    Raises:
+      UserError: the manifest has classes that the network does not know.
+    """
+    pattern = completion.params.data.eval_file_pattern
+    manifest = find_manifest(pattern)
+    return _with_their_ids(completion, {pattern: manifest.categories if manifest else ()})
+
+
+def _pattern(params: Params) -> str:
+    """Of the records that the run is about."""
+    training = params.train.mode in _TRAINING_MODES
+    return params.data.train_file_pattern if training else params.data.eval_file_pattern
+
+
+def _patterns(params: Params) -> list[str]:
+    """Of all records that the run reads."""
+    mode, data = params.train.mode, params.data
+    patterns = [data.train_file_pattern] if mode in _TRAINING_MODES else []
+    return list(dict.fromkeys(patterns + ([data.eval_file_pattern] if mode != "train" else [])))
+
+
+def _known_categories(params: Params) -> tuple[Category, ...]:
+    """Those that the network was trained with before; empty if nothing tells them."""
+    folder = _trained_in(params)
+    return categories.load_categories(folder) if folder else ()
+
+
+def _trained_in(params: Params) -> str:
+    """The model_dir of the trained network; "" where the training begins."""
+    model_dir = params.train.model_dir
+    if params.train.mode not in _TRAINING_MODES:
+        return home_of(model_dir, params.train.init_checkpoint)
+    return model_dir if has_checkpoint(model_dir) else ""
+
+
+def _agree(
+    params: Params, found: tuple[Category, ...]
+) -> tuple[tuple[Category, ...], dict[int, int]]:
+    """The network's categories, and its labels for those of the training records."""
+    known = _known_categories(params)
+    training = params.train.mode in _TRAINING_MODES
+    if not known:
+        if training:
+            return found, {}
+        print(
+            f"Warning: no {categories.FILE} says which classes the network knows; they are taken "
+            f"to be those of {_pattern(params)}, in their order.",
+            file=sys.stderr,
+        )
+        # The first few records need not show all labels.
+        return found if find_manifest(_pattern(params)) else (), {}
+    if not training:
+        return known, {}
+    pairs = categories.pair_by_name(found, known)
+    categories.require_known(pairs, _pattern(params), params.train.model_dir)
+    if described := categories.describe_pairs(pairs):
+        print(described, flush=True)
+    learnt = {own["label"] for _, own in pairs}
+    if missing := [category for category in known if category["label"] not in learnt]:
+        print(
+            f"Warning: the model in {params.train.model_dir} was trained on "
+            f"{categories.list_names(missing)} too, which {_pattern(params)} does not have.",
+            file=sys.stderr,
+        )
+    label_map = {theirs["label"]: own["label"] for theirs, own in pairs}
+    return known, {} if all(a == b for a, b in label_map.items()) else label_map
+
+
+def _categories_of_labels(params: Params, theirs: Sequence[Category]) -> Sequence[Category]:
+    """Labels stand for COCO ids, where neither model nor records name them all."""
+    from data.survey import PEEK, survey_records
+
+    names = {category["id"]: category["name"] for category in theirs}
+    if params.train.eval_annotation_file:
+        # The records' own names are in there too, so that they are compared with the file's.
+        seen = survey_records(params.data.eval_file_pattern, PEEK).names
+        names |= {label: name for label, name in seen.items() if name}
+    return [{"label": key, "id": key, "name": name} for key, name in names.items()]
+
+
+def _with_their_ids(
+    completion: Completion, theirs: Mapping[str, Sequence[Category]]
+) -> Sequence[Category]:
+    """The network's categories with the ids that the last of some sources gives to their names."""
+    known, said = completion.categories, []
+    for where, entries in theirs.items():
+        pairs = categories.pair_by_name(entries, known)
+        categories.require_known(pairs, where, _trained_in(completion.params))
+        said.append(categories.describe_pairs(pairs))
+    for line in filter(None, dict.fromkeys(said)):
+        print(line, flush=True)
+    matched = categories.with_ids_of(known, pairs)
+    if unnamed := [category for category in matched if category["id"] is None]:
+        print(
+            f"Warning: what is found of {categories.list_names(unnamed)} is left out of the "
+            f"results, because {where} uses the same ids for other classes.",
+            file=sys.stderr,
+        )
+    return matched
+
+
+def _look_into(params: Params) -> dict:
+    """The surveys of those patterns that have no manifest."""
+    foreign = [pattern for pattern in _patterns(params) if find_manifest(pattern) is None]
     if not foreign:
-        return params
+        return {}
     # Here because it brings TensorFlow.
     from data.survey import PEEK, survey_records
 
-    num_classes = params.model.num_classes or int(_recorded(params, "num_classes") or 0)
-    surveys = {pattern: survey_records(pattern, PEEK if num_classes else -1) for pattern in foreign}
-    if training and patterns[0] in surveys:
-        _check_training_records(params, surveys[patterns[0]])
-    names = {pattern: survey.names for pattern, survey in surveys.items()}
-    trained_on = data.train_file_pattern or _recorded(params, "train_file_pattern")
-    _check_names(names | _find_names({trained_on, *patterns} - {"", *foreign}))
-    if not num_classes:
-        num_classes = _count_classes(names)
-    for pattern, by_label in names.items():
-        _check_labels(pattern, by_label, num_classes, training and pattern == patterns[0])
-    return _replace_num_classes(params, num_classes)
+    known = params.model.num_classes or _recorded_num_classes(params)
+    return {
+        pattern: survey_records(
+            pattern, PEEK if known and pattern != params.data.train_file_pattern else -1
+        )
+        for pattern in foreign
+    }
 
 
-def _recorded(params: Params, name: str) -> str:
-    """A flag of the training run whose checkpoints are in the model_dir; "" without one."""
-    folder = params.train.model_dir
-    if not exists(os.path.join(folder, "checkpoint")):
-        return ""
-    try:
-        with open_file(os.path.join(folder, FLAGFILE)) as file:
-            match = re.search(rf"^--{name}=(.*)$", file.read(), re.MULTILINE)
-    except OSError:
-        return ""
-    return match[1] if match else ""
-
-
-def _find_names(patterns: Iterable[str]) -> dict[str, dict[int, str]]:
-    """Names by label of further records: their manifest's, or those that the first ones show."""
-    from data.survey import PEEK, survey_records
-
-    found = {}
-    for pattern in patterns:
-        # The records of the training need not be there any more for an evaluation.
-        with contextlib.suppress(UserError):
-            manifest = find_manifest(pattern)
-            found[pattern] = (
-                {entry["label"]: entry["name"] for entry in manifest.categories}
-                if manifest
-                else survey_records(pattern, PEEK).names
-            )
-    return found
-
-
-def _check_names(names: Mapping[str, Mapping[int, str]]) -> None:
-    """Refuses patterns whose labels do not mean the same."""
-    seen: dict[int, tuple[str, str]] = {}
-    for pattern, by_label in names.items():
-        for label, name in by_label.items():
-            known, where = seen.setdefault(label, (name, pattern)) if name else ("", "")
-            if known != name:
-                raise UserError(
-                    f"Label {label} is {name!r} in the records {pattern} and {known!r} in {where}: "
-                    "train and evaluate on records that one program converted with one list of "
-                    "categories."
-                )
+def _recorded_num_classes(params: Params) -> int:
+    return load_record(_trained_in(params)).get("num_classes", 0)
 
 
 def _count_classes(names: Mapping[str, Mapping[int, str]]) -> int:
@@ -170,6 +269,12 @@ def _check_labels(
 def _check_training_records(params: Params, facts) -> None:
     """Compares the flags with a `Manifest` or a `data.survey.Survey` of the training records."""
     pattern = params.data.train_file_pattern
+    if not facts.max_instances_per_image:
+        print(
+            f"Warning: no image of {pattern} has an object to learn (crowds do not count), so that "
+            "the network learns to find nothing.",
+            file=sys.stderr,
+        )
     if params.model.include_mask and not facts.include_masks:
         raise UserError(
             f"The records {pattern} have objects without masks: give --noinclude_mask "
@@ -201,31 +306,25 @@ def _check_polygons(params: Params, facts) -> None:
         )
 
 
-def _check_same_categories(train: Manifest | None, evaluation: Manifest | None) -> None:
-    if train and evaluation and train.categories != evaluation.categories:
+def _with_num_classes(
+    params: Params, known: Sequence[Category], of_records: bool = False
+) -> Params:
+    needed = max((category["label"] for category in known), default=0) + 1
+    given = params.model.num_classes or _recorded_num_classes(params)
+    if 0 < given < needed:
         raise UserError(
-            "The records of --train_file_pattern and of --eval_file_pattern have different "
-            "categories: convert both from annotation files with one list of categories."
+            f"--num_classes={given} is too small: there are {needed - 1} categories, and the "
+            f"background counts as one more; give --num_classes={needed} or leave it out."
         )
-
-
-def _with_num_classes(params: Params, manifest: Manifest) -> Params:
-    num_classes = manifest.num_classes
-    if 0 < params.model.num_classes < num_classes:
-        raise UserError(
-            f"--num_classes={params.model.num_classes} is too small: the records have "
-            f"{num_classes - 1} categories, and the background counts as one more; give "
-            f"--num_classes={num_classes} or leave it out."
-        )
-    if params.model.num_classes > num_classes:
+    if of_records and params.model.num_classes > needed:
         print(
-            f"Warning: --num_classes={params.model.num_classes} is more than the {num_classes} of "
+            f"Warning: --num_classes={params.model.num_classes} is more than the {needed} of "
             "the records, the background among them; what the network takes for a class beyond "
             "them has no category, and if its weights number the classes otherwise, all categories "
             "are wrong (tools/import_weights.py --keep_classes brings them into order).",
             file=sys.stderr,
         )
-    return _replace_num_classes(params, params.model.num_classes or num_classes)
+    return _replace_num_classes(params, given or needed)
 
 
 def _replace_num_classes(params: Params, num_classes: int) -> Params:

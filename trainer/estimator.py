@@ -21,6 +21,7 @@ import numpy as np
 import tensorflow as tf
 
 from data.errors import UserError
+from data.progress import with_progress
 from trainer.checkpoints import Checkpoints
 from trainer.config import Params
 from trainer.hooks import OVERFLOWS_ENDURED, FiniteGuard, Progress, Stopwatch, Summaries, TrainLog
@@ -96,6 +97,11 @@ class Estimator:
         self._predict_step = PredictStep(model_fn, network, strategy, params)
 
     @property
+    def strategy(self) -> tf.distribute.Strategy:
+        """What spreads batches over replicas."""
+        return self._strategy
+
+    @property
     def step(self) -> int:
         """Training steps taken."""
         return int(self.checkpoints.step.numpy())
@@ -104,6 +110,8 @@ class Estimator:
         self,
         input_fn: InputFn,
         evaluate: Callable[[int], None] | None = None,
+        begin: Callable[[int], None] = lambda step: None,
+        load: Callable[[object, str], None] | None = None,
     ) -> int:
         """Trains up to `--train_steps`, going on from the model_dir's latest checkpoint.
 
@@ -112,6 +120,9 @@ class Estimator:
             that does not end and begins with the batch of the step after `start_step`.
           evaluate: called with the step after every `--eval_every_steps` and after the last, also
             for the step that a run goes on from if it was due there and did not come to its end.
+          begin: called with the steps so far when a checkpoint was found to fit and there is
+            something to train.
+          load: as `Checkpoints.resume` takes it.
 
         Returns:
           The number of steps taken; 0 if the run was complete.
@@ -121,13 +132,14 @@ class Estimator:
           Stopped: Ctrl-C, SIGTERM or SIGHUP asked for it; the steps taken are saved.
         """
         config = self._params.train
-        start = self.checkpoints.resume(config.init_checkpoint)
+        start = self.checkpoints.resume(config.init_checkpoint, load)
         if start >= config.train_steps:
             print(
                 f"{config.model_dir} has {start} steps of --train_steps={config.train_steps}: "
                 "nothing is left to train; raise --train_steps to go on."
             )
             return 0
+        begin(start)
         report = TrainReport(self._params, self._updater, start)
         untimed = report.stopwatch.untimed
         actions = [
@@ -160,9 +172,15 @@ class Estimator:
         """
         return self.checkpoints.load_for_evaluation(self._params.train.init_checkpoint)
 
-    def evaluate(self, input_fn: InputFn, evaluator: Evaluator) -> dict:
-        """Feeds the predictions of all images to the evaluator; its metrics, and the step."""
-        for prediction in self.predict(input_fn, mode="eval"):
+    def evaluate(
+        self, input_fn: InputFn, evaluator: Evaluator, num_images: int | None = None
+    ) -> dict:
+        """Feeds the predictions of all images to the evaluator; its metrics, and the step.
+
+        `num_images` is their number, for the progress.
+        """
+        predictions = self.predict(input_fn, mode="eval")
+        for prediction in with_progress(predictions, "Evaluating", num_images):
             evaluator.add(prediction)
         return {"step": self.step, **evaluator.evaluate()}
 

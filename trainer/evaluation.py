@@ -15,6 +15,7 @@ from PIL import Image
 
 from trainer.checkpoints import write_json
 from trainer.coco_metrics import CocoEvaluator, original_size
+from trainer.coco_report import DETECTIONS_COUNTED
 from trainer.estimator import Estimator, InputFn, Prediction
 from trainer.hooks import Summaries
 from trainer.overlays import annotation_instances, draw_comparison, prediction_instances
@@ -28,9 +29,10 @@ class Evaluation:
       input_fn: gives the evaluation images in mode "eval".
       ground_truth: COCO-format dict.
       categories: {"label", "id", "name"} of every class.
-      model_dir: where `eval/` and the summaries are written.
+      output_dir: where `eval/` and the summaries are written.
       num_images_shown: predictions drawn into TensorBoard.
       mask_paste: how masks are pasted into their images, a rule of `model.paste`.
+      max_detections: of an image, as `CocoEvaluator` takes it.
     """
 
     def __init__(
@@ -39,23 +41,31 @@ class Evaluation:
         input_fn: InputFn,
         ground_truth: Mapping,
         categories: Sequence[Mapping],
-        model_dir: str,
+        output_dir: str,
         num_images_shown: int,
         mask_paste: str = "exact",
+        max_detections: int = DETECTIONS_COUNTED,
     ):
         self._estimator = estimator
         self._input_fn = input_fn
         self._ground_truth = ground_truth
         self._categories = categories
-        self._folder = os.path.join(model_dir, "eval")
-        self._summaries = Summaries(os.path.join(model_dir, "summaries", "eval"))
+        self._folder = os.path.join(output_dir, "eval")
+        self._summaries = Summaries(os.path.join(output_dir, "summaries", "eval"))
         self._num_images_shown = num_images_shown
         self._mask_paste = mask_paste
+        self._max_detections = max_detections
 
     def run(self) -> dict:
         """Evaluates, writes and prints the results, and returns the metrics with the step."""
-        evaluator = CocoEvaluator(self._ground_truth, self._categories, self._mask_paste)
-        metrics = self._estimator.evaluate(self._input_fn, evaluator)
+        evaluator = CocoEvaluator(
+            self._ground_truth,
+            self._categories,
+            self._mask_paste,
+            max_detections=self._max_detections,
+        )
+        num_images = len(self._ground_truth["images"])
+        metrics = self._estimator.evaluate(self._input_fn, evaluator, num_images)
         evaluator.write_results(self._folder)
         write_json(metrics, os.path.join(self._folder, "metrics.json"))
         self._summaries.write_scalars(metrics["step"], flatten_metrics(metrics))

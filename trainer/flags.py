@@ -14,7 +14,7 @@ import re
 import sys
 import textwrap
 import typing
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from absl import flags
 
@@ -29,7 +29,7 @@ _HELP_FLAGS = {
 _HELP_ALIASES = {"h": "help", "helpfull": "help"}
 _TRAITS = ("help", "is_path", "changes_predictions")
 # The verb of a command, which no record of settings repeats.
-_UNRECORDED = ("mode",)
+UNRECORDED = ("mode",)
 
 
 class ValueParser(flags.ArgumentParser):
@@ -82,6 +82,10 @@ class TupleParser(flags.ArgumentParser):
         return self.syntactic_help
 
 
+Values = dict[str, object]
+Places = dict[str, str]
+
+
 class CommandLine(typing.NamedTuple):
     """What a command line says.
 
@@ -93,7 +97,12 @@ class CommandLine(typing.NamedTuple):
 
     params: Params
     flag_values: flags.FlagValues
-    places: Mapping[str, str]
+    places: Places
+
+    @property
+    def literal(self) -> frozenset[str]:
+        """Names of the flags that stand on the command line itself."""
+        return frozenset(name for name, place in self.places.items() if not place)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -138,15 +147,10 @@ def define_flags(flag_values: flags.FlagValues = flags.FLAGS) -> None:
 
 def params_from_flags(flag_values: flags.FlagValues = flags.FLAGS) -> Params:
     """Builds `Params` from parsed flags; raises the dataclasses' ValueError for a bad setting."""
-    return make_params({
-        setting.name: files.expand(flag_values[setting.name].value)
-        if setting.is_path
-        else flag_values[setting.name].value
-        for setting in list_settings()
-    })  # fmt: skip
+    return make_params(_values(flag_values))
 
 
-def make_params(values: Mapping[str, object]) -> Params:
+def make_params(values: Values) -> Params:
     """Builds `Params` from the settings' values by name; raises a ValueError for a bad one."""
     rooms = {}
     for room, config in _rooms().items():
@@ -155,7 +159,7 @@ def make_params(values: Mapping[str, object]) -> Params:
     return Params(**rooms)
 
 
-def settings_of(params: Params) -> dict[str, object]:
+def settings_of(params: Params) -> Values:
     """The settings' values by name, as `make_params` takes them."""
     return {
         setting.name: getattr(getattr(params, setting.room), setting.name)
@@ -183,8 +187,17 @@ def parse_command_line(
     argv: Sequence[str],
     description: str = "",
     define_more: Callable[[flags.FlagValues], None] = lambda flag_values: None,
+    recall: Callable[[Values, Places], tuple[Values, Places]] | None = None,
 ) -> CommandLine:
-    """The same with all that a command line says."""
+    """The same with all that a command line says.
+
+    Args:
+      argv: the command line.
+      description: what the program is for.
+      define_more: defines flags of the program's own.
+      recall: of the settings' values and the places of those that were given it makes other values,
+        and the places that it has them from.
+    """
     flag_values = flags.FlagValues()
     define_flags(flag_values)
     settings = set(flag_values)
@@ -199,11 +212,14 @@ def parse_command_line(
             raise SystemExit(0)
     except ValueError as error:
         refuse_flags(str(error))
+    values, recalled = _values(flag_values), {}
+    if recall:
+        values, recalled = recall(values, places)
     try:
-        return CommandLine(params_from_flags(flag_values), flag_values, places)
+        return CommandLine(make_params(values), flag_values, places)
     except ValueError as error:
         named = re.match(r"--(\w+)=", str(error))
-        place = places.get(named[1], "") if named else ""
+        place = (recalled | places).get(named[1], "") if named else ""
         refuse_flags(f"{place}: {error}" if place else str(error))
 
 
@@ -278,7 +294,7 @@ def write_flagfile(params: Params, path: str) -> None:
     lines += [
         format_flag(name, value)
         for name, value in settings_of(params).items()
-        if name not in _UNRECORDED
+        if name not in UNRECORDED
     ]
     with files.whole_file(path) as file:
         file.write("\n".join(lines) + "\n")
@@ -320,6 +336,13 @@ class _FlagfileSerializer(flags.ArgumentSerializer):
 
     def serialize(self, value: object) -> str:
         return _format_value(value)
+
+
+def _values(flag_values: flags.FlagValues) -> Values:
+    """The settings among the flags, by name."""
+    values = {setting.name: flag_values[setting.name].value for setting in list_settings()}
+    paths = {setting.name for setting in list_settings() if setting.is_path}
+    return values | {name: files.expand(values[name]) for name in paths}
 
 
 def _rooms() -> dict[str, type]:

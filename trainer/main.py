@@ -10,21 +10,28 @@ imported after the flags are known to be good, so that --help and mistakes answe
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 
+from data import files
 from data.errors import UserError
-from data.files import require_writable
-from data.manifest import find_manifest
+from data.progress import with_progress
+from data.tensorflow_log import quieten_tensorflow
+from trainer import categories
 from trainer.completion import (
-    FLAGFILE,
+    Completion,
     complete_from_manifests,
     complete_from_records,
+    evaluated_categories,
+    predicted_categories,
 )
 from trainer.config import Params
-from trainer.flags import parse_flags, refuse_flags, write_flagfile
+from trainer.flags import Places, Values, parse_command_line, refuse_flags
 from trainer.lock import exclusive_training
+from trainer.run_record import recall_settings, require_checkpoint, write_record
+from trainer.schedule import resolve_schedule
 from trainer.stopping import Stopped
 
 _DESCRIPTION = (
@@ -40,9 +47,10 @@ def run() -> None:
 
 def main(argv: Sequence[str]) -> int:
     """Runs one command line (`argv[0]` is the program's name) and returns the exit status."""
-    params = parse_flags(argv, _DESCRIPTION)
-    check_required(params)
     try:
+        command = parse_command_line(argv, _DESCRIPTION, recall=_recall)
+        check_required(command.params)
+        params = resolve_schedule(command.params, command.literal)
         execute(complete_from_manifests(params))
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -60,6 +68,13 @@ def main(argv: Sequence[str]) -> int:
         )
         return 1
     return 0
+
+
+def _recall(values: Values, places: Places) -> tuple[Values, Places]:
+    """Without a training, what the flags leave open is as the weights were trained."""
+    return (
+        recall_settings(values, places) if values["mode"] in ("eval", "predict") else (values, {})
+    )
 
 
 def check_required(params: Params) -> None:
@@ -81,30 +96,32 @@ def execute(params: Params) -> None:
     Raises:
       UserError: something in the flags, the records or the model_dir cannot be used.
     """
-    require_writable(params.train.model_dir, "model_dir")
+    _require_folders(params)
     training = params.train.mode in ("train", "train_and_eval")
     with exclusive_training(params.train.model_dir) if training else contextlib.nullcontext():
         _execute(params)
 
 
 def _execute(params: Params) -> None:
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    quieten_tensorflow()
     import tensorflow as tf
 
     from data.input_fn import input_fn
     from model.mask_scoring_rcnn import build_network
     from model.model_fn import model_fn
     from trainer.estimator import Estimator
+    from trainer.relabelling import relabel
     from trainer.strategy import make_strategy, prepare_runtime
 
     prepare_runtime(params)
-    params = complete_from_records(params)
+    completion = complete_from_records(params)
+    params = completion.params
     strategy = make_strategy(params)
     with strategy.scope():
         network = build_network(params)
     estimator = Estimator(model_fn, network, params, strategy)
     try:
-        _MODES[params.train.mode](estimator, input_fn, params)
+        _MODES[params.train.mode](estimator, relabel(input_fn, completion.label_map), completion)
     except (tf.errors.InvalidArgumentError, tf.errors.DataLossError):
         _raise_if_a_record_is_broken(params)
         raise
@@ -117,34 +134,72 @@ def _execute(params: Params) -> None:
         ) from error
 
 
-def _train(estimator, input_fn: Callable, params: Params) -> None:
-    write_flagfile(params, os.path.join(params.train.model_dir, FLAGFILE))
-    estimator.train(input_fn)
+def _train(estimator, input_fn: Callable, completion: Completion) -> None:
+    estimator.train(input_fn, **_opening(estimator, completion))
 
 
-def _train_and_eval(estimator, input_fn: Callable, params: Params) -> None:
-    write_flagfile(params, os.path.join(params.train.model_dir, FLAGFILE))
-    evaluation = _make_evaluation(estimator, input_fn, params)
-    if not estimator.train(input_fn, evaluation.run_in_training):
+def _train_and_eval(estimator, input_fn: Callable, completion: Completion) -> None:
+    evaluation = _make_evaluation(estimator, input_fn, completion)
+    opening = _opening(estimator, completion)
+    if not estimator.train(input_fn, evaluation.run_in_training, **opening):
         evaluation.run_in_training(estimator.step)
 
 
-def _evaluate(estimator, input_fn: Callable, params: Params) -> None:
-    evaluation = _make_evaluation(estimator, input_fn, params)
+def _opening(estimator, completion: Completion) -> dict[str, Callable]:
+    """How a training begins: what it loads, records and says."""
+    from trainer.fine_tuning import load_by_class
+    from trainer.opening import describe_schedule
+
+    params = completion.params
+
+    def begin(step: int) -> None:
+        print(describe_schedule(params, step, completion.num_images))
+        _say_what_runs(estimator, completion)
+        write_record(params, step)
+        if completion.categories:
+            categories.write_categories(completion.categories, params.train.model_dir)
+
+    return {"begin": begin, "load": functools.partial(load_by_class, own=completion.categories)}
+
+
+def _say_what_runs(estimator, completion: Completion) -> None:
+    from trainer.opening import describe_system
+    from trainer.strategy import describe_devices
+
+    loaded, step = estimator.checkpoints.loaded, estimator.step
+    weights = f"weights of {loaded}" if loaded else "random weights"
+    print(
+        describe_system(
+            completion.params,
+            completion.categories,
+            describe_devices(estimator.strategy),
+            f"from step {step}, {weights}" if step else weights,
+        ),
+        flush=True,
+    )
+
+
+def _evaluate(estimator, input_fn: Callable, completion: Completion) -> None:
+    evaluation = _make_evaluation(estimator, input_fn, completion)
     estimator.load()
+    _say_what_runs(estimator, completion)
     evaluation.run()
 
 
-def _predict(estimator, input_fn: Callable, params: Params) -> None:
+def _predict(estimator, input_fn: Callable, completion: Completion) -> None:
+    from data.ground_truth import read_file_names
     from trainer.coco_metrics import CocoEvaluator
 
+    params = completion.params
+    found = predicted_categories(completion)
     estimator.load()
-    manifest = find_manifest(params.data.eval_file_pattern)
-    categories = manifest.categories if manifest else ()
-    writer = CocoEvaluator(None, categories, params.model.mask_paste)
-    for prediction in estimator.predict(input_fn):
+    _say_what_runs(estimator, completion)
+    file_names = read_file_names(params.data.eval_file_pattern)
+    writer = CocoEvaluator(None, found, params.model.mask_paste, file_names=file_names)
+    predictions = estimator.predict(input_fn)
+    for prediction in with_progress(predictions, "Predicting", len(file_names)):
         writer.add(prediction)
-    folder = os.path.join(params.train.model_dir, "predictions")
+    folder = os.path.join(_output_dir(params), "predictions")
     writer.write_results(folder)
     print(f"Predictions in COCO results format are in {folder}.")
 
@@ -157,10 +212,11 @@ _MODES = {
 }
 
 
-def _make_evaluation(estimator, input_fn: Callable, params: Params):
+def _make_evaluation(estimator, input_fn: Callable, completion: Completion):
     from trainer.coco_metrics import load_ground_truth
     from trainer.evaluation import Evaluation
 
+    params = completion.params
     ground_truth = load_ground_truth(
         params.train.eval_annotation_file, params.data.eval_file_pattern
     )
@@ -168,26 +224,12 @@ def _make_evaluation(estimator, input_fn: Callable, params: Params):
         estimator,
         input_fn,
         ground_truth,
-        _categories(params, ground_truth),
-        params.train.model_dir,
+        evaluated_categories(completion, ground_truth),
+        _output_dir(params),
         params.train.num_eval_images_shown,
         params.model.mask_paste,
+        params.model.detections_per_image,
     )
-
-
-def _categories(params: Params, ground_truth: Mapping) -> Sequence[dict]:
-    """The records' categories; without a manifest labels stand for COCO ids."""
-    from data.survey import PEEK, survey_records
-
-    manifest = find_manifest(params.data.eval_file_pattern)
-    if manifest:
-        return manifest.categories
-    names = {category["id"]: category["name"] for category in ground_truth["categories"]}
-    if params.train.eval_annotation_file:
-        # The records' own names are in there too, so that they are compared with the file's.
-        seen = survey_records(params.data.eval_file_pattern, PEEK).names
-        names |= {label: name for label, name in seen.items() if name}
-    return [{"label": key, "id": key, "name": name} for key, name in names.items()]
 
 
 def _raise_if_a_record_is_broken(params: Params) -> None:
@@ -207,6 +249,26 @@ def _raise_if_a_record_is_broken(params: Params) -> None:
     for pattern, needs in patterns.items():
         if error := find_broken_record(pattern, *needs):
             raise error
+
+
+def _output_dir(params: Params) -> str:
+    return params.train.output_dir or params.train.model_dir
+
+
+def _require_folders(params: Params) -> None:
+    """Refuses folders that cannot be written, before the work."""
+    training = params.train.mode in ("train", "train_and_eval")
+    if params.train.output_dir:
+        files.require_writable(params.train.output_dir, "output_dir")
+    if training:
+        files.require_writable(params.train.model_dir, "model_dir")
+        return
+    require_checkpoint(params)
+    if not params.train.output_dir:
+        try:
+            files.require_writable(params.train.model_dir, "model_dir")
+        except UserError as error:
+            raise UserError(f"{error} Results can go elsewhere by --output_dir.") from None
 
 
 if __name__ == "__main__":

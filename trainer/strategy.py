@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import sys
+
 import keras
 import tensorflow as tf
 
@@ -37,6 +40,12 @@ def make_strategy(params: Params) -> tf.distribute.Strategy:
     Raises:
       UserError: a batch that cannot be split evenly, or XLA over several replicas.
     """
+    if os.environ.get("TF_CONFIG"):
+        print(
+            "Warning: TF_CONFIG is set, but this program trains on the devices of one machine and "
+            "does not use it.",
+            file=sys.stderr,
+        )
     devices = find_devices(params.train.num_logical_cpus)
     mirrored = params.train.distribution == "mirrored" or (
         params.train.distribution == "auto" and len(devices) > 1
@@ -56,6 +65,17 @@ def find_devices(num_logical_cpus: int) -> list[str]:
     return cpus[: max(num_logical_cpus, 1)]
 
 
+def describe_devices(strategy: tf.distribute.Strategy) -> str:
+    """The strategy's devices in words, such as "2 x NVIDIA H100" or "the CPU"."""
+    replicas = strategy.num_replicas_in_sync
+    gpus = tf.config.list_physical_devices("GPU")
+    if "GPU" in strategy.extended.worker_devices[0]:
+        name = tf.config.experimental.get_device_details(gpus[0]).get("device_name", "GPU")
+    else:
+        name = "CPU"
+    return f"{replicas} x {name}" if replicas > 1 else f"the {name}"
+
+
 def _split_cpu(count: int) -> None:
     cpu = tf.config.list_physical_devices("CPU")[0]
     tf.config.set_logical_device_configuration(
@@ -69,7 +89,10 @@ def _check_replicas(params: Params, replicas: int) -> None:
             f"--jit_compile cannot be used over {replicas} mirrored replicas: give "
             "--nojit_compile, or --distribution=one_device."
         )
-    for name in ("train_batch_size", "eval_batch_size"):
+    mode = params.train.mode
+    used = ["train_batch_size"] if mode in ("train", "train_and_eval") else []
+    used += ["eval_batch_size"] if mode != "train" else []
+    for name in used:
         size = getattr(params.data, name)
         if size % replicas:
             raise UserError(

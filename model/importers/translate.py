@@ -11,6 +11,7 @@ import numpy as np
 from model.importers.families import FAMILIES, MMDETECTION, MMDETECTION_CAFFE, Family, Line
 from model.importers.layouts import Layout, same, swap_colours
 from model.layers import BATCH_NORM_EPSILON
+from model.variables import CLASSWISE_LAYERS
 
 _BATCH_NORM = {
     "weight": "gamma",
@@ -23,13 +24,6 @@ _CHOICES = {
     "bn": _BATCH_NORM,
     "wb": _WEIGHT_OR_BIAS,
     "keras_bn": {name: name for name in _BATCH_NORM.values()},
-}
-# Layers with outputs for every class, and how many.
-_CLASSWISE = {
-    "box_head/classes": 1,
-    "box_head/deltas": 4,
-    "mask_head/logits": 1,
-    "maskiou_head/maskiou": 1,
 }
 _FIELD = re.compile(r"\\{(\w+)(?::(\d))?\\}")
 
@@ -156,7 +150,7 @@ def _arrange(tensor, path, layout, family, classes: Sequence[int]) -> np.ndarray
     value = layout(tensor)
     if path == "backbone/stem/conv/kernel" and family.channel_order == "bgr":
         return swap_colours(value)
-    entries = _CLASSWISE.get(path.rpartition("/")[0])
+    entries = CLASSWISE_LAYERS.get(path.rpartition("/")[0])
     if not classes or entries is None:
         return value
     by_class = value.reshape(*value.shape[:-1], -1, entries)

@@ -14,7 +14,7 @@ from sample_records import blobs, encode_png, make_foreign_record
 
 from data.conversion import Conversion, convert
 from data.errors import UserError
-from data.ground_truth import ground_truth_from_records
+from data.ground_truth import ground_truth_from_records, read_file_names
 from data.records import write_shard
 
 _SHARED_RECORDS = pathlib.Path(__file__).parents[2].parent / "shared" / "data" / "records"
@@ -92,6 +92,23 @@ def test_records_without_a_manifest(tmp_path):
     names = {1: "car", 2: "dog", 3: "toothbrush"}
     assert truth["categories"] == [{"id": key, "name": name} for key, name in names.items()]
     assert sum(coco_mask.area(entry["segmentation"]) for entry in truth["annotations"]) > 0
+
+
+def test_images_have_their_file_names(tmp_path):
+    _, prefix = _convert(tmp_path)
+    names = {image["id"]: image["file_name"] for image in tiny_coco()["images"]}
+    truth = ground_truth_from_records(f"{prefix}-*")
+    assert {image["id"]: image["file_name"] for image in truth["images"]} == names
+    assert read_file_names(f"{prefix}-*") == names
+
+    pixels = np.zeros((20, 30, 3), np.uint8)
+    sources = [[b"cat.jpg"], [b"12"], [b""]]
+    foreign = [make_foreign_record(pixels, image__source_id=source) for source in sources]
+    foreign[2] = make_foreign_record(pixels, image__filename=[b"dog.jpg"])
+    write_shard(str(tmp_path / "x.record"), foreign)
+    found = read_file_names(f"{tmp_path}/x.record")
+    assert found[12] == ""
+    assert sorted(found.values()) == ["", "cat.jpg", "dog.jpg"]
 
 
 def test_masks_of_others_become_rle(tmp_path):

@@ -264,6 +264,58 @@ def test_category_of_another_name_is_refused():
         CocoEvaluator(truth, CATEGORIES)
 
 
+def test_a_class_without_an_id_is_left_out(tmp_path):
+    evaluator = CocoEvaluator(None, [{**CATEGORIES[0], "id": None}, CATEGORIES[1]])
+    evaluator.add(predict(1, ([0, 0, 9, 9], 1, 0.9, 1), ([0, 0, 9, 9], 2, 0.8, 1)))
+    evaluator.write_results(tmp_path)
+    (entry,) = json.loads((tmp_path / "bbox.json").read_text())
+    assert entry["category_id"] == 9
+
+
+def test_results_name_the_picture(tmp_path):
+    truth = ground_truth(square(1, 20, 10, 40), num_images=2)
+    truth["images"][0]["file_name"] = "a/1.jpg"
+    names = {1: "other.jpg"}
+    for number, evaluator in enumerate((
+        CocoEvaluator(truth, CATEGORIES),
+        CocoEvaluator(None, CATEGORIES, file_names=names),
+    )):  # fmt: skip
+        for image_id in (1, 2):
+            evaluator.add(predict(image_id, ([10, 20, 50, 60], 1, 0.8, 1)))
+        folder = tmp_path / str(number)
+        evaluator.write_results(folder)
+        for kind in ("bbox", "segm"):
+            first, second = json.loads((folder / f"{kind}.json").read_text())
+            assert first["file_name"] == ("a/1.jpg", "other.jpg")[number]
+            assert "file_name" not in second
+
+
+@pytest.mark.parametrize("most", [100, 150])
+def test_more_than_100_objects_are_measured_beside_cocos_numbers(most):
+    # 160 objects, all found: 100 of them are a recall of 0.625, so 63 of 101 recall points.
+    boxes = [(x, y) for x in range(0, 120, 8) for y in range(0, 88, 8)][:160]
+    truth = ground_truth(*(square(1, x, y, 8) for x, y in boxes))
+    evaluator = CocoEvaluator(truth, CATEGORIES, max_detections=most)
+    found = [([y, x, y + 8, x + 8], 1, 0.9 - n / 1000, 1) for n, (x, y) in enumerate(boxes[:most])]
+    evaluator.add(predict(1, *found))
+    metrics = evaluator.evaluate()
+    (sentence,) = [said for said in evaluator.explain(metrics) if "COCO" in said]
+    assert sentence.startswith(
+        "COCO's numbers count 100 detections an image, and image 1 has 160 objects"
+    )
+    for kind in ("bbox", "segm", "segm_class_score"):
+        assert metrics[kind]["AP"] == pytest.approx(63 / 101, abs=1e-12)
+        assert metrics[kind]["AR100"] == pytest.approx(100 / 160)
+    if most == 100:
+        assert list(metrics["bbox"]) == list(METRICS)
+        assert "with a larger --detections_per_image" in sentence
+    else:
+        # A recall of 150 / 160 reaches 94 of the 101 points.
+        assert metrics["segm"]["AP@150"] == pytest.approx(94 / 101, abs=1e-12)
+        assert "AP@150 counts up to 150" in sentence
+        assert evaluator.table(metrics).split("\n")[0].split() == [*METRICS, "AP@150"]
+
+
 def test_label_without_category_stands_for_itself(tmp_path):
     evaluator = CocoEvaluator(None, [])
     evaluator.add(predict(1, ([0, 0, 9, 9], 17, 0.9, 1)))
@@ -337,7 +389,7 @@ def test_table_shows_all_numbers():
     assert lines[7].split() == ["dog", "-1", "-1", "-1"]
 
 
-def test_annotation_file_is_read_and_broken_annotations_left_out(tmp_path, caplog):
+def test_annotation_file_is_read_and_broken_annotations_left_out(tmp_path, capsys):
     truth = ground_truth(square(1, 20, 10, 40), square(1, 0, 0, 9), square(1, 0, 0, 9))
     for image in truth["images"]:
         image["file_name"] = "a.jpg"
@@ -350,7 +402,9 @@ def test_annotation_file_is_read_and_broken_annotations_left_out(tmp_path, caplo
     (annotation,) = loaded["annotations"]
     assert annotation["area"] == 1600
     assert coco_mask.area(annotation["segmentation"]) == 1600
-    assert "2 images or annotations cannot be used" in caplog.text
+    said = capsys.readouterr().err
+    assert said.startswith(f"Warning: 2 images or annotations of {path} cannot be used")
+    assert "; the first has image id 1, annotation id 1: a polygon" in said
     assert evaluate(loaded, predict(1, ([10, 20, 50, 60], 1, 0.8, 1)))["segm"]["AP"] > 0.99
 
 

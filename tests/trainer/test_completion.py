@@ -9,7 +9,13 @@ from toy_model import toy_params
 from data.errors import UserError
 from data.manifest import Manifest, load_manifest, write_manifest
 from data.records import Instance, encode_example, write_shard
-from trainer.completion import complete_from_manifests, complete_from_records
+from trainer.categories import write_categories
+from trainer.completion import (
+    complete_from_manifests,
+    complete_from_records,
+    evaluated_categories,
+    predicted_categories,
+)
 
 
 def write_foreign(folder, name, *labels, names=None, with_masks=True):
@@ -30,20 +36,26 @@ def write_foreign(folder, name, *labels, names=None, with_masks=True):
     return path
 
 
-def write_own(folder, name, *names, content=b""):
+def make_categories(*names):
+    return tuple({"label": n, "id": 10 * n, "name": name} for n, name in enumerate(names, 1))
+
+
+def write_own(folder, name, *names, content=b"", num_instances=1):
     """A shard with a manifest of these categories; returns its path."""
     path = folder / f"{name}-00000-of-00001.tfrecord"
     path.write_bytes(content)
-    categories = tuple({"label": n, "id": 10 * n, "name": s} for n, s in enumerate(names, 1))
     shards = ({"name": path.name, "num_images": 1, "bytes": len(content), "sha256": ""},)
-    manifest = Manifest(1, 1, 0, 1, True, categories, {}, shards)
+    counts = (1, num_instances, 0, num_instances)
+    manifest = Manifest(*counts, True, make_categories(*names), {}, shards)
     write_manifest(f"{folder}/{name}.manifest.json", manifest)
     return str(path)
 
 
-def record_training(folder, **flags):
-    """What a training run leaves in its model_dir."""
+def record_training(folder, *names, **flags):
+    """What a training run leaves in its model_dir, with categories if any are named."""
     (folder / "checkpoint").touch()
+    if names:
+        write_categories(make_categories(*names), str(folder))
     lines = "".join(f"--{name}={value}\n" for name, value in flags.items())
     (folder / "config.flags").write_text(lines)
 
@@ -55,7 +67,7 @@ def complete(folder, mode, **changes):
 
 
 def num_classes(folder, mode, **changes):
-    return complete(folder, mode, **changes).model.num_classes
+    return complete(folder, mode, **changes).params.model.num_classes
 
 
 def test_the_largest_label_of_both_files_counts(tmp_path, capsys):
@@ -101,28 +113,124 @@ def test_a_resumed_training_keeps_its_number(tmp_path):
     assert num_classes(tmp_path, "train", train_file_pattern=train) == 6
 
 
-def test_labels_have_to_mean_the_same(tmp_path):
-    own = write_own(tmp_path, "own", "cat", "dog")
-    val = write_foreign(tmp_path, "val", 2, names={2: "dog"})
-    both = {"train_file_pattern": own, "eval_file_pattern": val}
-    assert num_classes(tmp_path, "train_and_eval", **both) == 3
-    write_foreign(tmp_path, "val", 2, names={2: "bicycle"})
-    for mode in ("train_and_eval", "eval"):
-        with pytest.raises(UserError, match="Label 2 is .* in the records") as refusal:
-            complete(tmp_path, mode, **both)
-        assert "'dog'" in str(refusal.value) and "'bicycle'" in str(refusal.value)
-    record_training(tmp_path, num_classes=3, train_file_pattern=own)
-    with pytest.raises(UserError, match="Label 2 is"):
-        complete(tmp_path, "eval", eval_file_pattern=val)
-    record_training(tmp_path, num_classes=3, train_file_pattern=write_foreign(tmp_path, "t", 2))
-    with pytest.raises(UserError, match="Label 2 is"):
-        complete(tmp_path, "eval", eval_file_pattern=val)
+def ids_by_label(categories) -> dict:
+    return {category["label"]: category["id"] for category in categories}
 
 
-def test_names_that_are_missing_contradict_nothing(tmp_path):
+def test_a_first_training_takes_the_classes_of_its_records(tmp_path):
     own = write_own(tmp_path, "own", "cat", "dog")
-    val = write_foreign(tmp_path, "val", 2, names={2: ""})
-    assert num_classes(tmp_path, "eval", train_file_pattern=own, eval_file_pattern=val) == 3
+    completion = complete(tmp_path, "train", train_file_pattern=own)
+    assert completion.categories == make_categories("cat", "dog")
+    assert (completion.label_map, completion.num_images) == ({}, 1)
+    foreign = write_foreign(tmp_path, "train", 3, 1, names={3: "cow", 1: ""})
+    completion = complete(tmp_path, "train", train_file_pattern=foreign)
+    assert completion.categories == (
+        {"label": 1, "id": 1, "name": "1"},
+        {"label": 3, "id": 3, "name": "cow"},
+    )
+    assert completion.num_images == 2
+
+
+def test_a_resumed_training_maps_labels_by_name(tmp_path, capsys):
+    record_training(tmp_path, "cat", "dog", num_classes=3)
+    own = write_own(tmp_path, "own", "dog", "cat")
+    completion = complete(tmp_path, "train", train_file_pattern=own)
+    assert completion.categories == make_categories("cat", "dog")
+    assert completion.label_map == {1: 2, 2: 1}
+    assert "classes matched by name: dog 1 (id 10) -> 2 (id 20)" in capsys.readouterr().out
+
+    write_own(tmp_path, "own", "cat", "horse", "cow")
+    with pytest.raises(UserError, match="own.* does not know: 'horse', 'cow'"):
+        complete(tmp_path, "train", train_file_pattern=own)
+    write_own(tmp_path, "own", "dog")
+    assert complete(tmp_path, "train", train_file_pattern=own).label_map == {1: 2}
+    assert "Warning: the model in" in capsys.readouterr().err
+    write_own(tmp_path, "own", "cat", "dog")
+    assert complete(tmp_path, "train", train_file_pattern=own).label_map == {}
+
+    (tmp_path / "checkpoint").unlink()
+    write_own(tmp_path, "own", "horse")
+    assert complete(tmp_path, "train", train_file_pattern=own).categories[0]["name"] == "horse"
+
+
+@pytest.mark.parametrize("mode", ["eval", "predict"])
+def test_results_carry_the_ids_of_the_evaluation_set(tmp_path, capsys, mode):
+    record_training(tmp_path, "cat", "dog", num_classes=3)
+    own = write_own(tmp_path, "own", "dog", "cat")
+
+    def found(truth, **changes):
+        completion = complete(tmp_path, mode, **changes)
+        assert completion.params.model.num_classes == 3
+        if mode == "predict":
+            return ids_by_label(predicted_categories(completion))
+        return ids_by_label(evaluated_categories(completion, {"categories": truth}))
+
+    assert found([], eval_file_pattern=own) == {1: 20, 2: 10}
+    assert "classes matched by name: dog 1 (id 10) -> 2 (id 20)" in capsys.readouterr().out
+    write_own(tmp_path, "own", "dog")
+    assert found([], eval_file_pattern=own) == {1: None, 2: 10}
+    assert "Warning: what is found of 'cat' is left out" in capsys.readouterr().err
+    write_own(tmp_path, "own", "horse", "cat")
+    with pytest.raises(UserError, match="own.* has classes .* does not know: 'horse'; "):
+        found([], eval_file_pattern=own)
+
+    foreign = write_foreign(tmp_path, "val", 1, names={1: "dog"})
+    expected = {1: 10, 2: 20} if mode == "predict" else {1: 10, 2: 1}
+    assert found([{"id": 1, "name": "dog"}], eval_file_pattern=foreign) == expected
+
+
+def test_an_annotation_file_tells_the_ids(tmp_path):
+    record_training(tmp_path, "cat", "dog", num_classes=3)
+    own = write_own(tmp_path, "own", "cat", "dog")
+    files = {"eval_file_pattern": own, "eval_annotation_file": "val.json"}
+    completion = complete(tmp_path, "eval", **files)
+    truth = {"categories": [{"label": 1, "id": 7, "name": "dog"}]}
+    assert ids_by_label(evaluated_categories(completion, truth)) == {1: 10, 2: 7}
+    truth["categories"][0]["name"] = "cow"
+    with pytest.raises(UserError, match="val.json has classes .*: 'cow'"):
+        evaluated_categories(completion, truth)
+
+
+def test_a_fresh_training_from_other_weights_counts_its_own_classes(tmp_path):
+    elsewhere = tmp_path / "other"
+    elsewhere.mkdir()
+    record_training(elsewhere, "cat", num_classes=2)
+    own = write_own(tmp_path, "own", "cat", "dog")
+    weights = {"train_file_pattern": own, "init_checkpoint": str(elsewhere / "ckpt-4")}
+    assert complete(tmp_path, "train", **weights).params.model.num_classes == 3
+
+
+def test_without_recorded_classes_those_of_the_records_are_assumed(tmp_path, capsys):
+    own = write_own(tmp_path, "own", "cat", "dog")
+    completion = complete(tmp_path, "eval", eval_file_pattern=own)
+    assert completion.categories == make_categories("cat", "dog")
+    assert "Warning: no categories.json says" in capsys.readouterr().err
+    foreign = write_foreign(tmp_path, "val", 2)
+    completion = complete(tmp_path, "eval", eval_file_pattern=foreign)
+    truth = {"categories": [{"id": 2, "name": "dog"}]}
+    assert ids_by_label(evaluated_categories(completion, truth)) == {2: 2}
+    assert predicted_categories(completion) == []
+
+
+def test_a_checkpoint_elsewhere_brings_its_classes(tmp_path):
+    elsewhere = tmp_path / "other"
+    (elsewhere / "best").mkdir(parents=True)
+    record_training(elsewhere, "cat", "dog", num_classes=3)
+    own = write_own(tmp_path, "own", "dog", "cat")
+    for checkpoint in (elsewhere / "ckpt-4", elsewhere / "best", elsewhere / "best" / "ckpt-2"):
+        weights = {"eval_file_pattern": own, "init_checkpoint": str(checkpoint)}
+        completion = complete(tmp_path, "predict", **weights)
+        assert ids_by_label(predicted_categories(completion)) == {1: 20, 2: 10}
+
+
+def test_records_without_an_object_are_warned_about(tmp_path, capsys):
+    own = write_own(tmp_path, "own", "cat", num_instances=0)
+    complete(tmp_path, "train", train_file_pattern=own)
+    said = capsys.readouterr().err
+    assert f"Warning: no image of {own} has an object to learn" in said
+    empty = write_foreign(tmp_path, "empty")
+    complete(tmp_path, "train", train_file_pattern=empty, num_classes=2)
+    assert f"Warning: no image of {empty} has an object to learn" in capsys.readouterr().err
 
 
 def test_the_background_is_no_label(tmp_path):

@@ -134,6 +134,7 @@ def test_the_command_line_wins_wherever_it_stands(tmp_path):
         "norm": "",
         "deterministic": "",
     }
+    assert command.literal == {"norm", "deterministic"}
 
 
 def test_a_tilde_is_the_home_folder(monkeypatch):

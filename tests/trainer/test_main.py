@@ -14,6 +14,7 @@ from data.manifest import Manifest, write_manifest
 from data.records import encode_example, write_shard
 from trainer.flags import parse_flags
 from trainer.main import main
+from trainer.run_record import load_record
 
 CATEGORIES = ({"label": 1, "id": 7, "name": "cell"},)
 FLAGS = [
@@ -92,7 +93,7 @@ def run(folder, mode: str, *more: str) -> int:
 
 
 def refusal(capsys) -> str:
-    said = capsys.readouterr().err.strip()
+    said = capsys.readouterr().err.strip().splitlines()[-1]
     assert said.startswith("error: ")
     assert "Traceback" not in said
     return said
@@ -183,7 +184,10 @@ def test_crowded_images_are_warned_about(workplace, capsys):
 def test_differing_categories_are_refused(workplace, capsys):
     write_records(workplace, "val", categories=({"label": 1, "id": 9, "name": "dog"},))
     assert run(workplace, "train_and_eval") == 1
-    assert "different categories" in refusal(capsys)
+    said = refusal(capsys)
+    assert "val-*.tfrecord has classes that the model in" in said
+    assert "does not know: 'dog'" in said
+    assert not (workplace / "m" / "config.flags").exists()
 
 
 def test_nothing_matches_and_no_folder(workplace, capsys):
@@ -253,12 +257,151 @@ def test_an_error_without_a_broken_record_is_not_hidden(workplace, monkeypatch):
         run(workplace, "train")
 
 
-def test_labels_are_coco_ids_where_there_is_no_manifest(workplace, capsys):
+def category_ids(path) -> set:
+    return {entry["category_id"] for entry in json.loads(path.read_text())}
+
+
+def test_a_model_brings_its_classes(workplace, capsys):
     assert run(workplace, "train") == 0
+    folder = workplace / "m"
+    assert json.loads((folder / "categories.json").read_text()) == list(CATEGORIES)
     (workplace / "val.manifest.json").unlink()
     assert run(workplace, "predict") == 0
-    results = json.loads((workplace / "m" / "predictions" / "bbox.json").read_text())
-    assert {entry["category_id"] for entry in results} == {1}
+    assert category_ids(folder / "predictions" / "bbox.json") == {7}, "the model's own id"
+
+    write_records(workplace, "val", categories=({"label": 1, "id": 9, "name": "cell"},))
+    assert run(workplace, "predict") == 0
+    assert category_ids(folder / "predictions" / "bbox.json") == {9}, "the evaluation set's id"
+    assert "classes matched by name: cell 1 (id 9) -> 1 (id 7)" in capsys.readouterr().out
+
+
+def test_labels_are_coco_ids_where_nothing_names_them(workplace, capsys):
+    assert run(workplace, "train") == 0
+    (workplace / "m" / "categories.json").unlink()
+    (workplace / "val.manifest.json").unlink()
+    assert run(workplace, "predict") == 0
+    assert category_ids(workplace / "m" / "predictions" / "bbox.json") == {1}
+    assert "Warning: no categories.json" in capsys.readouterr().err
     assert run(workplace, "eval") == 0
-    results = json.loads((workplace / "m" / "eval" / "bbox.json").read_text())
-    assert {entry["category_id"] for entry in results} == {1}
+    assert category_ids(workplace / "m" / "eval" / "bbox.json") == {1}
+
+
+def test_a_model_brings_its_settings(workplace, capsys):
+    assert run(workplace, "train", "--anchor_sizes=8,16,32,64,128", "--rpn_nms_iou=0.6") == 0
+    said = capsys.readouterr().out
+    assert said.startswith("4 steps of batch 2: 8 images, 4 epochs of 2; learning rate 0.02")
+    assert "Mask Scoring R-CNN, resnet50, float32, on the CPU, random weights; 1 class" in said
+    shown = []
+
+    def show(mode, params, context=None):
+        shown.append(params)
+        return toy_input_fn(mode, params, context)
+
+    sys.modules["data.input_fn"].input_fn = show
+    bare = ["prog", "--mode=eval", f"--model_dir={workplace}/m"]
+    bare += [
+        f"--eval_file_pattern={workplace}/val-*",
+        f"--eval_annotation_file={workplace}/val.json",
+    ]
+    assert main(bare) == 0
+    said = capsys.readouterr()
+    assert "Warning" not in said.err
+    assert f"from step 4, weights of {workplace}/m/ckpt-4" in said.out
+    assert shown[-1].data.anchor_sizes == (8, 16, 32, 64, 128)
+    assert shown[-1].model.num_classes == 2
+
+    assert (
+        main([*bare, "--rpn_nms_iou=0.5", "--seed=3", f"--flagfile={workplace}/m/config.flags"])
+        == 0
+    )
+    said = capsys.readouterr().err
+    assert shown[-1].model.rpn_nms_iou == 0.5
+    assert shown[-1].train.mode == "eval"
+    (warning,) = [line for line in said.splitlines() if line.startswith("Warning")]
+    assert "changes the predictions: --rpn_nms_iou=0.5 (before: --rpn_nms_iou=0.6)." in warning
+
+    (workplace / "m" / "config.flags").write_text("--no_such_flag=1\n")
+    assert main(bare) == 1
+    assert "config.flags:1: there is no flag --no_such_flag" in refusal(capsys)
+
+
+def test_the_record_tells_what_the_checkpoints_were_trained_with(workplace, capsys):
+    folder = workplace / "m"
+    assert run(workplace, "train") == 0
+    recorded = (folder / "config.flags").read_text()
+    assert "--mode=" not in recorded
+    assert run(workplace, "train", "--train_steps=3", "--rpn_nms_iou=0.6") == 0, "nothing to train"
+    assert run(workplace, "train", "--optimizer=adamw", "--train_steps=6") == 1, "does not fit"
+    assert (folder / "config.flags").read_text() == recorded
+    capsys.readouterr()
+
+    assert run(workplace, "train", "--train_steps=6", "--rpn_nms_iou=0.6") == 0
+    said = capsys.readouterr().err
+    assert (
+        "Warning: from step 4 on the settings differ: --rpn_nms_iou=0.6 (before: --rpn_nms_iou=0.7)"
+        in said
+    )
+    assert "--train_steps=6 (before: --train_steps=4)" in said
+    assert (folder / "config.ckpt-4.flags").read_text() == recorded
+    assert "--train_steps=6\n" in (folder / "config.flags").read_text()
+    assert run(workplace, "train", "--train_steps=8", "--rpn_nms_iou=0.6") == 0
+    said = capsys.readouterr().out
+    assert "From step 6 on the settings differ: --train_steps=8 (before: --train_steps=6)." in said
+    assert sorted(path.name for path in folder.glob("config*")) == [
+        "config.ckpt-4.flags", "config.ckpt-6.flags", "config.flags",
+    ]  # fmt: skip
+
+
+def test_a_recipe_scales_with_the_batch_once(workplace, capsys):
+    recipe = workplace / "recipe.flags"
+    recipe.write_text("--learning_rate_batch_size=4\n--learning_rate=0.04\n--warmup_steps=3\n")
+    given = (f"--flagfile={recipe}", "--learning_rate_schedule=constant")
+    assert run(workplace, "train", *given) == 0
+    said = capsys.readouterr().out
+    assert said.startswith("4 steps of batch 2: 8 images, 4 epochs of 2; learning rate 0.02 ")
+    assert "after 6 steps of warm-up" in said
+    recorded = load_record(str(workplace / "m"))
+    assert (recorded["train_steps"], recorded["warmup_steps"]) == (4, 6), "the first is literal"
+    assert (recorded["learning_rate"], recorded["learning_rate_batch_size"]) == (0.02, 0)
+    again = f"--flagfile={workplace}/m/config.flags"
+    assert main(["prog", again, "--mode=train", "--train_steps=6"]) == 0
+    assert "settings differ: --train_steps=6 (before: --train_steps=4)." in capsys.readouterr().out
+    assert run(workplace, "train", *given, "--train_steps=8") == 0
+    assert "settings differ: --train_steps=8 (before: --train_steps=6)." in capsys.readouterr().out
+
+
+def test_a_checkpoint_that_is_named_is_the_one_used(workplace, capsys):
+    assert run(workplace, "train") == 0
+    assert run(workplace, "eval", f"--init_checkpoint={workplace}/m/ckpt-2") == 0
+    said = capsys.readouterr().out
+    assert f"from step 2, weights of {workplace}/m/ckpt-2;" in said
+    assert json.loads((workplace / "m" / "eval" / "metrics.json").read_text())["step"] == 2
+    assert run(workplace, "predict", f"--init_checkpoint={workplace}/none/ckpt-9") == 1
+    assert "no readable checkpoint at" in refusal(capsys)
+
+
+def test_where_a_training_started_is_not_what_is_evaluated(workplace, capsys):
+    assert run(workplace, "train") == 0
+    own = f"--model_dir={workplace}/own"
+    assert run(workplace, "train", own, f"--init_checkpoint={workplace}/m/ckpt-2") == 0
+    assert f"on the CPU, weights of {workplace}/m/ckpt-2; 1 class" in capsys.readouterr().out
+    assert run(workplace, "eval", own, f"--flagfile={workplace}/own/config.flags") == 0
+    assert f"from step 4, weights of {workplace}/own/ckpt-4" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("mode", ["eval", "predict"])
+def test_results_can_go_elsewhere(workplace, capsys, monkeypatch, mode):
+    assert run(workplace, "train") == 0
+    results = {"eval": "eval", "predict": "predictions"}[mode]
+    assert run(workplace, mode, f"--output_dir={workplace}/out") == 0
+    assert (workplace / "out" / results / "bbox.json").exists()
+    assert not (workplace / "m" / results).exists()
+    assert run(workplace, mode, f"--output_dir={workplace}/val.json") == 1
+    assert "--output_dir=" in refusal(capsys)
+
+
+def test_a_file_that_cannot_be_written_is_one_sentence(workplace, capsys):
+    assert run(workplace, "train") == 0
+    (workplace / "m" / "eval").write_text("")
+    assert run(workplace, "eval") == 1
+    assert f"error: {workplace}/m/eval" in capsys.readouterr().err

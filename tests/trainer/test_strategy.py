@@ -11,7 +11,7 @@ import tensorflow as tf
 from toy_model import toy_params
 
 from data.errors import UserError
-from trainer.strategy import make_strategy
+from trainer.strategy import describe_devices, make_strategy
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -103,10 +103,26 @@ def test_one_device_by_default(tmp_path):
     [
         ({"jit_compile": True}, "--jit_compile cannot be used over 2"),
         ({"train_batch_size": 3}, "--train_batch_size=3 cannot be split over 2"),
-        ({"eval_batch_size": 1}, "--eval_batch_size=1 cannot be split over 2"),
+        ({"eval_batch_size": 1, "mode": "predict"}, "--eval_batch_size=1 cannot be split over 2"),
+        ({"eval_batch_size": 1, "mode": "train_and_eval"}, "--eval_batch_size=1 cannot be split"),
     ],
 )
 def test_what_two_replicas_cannot_do_is_refused(tmp_path, monkeypatch, settings, words):
     monkeypatch.setattr("trainer.strategy.find_devices", lambda count: ["CPU:0", "CPU:1"])
     with pytest.raises(UserError, match=words):
         make_strategy(toy_params(tmp_path, **settings))
+
+
+@pytest.mark.parametrize(("mode", "unused"), [("eval", "train"), ("train", "eval")])
+def test_a_batch_size_that_is_not_used_refuses_nothing(tmp_path, monkeypatch, mode, unused):
+    monkeypatch.setattr("trainer.strategy.find_devices", lambda count: ["CPU:0", "CPU:0"])
+    monkeypatch.setattr(tf.distribute, "MirroredStrategy", list)
+    params = toy_params(tmp_path, mode=mode, **{f"{unused}_batch_size": 3})
+    assert make_strategy(params) == ["CPU:0", "CPU:0"]
+
+
+def test_a_tf_config_that_is_not_used_is_said(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("TF_CONFIG", '{"cluster": {}}')
+    strategy = make_strategy(toy_params(tmp_path))
+    assert capsys.readouterr().err.startswith("Warning: TF_CONFIG is set")
+    assert describe_devices(strategy) == "the CPU"

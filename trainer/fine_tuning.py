@@ -1,0 +1,106 @@
+"""A fresh run that starts from the weights of a model trained on other classes.
+
+The heads' last layers have outputs for every class. Those of classes that both know by the same
+name are carried over, wherever they stand there; the others stay as they were initialised.
+
+Axes: K classes with the background, S values a class.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import tensorflow as tf
+
+from model.variables import CLASSWISE_LAYERS, named_variables
+from trainer import categories
+from trainer.categories import Category
+from trainer.checkpoints import (
+    check_fit,
+    find_checkpoint,
+    load_network,
+    read_shapes,
+    read_variable,
+)
+from trainer.run_record import folder_of
+
+_BACKGROUND = 0
+
+
+def load_by_class(network, path: str, own: Sequence[Category]) -> None:
+    """Loads a checkpoint's weights into a network whose classes may be others.
+
+    Args:
+      network: takes the weights.
+      path: a checkpoint, or a folder's latest. Without categories.json beside it, or with the same
+        classes there, all of it has to fit.
+      own: the network's categories.
+
+    Raises:
+      UserError: there is no checkpoint, or it differs in more than its classes.
+    """
+    theirs = categories.load_categories(folder_of(path))
+    if not theirs or [c["name"] for c in theirs] == [c["name"] for c in own]:
+        load_network(network, path)
+        return
+    pairs = [
+        (entry, known)
+        for entry, known in categories.pair_by_name(own, theirs)
+        if known and known["name"] == entry["name"]
+    ]
+    _carry_over(network, find_checkpoint(path), {own["label"]: c["label"] for own, c in pairs})
+    print(_describe(path, pairs, own, theirs), flush=True)
+
+
+def _carry_over(network, path: str, kept: dict[int, int]) -> None:
+    """Assigns everything; of the outputs for classes those of `kept`, own label to theirs."""
+    variables = named_variables(tf.train.Checkpoint(network=network))
+    found = read_shapes(path)
+    wanted = {name: list(variable.shape) for name, variable in variables.items()}
+    wanted.pop("save_counter", None)
+    num_classes = found.get("network/box_head/classes/bias", [0])[0]
+    comparable = dict(found)
+    for name in wanted.keys() & found.keys():
+        size = _values_of_class(name)
+        if size and found[name][-1:] == [size * num_classes]:
+            comparable[name] = [*found[name][:-1], wanted[name][-1]]
+    check_fit(wanted, comparable, path)
+    labels = {_BACKGROUND: _BACKGROUND, **kept}
+    for name in wanted:
+        value = read_variable(path, name)
+        if size := _values_of_class(name):
+            value = _replace_classes(variables[name].numpy(), value, size, labels)
+        variables[name].assign(value)
+
+
+def _values_of_class(name: str) -> int:
+    """S of a variable with outputs for every class; 0 of any other."""
+    layer = name.removeprefix("network/").rpartition("/")[0]
+    return CLASSWISE_LAYERS.get(layer, 0)
+
+
+def _replace_classes(
+    initial: np.ndarray, theirs: np.ndarray, size: int, labels: dict[int, int]
+) -> np.ndarray:
+    """[..., K S] with the values of some labels taken from an array with another K."""
+    result = initial.reshape(*initial.shape[:-1], -1, size).copy()
+    source = theirs.reshape(*theirs.shape[:-1], -1, size)
+    for own, their in labels.items():
+        result[..., own, :] = source[..., their, :]
+    return result.reshape(initial.shape)
+
+
+def _describe(path: str, pairs: list, own: Sequence[Category], theirs: Sequence[Category]) -> str:
+    kept = {entry["label"] for entry, _ in pairs}
+    used = {known["label"] for _, known in pairs}
+    parts = {
+        "kept for": [entry for entry in own if entry["label"] in kept],
+        "made anew for": [entry for entry in own if entry["label"] not in kept],
+        "left out for": [entry for entry in theirs if entry["label"] not in used],
+    }
+    said = [f"{what} {categories.list_names(which)}" for what, which in parts.items() if which]
+    matched = categories.describe_pairs(pairs)
+    return (
+        f"{matched}\n" if matched else ""
+    ) + f"The heads' outputs in {path} are {', '.join(said)}."

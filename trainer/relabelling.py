@@ -1,0 +1,31 @@
+"""Training records whose labels number the classes otherwise than the network does."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import numpy as np
+import tensorflow as tf
+
+
+def relabel(input_fn: Callable, label_map: Mapping[int, int]) -> Callable:
+    """An input function whose training labels have the network's numbers.
+
+    Args:
+      input_fn: as `data.input_fn.input_fn`.
+      label_map: the network's label of each of the records'; empty where they are the same. The
+        background, which is padding as well, stays 0.
+    """
+    if not label_map:
+        return input_fn
+    numbers = np.zeros(max(label_map) + 1, np.int32)
+    numbers[list(label_map)] = list(label_map.values())
+
+    def renumber(features: dict, labels: dict) -> tuple[dict, dict]:
+        return features, {**labels, "gt_classes": tf.gather(numbers, labels["gt_classes"])}
+
+    def relabelled(mode: str, *args) -> tf.data.Dataset:
+        dataset = input_fn(mode, *args)
+        return dataset.map(renumber) if mode == "train" else dataset
+
+    return relabelled
