@@ -58,7 +58,8 @@ class TrainConfig:
     learning_rate: float = setting(0.02, "Peak learning rate.", POSITIVE)
     learning_rate_batch_size: int = setting(
         0,
-        "Batch size that --learning_rate is for: scaled linearly to the actual one; 0: as is.",
+        "Batch size that the schedule is for: the rate grows with the actual one, and the steps of "
+        "a flagfile shrink (those on the command line are taken as they are); 0: all as is.",
         NOT_NEGATIVE,
     )
     learning_rate_schedule: str = setting(

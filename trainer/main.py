@@ -30,7 +30,7 @@ from trainer.completion import (
 from trainer.config import Params
 from trainer.flags import Places, Values, parse_command_line, refuse_flags
 from trainer.lock import exclusive_training
-from trainer.run_record import recall_settings, require_checkpoint, write_record
+from trainer.run_record import load_params, recall_settings, require_checkpoint, write_record
 from trainer.schedule import resolve_schedule
 from trainer.stopping import Stopped
 
@@ -148,13 +148,16 @@ def _train_and_eval(estimator, input_fn: Callable, completion: Completion) -> No
 def _opening(estimator, completion: Completion) -> dict[str, Callable]:
     """How a training begins: what it loads, records and says."""
     from trainer.fine_tuning import load_by_class
-    from trainer.opening import describe_schedule
+    from trainer.opening import describe_schedule, warn_of_frozen_weights, warn_of_rate
 
     params = completion.params
 
     def begin(step: int) -> None:
         print(describe_schedule(params, step, completion.num_images))
         _say_what_runs(estimator, completion)
+        warn_of_frozen_weights(params, estimator.checkpoints.loaded)
+        if step:
+            warn_of_rate(params, load_params(params.train.model_dir), step)
         write_record(params, step)
         if completion.categories:
             categories.write_categories(completion.categories, params.train.model_dir)

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import math
+import sys
 from collections.abc import Sequence
 
 from trainer.categories import Category
 from trainer.config import Params
-from trainer.optimizer import peak_learning_rate
+from trainer.optimizer import WarmupSchedule, peak_learning_rate
 
 _CLASSES_NAMED = 5
+# Of the learning rate; float32 makes smaller ones.
+_UNNOTICED_JUMP = 1e-3
 
 
 def describe_schedule(params: Params, step: int, num_images: int | None) -> str:
@@ -23,6 +27,41 @@ def describe_schedule(params: Params, step: int, num_images: int | None) -> str:
         f"{train.train_steps} steps{begun} of batch {batch}: {images}; learning rate "
         f"{peak_learning_rate(params):.3g} ({train.learning_rate_schedule}) after "
         f"{train.warmup_steps} steps of warm-up."
+    )
+
+
+def warn_of_rate(params: Params, recorded: Params, step: int) -> None:
+    """Warns of a learning rate that jumps where a run goes on, at `step`, with other settings."""
+    before, after = (
+        float(WarmupSchedule(peak_learning_rate(each), each.train)(step))
+        for each in (recorded, params)
+    )
+    if math.isclose(before, after, rel_tol=_UNNOTICED_JUMP):
+        return
+    print(
+        f"Warning: the learning rate jumps from {before:.3g} to {after:.3g} at step {step}, "
+        "because the schedule is not the one that the steps so far were taken with.",
+        file=sys.stderr,
+    )
+
+
+def warn_of_frozen_weights(params: Params, loaded: str) -> None:
+    """Warns of layers that stay as they were initialised.
+
+    Args:
+      params: settings.
+      loaded: where the weights come from; empty if they are random.
+    """
+    model = params.model
+    frozen = {"freeze_at": model.freeze_at > 0, "norm": model.norm == "frozen_bn"}
+    named = [name for name, is_frozen in frozen.items() if is_frozen]
+    if loaded or not named:
+        return
+    flags = " and ".join(f"--{name}={getattr(model, name)}" for name in named)
+    print(
+        f"Warning: {flags} keep{'s' * (len(named) == 1)} layers as they are, and they are random: "
+        "give --init_checkpoint, or train them (--freeze_at=0 --norm=gn).",
+        file=sys.stderr,
     )
 
 

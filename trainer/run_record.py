@@ -25,6 +25,7 @@ from trainer.flags import (
     define_flags,
     format_flag,
     list_settings,
+    make_params,
     settings_of,
     write_flagfile,
 )
@@ -74,6 +75,16 @@ def load_record(folder: str) -> Values:
       UserError: it cannot be read.
     """
     return _load_with_places(folder)[0]
+
+
+def load_params(folder: str) -> Params:
+    """The recorded settings, with defaults for what is not recorded.
+
+    Raises:
+      UserError: they cannot be read.
+    """
+    defaults = {setting.name: setting.default for setting in list_settings()}
+    return make_params(defaults | load_record(folder))
 
 
 def recall_settings(values: Values, places: Places) -> tuple[Values, Places]:

@@ -1,8 +1,14 @@
 """What is said before the first step."""
 
+import pytest
 from toy_model import toy_params
 
-from trainer.opening import describe_schedule, describe_system
+from trainer.opening import (
+    describe_schedule,
+    describe_system,
+    warn_of_frozen_weights,
+    warn_of_rate,
+)
 
 CATEGORIES = [{"label": n, "id": n, "name": name} for n, name in enumerate("abcdefg", 1)]
 
@@ -28,3 +34,35 @@ def test_the_second_line_has_network_devices_weights_and_classes(tmp_path):
     said = describe_system(params, [], "the CPU", "from step 4, weights of m/ckpt-4")
     assert said.startswith("Faster R-CNN, resnet50, float32, on the CPU, from step 4, weights of m")
     assert said.endswith("; 1 class.")
+
+
+def test_a_longer_cosine_says_that_the_rate_jumps(tmp_path, capsys):
+    cosine = {"learning_rate_schedule": "cosine", "learning_rate": 0.1, "warmup_steps": 0}
+    before = toy_params(tmp_path, train_steps=100, **cosine)
+    after = toy_params(tmp_path, train_steps=200, **cosine)
+    # 0.05 (1 + cos(pi)) = 0 after 100 steps of 100, 0.05 (1 + cos(pi / 2)) = 0.05 of 200.
+    warn_of_rate(after, before, 100)
+    assert "rate jumps from 0 to 0.05 at step 100" in capsys.readouterr().err
+    warn_of_rate(after, after, 100)
+    constant = {**cosine, "learning_rate_schedule": "constant"}
+    longer = [toy_params(tmp_path, train_steps=steps, **constant) for steps in (100, 200)]
+    warn_of_rate(*longer, 100)
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    ("settings", "loaded", "said"),
+    [
+        ({"freeze_at": 2}, "", "Warning: --freeze_at=2 keeps layers"),
+        ({"norm": "frozen_bn"}, "", "Warning: --norm=frozen_bn keeps layers"),
+        ({"freeze_at": 1, "norm": "frozen_bn"}, "", "--freeze_at=1 and --norm=frozen_bn keep l"),
+        ({"freeze_at": 2, "norm": "frozen_bn"}, "m/ckpt-1", ""),
+        ({}, "", ""),
+    ],
+)
+def test_random_weights_that_stay_as_they_are_are_warned_about(
+    tmp_path, capsys, settings, loaded, said
+):
+    warn_of_frozen_weights(toy_params(tmp_path, **settings), loaded)
+    err = capsys.readouterr().err
+    assert said in err if said else err == ""
