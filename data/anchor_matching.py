@@ -83,6 +83,7 @@ def match_and_sample(
     positive_fraction: float,
     ignore_crowds: bool,
     forced_match: str = "best",
+    negative_area: tf.Tensor | None = None,
 ) -> RpnTargets:
     """Labels the anchors of one image and draws those that train the RPN.
 
@@ -97,6 +98,8 @@ def match_and_sample(
       positive_fraction: largest share of positives among the samples.
       ignore_crowds: whether anchors inside crowds are kept out of the negatives.
       forced_match: "best" or "reassign", as told above.
+      negative_area: float32 [2], height and width of what the centres of negatives lie within,
+        from the canvas' upper left corner; None: all of the canvas.
 
     Returns:
       RpnTargets.
@@ -116,12 +119,13 @@ def match_and_sample(
     )
     drawn = draw(tf.size(matches.positives), seed, int(num_samples * positive_fraction))
     positives = tf.gather(matches.positives, drawn)
-    ranks = draw(
-        grid.num_anchors - tf.size(matches.non_negatives),
+    negatives = _draw_negatives(
+        matches.non_negatives,
+        grid,
+        (grid.height, grid.width) if negative_area is None else negative_area,
         tf.random.experimental.stateless_fold_in(seed, 1),
         num_samples,
-    )
-    negatives = negatives_of_ranks(ranks[: num_samples - tf.size(positives)], matches.non_negatives)
+    )[: num_samples - tf.size(positives)]
     anchors = locate_anchors(positives, AnchorShapes(grid))
     targets = tf.gather(gt_boxes, matched_gts(gt_boxes, anchors, matches.claims))
     deltas = box_ops.encode(targets, corners(anchors))
@@ -161,18 +165,18 @@ def match(
         tied = claims = tf.where(best >= negative_iou, tied, claims)
     needed = tf.gather(tf.minimum(tied, positive_iou), pairs.boxes)
     is_positive = (ious > 0.0) & (ious >= needed)
-    # 2 makes an anchor positive, 1 keeps it out of the negatives. An anchor's highest verdict,
-    # which the last of its sorted keys carries, decides.
-    verdicts = tf.where(is_positive, 2, tf.cast(ious >= negative_iou, tf.int32))
+    # 2 or more makes an anchor positive, 1 keeps it out of the negatives. An anchor's highest
+    # verdict, which the last of its sorted keys carries, decides.
+    verdicts = tf.cast(is_positive, tf.int32) * 2 + tf.cast(ious >= negative_iou, tf.int32)
     keys = pairs.anchors * 4 + verdicts
     if ignore_crowds:
         keys = tf.concat([keys, anchors_inside(crowd_boxes, shapes) * 4 + 1], 0)
     keys = tf.sort(keys)
-    anchors, verdicts = keys // 4, keys % 4
+    anchors, verdicts = tf.bitwise.right_shift(keys, 2), tf.bitwise.bitwise_and(keys, 3)
     is_last = tf.not_equal(anchors, tf.concat([anchors, [-1]], 0)[1:])
     return AnchorMatches(
-        positives=tf.boolean_mask(anchors, is_last & (verdicts > 1)),
-        non_negatives=tf.boolean_mask(anchors, is_last & (verdicts > 0)),
+        positives=tf.gather(anchors, tf.where(is_last & (verdicts > 1))[:, 0]),
+        non_negatives=tf.gather(anchors, tf.where(is_last & (verdicts > 0))[:, 0]),
         claims=claims,
     )
 
@@ -219,11 +223,56 @@ def draw(population: tf.Tensor, seed: tf.Tensor, limit: int) -> tf.Tensor:
         return tf.math.top_k(scores, tf.minimum(limit, population)).indices
 
     def skip_repeated():
-        # Of that many draws, `limit` are different unless half of them are repeated.
-        draws = tf.random.stateless_uniform([2 * limit], seed, 0, population, tf.int32)
+        # One of 26 is repeated on average, so `limit` of them are different.
+        draws = tf.random.stateless_uniform(
+            [limit + limit // 4 + 16], seed, 0, population, tf.int32
+        )
         return tf.unique(draws).y[:limit]
 
     return tf.cond(population <= 16 * limit, shuffle_all, skip_repeated)
+
+
+def _draw_negatives(
+    non_negatives: tf.Tensor, grid: AnchorGrid, area: tf.Tensor, seed: tf.Tensor, limit: int
+) -> tf.Tensor:
+    """Draws up to `limit` distinct negatives whose centres lie within the area: int32 [n]."""
+    edges = tf.concat(_runs_within(grid, area), 0)
+    # Runs of ranks among all negatives, in place of runs of anchors.
+    starts, ends = tf.split(edges - _num_below(edges, non_negatives), 2)
+    totals = tf.cumsum(ends - starts)
+    ranks = draw(totals[-1], seed, limit)
+    runs = _num_below(ranks + 1, totals)
+    return negatives_of_ranks(ranks + tf.gather(ends - totals, runs), non_negatives)
+
+
+def _runs_within(grid: AnchorGrid, area: tf.Tensor) -> tuple[np.ndarray, tf.Tensor]:
+    """Where the anchors of each row of cells begin, and where those centred in the area end.
+
+    Args:
+      grid: the anchors of the canvas.
+      area: float32 [2], height and width in pixels.
+
+    Returns:
+      Two int32 [R], R rows of all levels, ascending: anchor indices.
+    """
+    levels = zip(grid.strides, grid.level_shapes, strict=True)
+    rows = [
+        (row * stride, stride, columns * len(grid.ratios))
+        for stride, (num_rows, columns) in levels
+        for row in range(num_rows)
+    ]
+    centres, strides, lengths = np.int32(rows).T
+    starts = np.cumsum(lengths, dtype=np.int32) - lengths
+    # A centre on the far edge is outside, so columns are counted by rounding up.
+    height, width = tf.unstack(area)
+    columns = tf.cast(tf.math.ceil(width / np.float32(strides)), tf.int32)
+    inside = tf.minimum(columns * len(grid.ratios), lengths)
+    return starts, starts + inside * tf.cast(np.float32(centres) < height, tf.int32)
+
+
+def _num_below(values: tf.Tensor, ascending: tf.Tensor) -> tf.Tensor:
+    """How many of an ascending list are below each value: int32 [N]; `searchsorted` in few ops."""
+    return tf.raw_ops.LowerBound(sorted_inputs=ascending[tf.newaxis], values=values[tf.newaxis])[0]
 
 
 def negatives_of_ranks(ranks: tf.Tensor, non_negatives: tf.Tensor) -> tf.Tensor:
@@ -237,7 +286,7 @@ def negatives_of_ranks(ranks: tf.Tensor, non_negatives: tf.Tensor) -> tf.Tensor:
       int32 [S].
     """
     negatives_before = non_negatives - tf.range(tf.size(non_negatives))
-    return ranks + tf.searchsorted(negatives_before, ranks, side="right")
+    return ranks + _num_below(ranks + 1, negatives_before)
 
 
 def corners(boxes: CentredBoxes) -> tf.Tensor:

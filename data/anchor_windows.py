@@ -271,7 +271,9 @@ def _window(
     first = tf.maximum(tf.math.ceil((centres - reach) / strides), 0.0)
     final = tf.minimum(tf.floor((centres + reach) / strides), last)
     possible = (needed <= tf.minimum(sizes, anchor_sizes)) & (first <= final)
-    return first, tf.cast(tf.where(possible, final - first + 1.0, 0.0), tf.int32)
+    lengths = final - first + 1.0
+    # Not a bare 0: `where` is slow where it broadcasts.
+    return first, tf.cast(tf.where(possible, lengths, tf.zeros_like(lengths)), tf.int32)
 
 
 def _repeat(counts: tf.Tensor, largest_count: int) -> tuple[tf.Tensor, tf.Tensor]:

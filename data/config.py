@@ -22,6 +22,8 @@ from data.settings import (
 # Pyramid levels that have anchors, P2 to P6; level l has stride 2**l.
 MIN_LEVEL, MAX_LEVEL = 2, 6
 
+NEGATIVE_AREAS = ("image", "padded", "canvas")
+
 _CANVAS = re.compile(r"(\d+)x(\d+)")
 
 
@@ -122,6 +124,12 @@ class DataConfig:
         256, "Anchors an image contributes to the RPN loss.", POSITIVE
     )
     rpn_positive_fraction: float = setting(0.5, "Largest share of positives among them.", SHARE)
+    rpn_negative_area: str = setting(
+        "image",
+        "Where the centres of negatives lie: in the image (image), in the image with its sides "
+        "rounded up to multiples of 32 (padded), or anywhere on the canvas (canvas).",
+        one_of(*NEGATIVE_AREAS),
+    )
     rpn_ignore_crowds: bool = setting(
         False, "Never take anchors lying at least 0.7 inside a crowd box as negatives."
     )

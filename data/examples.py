@@ -18,6 +18,8 @@ from data.records import parse_record
 
 # What the encodings that TensorFlow can decode begin with: JPEG, PNG, GIF, BMP, WebP.
 IMAGE_SIGNATURES = (b"\xff\xd8", b"\x89P", b"GI", b"BM", b"RI")
+# What mmdetection pads the sides of an image to multiples of.
+PADDING_MULTIPLE = 32
 # Shorter sides leave no pixel to learn from, such as slivers that a crop leaves of an object.
 MIN_SIDE = 1.0
 
@@ -98,7 +100,7 @@ def train_example(
     truths = _ground_truths(record, geometry, config)
     crowds = augment.clip_to_source(tf.boolean_mask(record["boxes"], record["is_crowd"]), geometry)
     crowds = augment.map_boxes(crowds, geometry)
-    rpn = _rpn_targets(truths["gt_boxes"], crowds, canvas_index, config, seeds[1])
+    rpn = _rpn_targets(truths["gt_boxes"], crowds, canvas_index, geometry.valid, config, seeds[1])
     labels = {name: _pad(values, config.max_instances) for name, values in truths.items()}
     labels |= {
         "rpn_indices": rpn.indices,
@@ -217,10 +219,14 @@ def _rpn_targets(
     gt_boxes: tf.Tensor,
     crowd_boxes: tf.Tensor,
     canvas_index: tf.Tensor,
+    valid: tf.Tensor,
     config: DataConfig,
     seed: tf.Tensor,
 ) -> RpnTargets:
-    """Matches the anchors of the canvas that the image is on."""
+    """Matches the anchors of the canvas that the image is on; `valid` int64 [2] is its size."""
+    if config.rpn_negative_area == "padded":
+        valid = -(-valid // PADDING_MULTIPLE) * PADDING_MULTIPLE
+    area = tf.cast(valid, tf.float32)
 
     def match_on(canvas: tuple[int, int]) -> RpnTargets:
         return match_and_sample(
@@ -234,6 +240,7 @@ def _rpn_targets(
             positive_fraction=config.rpn_positive_fraction,
             ignore_crowds=config.rpn_ignore_crowds,
             forced_match=config.rpn_forced_match,
+            negative_area=None if config.rpn_negative_area == "canvas" else area,
         )
 
     if len(config.canvas_sizes) == 1:

@@ -448,6 +448,27 @@ def test_the_deltas_lead_to_the_matched_boxes(forced_match):
     )
 
 
+@pytest.mark.parametrize("area", [(128, 128), (96, 77), (64.5, 128), (128, 4), (1, 1), (33, 32)])
+def test_negatives_are_drawn_from_the_area_alone(area):
+    """As many samples as there are anchors: all negatives of the area, each of them once."""
+    labels, _ = sparse_labels(SAMPLE_GRID, SAMPLE_BOXES)
+    everything = {"num_samples": SAMPLE_GRID.num_anchors, "positive_fraction": 1.0}
+    area_tensor = tf.constant(area, tf.float32)
+    targets = sample(SAMPLE_BOXES, SAMPLE_GRID, negative_area=area_tensor, **everything)
+    drawn = targets.indices.numpy()[targets.labels == NEGATIVE]
+    centres = float32_anchors(SAMPLE_GRID)[0]
+    within = (centres < np.float32(area)).all(1)
+    np.testing.assert_array_equal(np.sort(drawn), np.flatnonzero(within & (labels == NEGATIVE)))
+    positives = targets.indices.numpy()[targets.labels == POSITIVE]
+    np.testing.assert_array_equal(np.sort(positives), np.flatnonzero(labels == POSITIVE))
+
+
+def test_an_area_as_large_as_the_canvas_changes_no_draw():
+    whole = sample(SAMPLE_BOXES, SAMPLE_GRID, negative_area=tf.constant([128.0, 128.0]))
+    for one, other in zip(whole, sample(SAMPLE_BOXES, SAMPLE_GRID), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
 def test_too_few_anchors_are_padded():
     grid = AnchorGrid(32, 32, 4, 4, sizes=(16.0,), ratios=(1.0,))
     targets = sample(np.float32([[8, 8, 24, 24]]), grid, num_samples=8)

@@ -9,6 +9,7 @@ import tensorflow as tf
 from PIL import Image
 from sample_records import blobs, encode_png, make_instance, make_record
 
+from data.anchors import AnchorGrid
 from data.config import DataConfig
 from data.conversion import Conversion, convert
 from data.examples import eval_example, image_seeds, padding_example, train_example
@@ -174,6 +175,22 @@ def test_an_image_without_instances_teaches_background():
     assert not labels["gt_classes"].any() and not labels["gt_areas"].any()
     assert (labels["rpn_labels"] == 0).all()
     assert len(set(labels["rpn_indices"])) == 256
+
+
+@pytest.mark.parametrize(
+    ("area", "height", "width"), [("image", 48, 40), ("padded", 64, 64), ("canvas", 64, 96)]
+)
+def test_negatives_are_drawn_from_the_picture_unless_told_otherwise(area, height, width):
+    record = make_record(np.zeros((48, 40, 3), np.uint8))
+    changes = {} if area == "image" else {"rpn_negative_area": area}
+    features, labels = _train(
+        record, short_side=40, train_short_side_min=40, rpn_samples_per_image=4000, **changes
+    )
+    np.testing.assert_array_equal(features["image_info"][:2], [48, 40])
+    drawn = labels["rpn_indices"][labels["rpn_labels"] == 0]
+    centres = AnchorGrid.from_config(CONFIG, (64, 96)).boxes().reshape(-1, 2, 2).mean(1)
+    within = (centres < [height, width]).all(1)
+    np.testing.assert_array_equal(np.sort(drawn), np.flatnonzero(within))
 
 
 def test_anchors_are_matched_on_the_canvas_and_crowds_shield_them():

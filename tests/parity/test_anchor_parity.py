@@ -3,8 +3,8 @@
 Deviations:
 - torchvision derives a level's stride from the sizes of image and feature map; here it is 2**level.
   They differ where the level does not divide the image; the comparison moves the centres there.
-- mmdetection leaves anchors beyond the image's own area (valid_flags) out of training; here all of
-  the canvas takes part, as in Detectron2 and torchvision.
+- mmdetection leaves anchors beyond the image's own area (valid_flags) out of training; here they
+  are no negatives unless --rpn_negative_area asks for them, but can be positive.
 - Detectron2's OFFSET of half a stride is no setting; the comparison moves the centres.
 - Nine anchors a cell of one level are no setting; the comparison interleaves three grids.
 
@@ -14,9 +14,11 @@ sides that are rounded one after the other; nothing here has them.
 
 import numpy as np
 import pytest
+import tensorflow as tf
 from fixtures import agree, fixture, yx
 from reference_grids import pyramid_cases, pyramid_grid
 
+from data.anchor_matching import match_and_sample
 from data.anchors import AnchorGrid
 
 FILE = fixture("a_anchors.npz")
@@ -87,6 +89,26 @@ def test_valid_flags_are_the_cells_of_a_smaller_canvas(case):
     cell, level = cells(grid)
     flags = (cell < np.array(valid.level_shapes)[level]).all(1)
     agree(flags, case["mm_valid_flags"], "anchors of the image's own area", "mm")
+
+
+@pyramids
+def test_negatives_of_a_padded_image_are_the_valid_anchors(case):
+    grid = pyramid_grid(case.params["image_hw"], case.params)
+    targets = match_and_sample(
+        tf.zeros([0, 4]),
+        tf.zeros([0, 4]),
+        grid,
+        tf.constant([0, 0]),
+        positive_iou=0.7,
+        negative_iou=0.3,
+        num_samples=grid.num_anchors,
+        positive_fraction=0.5,
+        ignore_crowds=False,
+        negative_area=tf.constant(case.params["mm_valid_pad_hw"], tf.float32),
+    )
+    flags = np.zeros(grid.num_anchors, bool)
+    flags[targets.indices.numpy()[targets.labels == 0]] = True
+    agree(flags, case["mm_valid_flags"], "negatives of the image's own area", "mm")
 
 
 def nine_a_cell(case, *, rounded, sizes_first):
