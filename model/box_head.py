@@ -13,7 +13,7 @@ import numpy as np
 import tensorflow as tf
 
 from data import boxes as box_ops
-from model.layers import ConvNorm, Dense, LayerList, normal
+from model.layers import OUTPUT_DTYPE, ConvNorm, Dense, LayerList, normal
 from model.losses import global_sum, smooth_l1
 from model.roi_sampling import SampledRoIs
 from model.scopes import in_scope
@@ -64,8 +64,10 @@ class BoxHead(keras.layers.Layer):
         self.fcs = LayerList(
             [Dense(rng, *pair, dtype=dtype) for pair in itertools.pairwise(widths)]
         )
-        self.classes = Dense(rng, hidden, num_classes, kernel_init=normal(0.01), dtype=dtype)
-        self.deltas = Dense(rng, hidden, num_classes * 4, kernel_init=normal(0.001), dtype=dtype)
+        self.classes = Dense(rng, hidden, num_classes, kernel_init=normal(0.01), dtype=OUTPUT_DTYPE)
+        self.deltas = Dense(
+            rng, hidden, num_classes * 4, kernel_init=normal(0.001), dtype=OUTPUT_DTYPE
+        )
         self.num_classes = num_classes
         self.built = True
 
@@ -77,8 +79,10 @@ class BoxHead(keras.layers.Layer):
         x = tf.reshape(x, [-1, int(np.prod(x.shape[1:]))])
         for fc in self.fcs:
             x = tf.nn.relu(fc(x))
-        deltas = tf.reshape(self.deltas(x), [-1, self.num_classes, 4])
-        return BoxOutputs(tf.cast(self.classes(x), tf.float32), tf.cast(deltas, tf.float32))
+        return BoxOutputs(
+            class_logits=self.classes(x),
+            box_deltas=tf.reshape(self.deltas(x), [-1, self.num_classes, 4]),
+        )
 
 
 @in_scope("losses")

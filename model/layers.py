@@ -20,6 +20,9 @@ Initializer = Callable[[np.random.Generator, tuple[int, ...]], np.ndarray]
 BATCH_NORM_EPSILON = 1e-5
 GROUP_NORM_EPSILON = 1e-5
 MAX_GROUPS = 32
+# Of each head's last layer, whatever the precision: bfloat16 has 128 numbers between 1 and 2, so
+# that most scores would tie.
+OUTPUT_DTYPE = "float32"
 
 
 def _fans(shape: tuple[int, ...]) -> tuple[int, int]:

@@ -9,7 +9,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from model.layers import Conv, ConvNorm, ConvTranspose, LayerList, interleave, normal
+from model.layers import OUTPUT_DTYPE, Conv, ConvNorm, ConvTranspose, LayerList, interleave, normal
 from model.losses import global_sum
 from model.scopes import in_scope
 
@@ -49,7 +49,9 @@ class MaskHead(keras.layers.Layer):
             [ConvNorm(rng, channels, channels, 3, **kwargs) for _ in range(NUM_CONVS)]
         )
         self.deconv = ConvTranspose(rng, channels, channels, dtype=dtype)
-        self.logits = Conv(rng, channels, num_classes, 1, kernel_init=normal(0.001), dtype=dtype)
+        self.logits = Conv(
+            rng, channels, num_classes, 1, kernel_init=normal(0.001), dtype=OUTPUT_DTYPE
+        )
         self.built = True
 
     def call(self, features: tf.Tensor, classes: tf.Tensor) -> tf.Tensor:
@@ -71,8 +73,8 @@ class MaskHead(keras.layers.Layer):
         x = tf.nn.relu(self.deconv(x))
         filters = tf.gather(tf.transpose(self.logits.kernel[0, 0]), classes)
         bias = tf.gather(tf.convert_to_tensor(self.logits.bias), classes)
-        logits = tf.matmul(x, tf.cast(filters, x.dtype)[:, :, None])[:, :, 0]
-        return interleave(tf.cast(logits, tf.float32) + bias[:, None], height, width)
+        logits = tf.matmul(tf.cast(x, OUTPUT_DTYPE), filters[:, :, None])[:, :, 0]
+        return interleave(logits + bias[:, None], height, width)
 
 
 def ends_in_cells(

@@ -13,7 +13,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from model.layers import Conv, Dense, LayerList, normal
+from model.layers import OUTPUT_DTYPE, Conv, Dense, LayerList, normal
 from model.losses import global_sum
 from model.mask_head import ends_in_cells
 from model.scopes import in_scope
@@ -51,7 +51,7 @@ class MaskIoUHead(keras.layers.Layer):
                 Dense(rng, hidden, hidden, dtype=dtype),
             ]
         )
-        self.maskiou = Dense(rng, hidden, num_classes, kernel_init=normal(0.01), dtype=dtype)
+        self.maskiou = Dense(rng, hidden, num_classes, kernel_init=normal(0.01), dtype=OUTPUT_DTYPE)
         self.built = True
 
     def call(self, features: tf.Tensor, mask_logits: tf.Tensor, classes: tf.Tensor) -> tf.Tensor:
@@ -76,7 +76,7 @@ class MaskIoUHead(keras.layers.Layer):
         x = tf.reshape(x, [-1, int(np.prod(x.shape[1:]))])
         for fc in self.fcs:
             x = tf.nn.relu(fc(x))
-        return tf.cast(self.maskiou(x), tf.float32)
+        return self.maskiou(x)
 
 
 def _pool(masks: tf.Tensor) -> tf.Tensor:

@@ -12,7 +12,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from model.layers import Conv, LayerList, normal
+from model.layers import OUTPUT_DTYPE, Conv, LayerList, normal
 from model.losses import global_sum, num_replicas, smooth_l1
 from model.scopes import in_scope
 
@@ -37,12 +37,12 @@ class RPNHead(keras.layers.Layer):
         dtype: str = "float32",
     ):
         super().__init__(dtype=dtype, autocast=False)
-        kwargs = {"kernel_init": normal(0.01), "dtype": dtype}
+        kwargs = {"kernel_init": normal(0.01)}
         self.convs = LayerList(
-            [Conv(rng, channels, channels, 3, **kwargs) for _ in range(num_convs)]
+            [Conv(rng, channels, channels, 3, dtype=dtype, **kwargs) for _ in range(num_convs)]
         )
-        self.objectness = Conv(rng, channels, anchors_per_cell, 1, **kwargs)
-        self.deltas = Conv(rng, channels, anchors_per_cell * 4, 1, **kwargs)
+        self.objectness = Conv(rng, channels, anchors_per_cell, 1, dtype=OUTPUT_DTYPE, **kwargs)
+        self.deltas = Conv(rng, channels, anchors_per_cell * 4, 1, dtype=OUTPUT_DTYPE, **kwargs)
         self.built = True
 
     def call(self, pyramid: Sequence[tf.Tensor]) -> RPNOutputs:
@@ -54,7 +54,7 @@ class RPNHead(keras.layers.Layer):
 
         def flatten(maps: list[tf.Tensor], shape: list[int]) -> tf.Tensor:
             flat = [tf.reshape(m, [batch, _anchors(m, shape), *shape]) for m in maps]
-            return tf.cast(tf.concat(flat, axis=1), tf.float32)
+            return tf.concat(flat, axis=1)
 
         return RPNOutputs(
             logits=flatten([self.objectness(x) for x in hidden], []),
