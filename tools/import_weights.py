@@ -4,16 +4,18 @@
       --flagfile=configs/r50.flags --flagfile=configs/finetune.flags \\
       --flagfile=configs/torchvision.flags
 
-Torchvision, Detectron2, mmdetection, Keras and the code of the paper's authors are known. The
-checkpoint is for --init_checkpoint. What became of every tensor is written to OUTPUT.report.txt
-and counted on the screen. Without --allow_partial every tensor of the file must find its variable
-and every variable its tensor; only an ImageNet ResNet may leave the rest of the network as it is
-initialised. Nothing that the file contains is executed.
+Torchvision, Detectron2, mmdetection, Keras and the code of the paper's authors are known; the file
+may be PyTorch's, a pickle, safetensors, HDF5 or an .npz archive. The checkpoint is for
+--init_checkpoint. What became of every tensor is written to OUTPUT.report.txt and counted on the
+screen. Without --allow_partial every tensor of the file must find its variable and every variable
+its tensor; only an ImageNet ResNet may leave the rest of the network as it is initialised. Nothing
+that the file contains is executed.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 import sys
 
@@ -41,6 +43,9 @@ def run(argv: list[str] | None = None) -> None:
             refuse_flags(f"--{name} is missing.")
     if options.output.endswith("/"):
         refuse_flags(f"--output={options.output}: expected a file's name after the folder.")
+    epsilon = options.batch_norm_epsilon
+    if epsilon is not None and not (math.isfinite(epsilon) and epsilon >= 0):
+        refuse_flags(f"--batch_norm_epsilon={epsilon}: expected a number of 0 or more.")
     if options.channel_order not in ("", "rgb", "bgr"):
         refuse_flags(f"--channel_order={options.channel_order}: expected rgb or bgr.")
     try:
@@ -78,7 +83,7 @@ def import_weights(params: Params, options: ImportOptions) -> None:
     quieten_tensorflow()
     import tensorflow as tf
 
-    from model.importers.report import explain_refusal, itemise, summarise
+    from model.importers.report import explain_refusal, explain_unusable, itemise, summarise
     from model.importers.tensor_files import read_tensors
     from model.importers.translate import count_classes, recognise, translate
     from model.mask_scoring_rcnn import build_network
@@ -105,6 +110,8 @@ def import_weights(params: Params, options: ImportOptions) -> None:
     shapes = {path: tuple(variable.shape) for path, variable in variables.items()}
     result = translate(tensors, family, shapes, kept)
     print("\n".join(summarise(result, params.model, params.data)))
+    if result.unusable:
+        raise UserError(explain_unusable(result, source))
     if not result.complete and not options.allow_partial:
         raise UserError(explain_refusal(result, source))
     for path, value in result.values.items():

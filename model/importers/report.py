@@ -48,6 +48,15 @@ def itemise(result: Translation) -> Iterator[str]:
     yield from (f"initial\t\t{path}" for path in result.initial)
 
 
+def explain_unusable(result: Translation, source: str) -> str:
+    """One sentence on tensors with which the network would compute no numbers, and what to do."""
+    named = [f"{name} ({reason})" for name, reason in result.unusable.items()]
+    return (
+        f"{source} holds tensors that give no numbers: {_list(named)}; get the weights from "
+        "another source, or give the --batch_norm_epsilon that they were trained with."
+    )
+
+
 def explain_refusal(result: Translation, source: str) -> str:
     """One sentence on what does not fit, and what to do."""
     parts = []

@@ -1,11 +1,11 @@
 """Weight files of other programs, read into NumPy arrays without running what they contain.
 
 Read are PyTorch's checkpoints (its zip format and the older one), pickles of NumPy arrays as
-Detectron and Detectron2 publish them, Keras weights in HDF5, and .npz archives. What a file is
-decides its content, not its name. A pickle may name any object of any program: unknown ones become
-inert stubs, which are ignored beside the weights and refused among them, and a file that names
-what only an attack needs is refused as a whole (see `pickle_objects`). A file takes no more memory
-than a fixed multiple of its size.
+Detectron and Detectron2 publish them, safetensors, Keras weights in HDF5, and .npz archives. What a
+file is decides its content, not its name. A pickle may name any object of any program: unknown ones
+become inert stubs, which are ignored beside the weights and refused among them, and a file that
+names what only an attack needs is refused as a whole (see `pickle_objects`). A file takes no more
+memory than a fixed multiple of its size.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from model.importers.numpy_files import array_builders, plain_numbers, read_npz
 from model.importers.pickle_objects import Numbers, Stub, container_builders
 from model.importers.refusals import Budget, Refusal, damaged, shown
 from model.importers.safe_pickle import load_pickle
+from model.importers.safetensors_files import is_safetensors, read_safetensors
 from model.importers.torch_files import (
     LEGACY_MAGIC,
     is_torch_archive,
@@ -42,7 +43,10 @@ _FOREIGN = {
     b"\xfd7zXZ": "compressed with xz: unpack it first",
     b"BZh": "compressed with bzip2: unpack it first",
 }
-_KNOWN = "a PyTorch checkpoint, a pickle of NumPy arrays, Keras weights in HDF5 or an .npz archive"
+_KNOWN = (
+    "a PyTorch checkpoint, a pickle of NumPy arrays, safetensors, Keras weights in HDF5 or an .npz "
+    "archive"
+)
 
 
 def read_tensors(path: str) -> dict[str, np.ndarray]:
@@ -69,7 +73,9 @@ def read_tensors(path: str) -> dict[str, np.ndarray]:
         tensors = _read_any(path, Budget(size))
         if not tensors:
             raise Refusal("it holds no tensors: give a file of weights")
-        return {name: plain_numbers(array) for name, array in tensors.items()}
+        prefixed = all(name.startswith(_PARALLEL_PREFIX) for name in tensors)
+        start = len(_PARALLEL_PREFIX) if prefixed else 0
+        return {name[start:]: plain_numbers(array) for name, array in tensors.items()}
     except Refusal as refusal:
         raise UserError(f"{path} cannot be read as weights: {refusal}.") from refusal
     # Below lie four parsers of other people's formats; a broken file can make each of them raise
@@ -99,18 +105,25 @@ def _size_of(path: str) -> int:
 def _read_any(path: str, budget: Budget) -> dict[str, np.ndarray]:
     with files.open_file(path, "rb") as file:
         head = file.read(512)
+    # Before the others, as the length at its head may look like any of them.
+    if is_safetensors(head, files.size(path)):
+        return read_safetensors(_content_of(path), budget)
     if head.startswith(b"PK"):
         return _read_zip(path, budget)
     if head.startswith(HDF5_MAGIC):
         with files.local_copy(path) as local_path:
             return read_hdf5_apart(local_path)
     _refuse_foreign(head)
-    with files.open_file(path, "rb") as file:
-        content = file.read()
+    content = _content_of(path)
     if LEGACY_MAGIC in head[:32]:
         return _arrays_of(read_legacy_torch(content, budget), budget)
     builders = {**container_builders(budget), **array_builders()}
     return _arrays_of(load_pickle(content, 0, builders)[0], budget)
+
+
+def _content_of(path: str) -> bytes:
+    with files.open_file(path, "rb") as file:
+        return file.read()
 
 
 def _read_zip(path: str, budget: Budget) -> dict[str, np.ndarray]:
@@ -135,7 +148,7 @@ def _refuse_foreign(head: bytes) -> None:
             "with a newer one"
         )
     if head[8:9] == b"{":
-        raise Refusal("it is a safetensors file, which is not supported: save it with torch.save")
+        raise damaged("a safetensors file ends within its header")
     # Pickles of protocols 0 and 1 begin with the dict that they hold, or with a name.
     if head[:1] not in (b"\x80", b"(", b"}", b"]", b"c"):
         raise Refusal(f"its format is unknown: give {_KNOWN}")
@@ -152,9 +165,7 @@ def _arrays_of(content: Any, budget: Budget) -> dict[str, np.ndarray]:
                 f"its weight {shown(name)} is an object of {shown(value.name)}, no plain tensor: "
                 "save plain tensors of floats or integers"
             )
-    prefixed = all(name.startswith(_PARALLEL_PREFIX) for name in weights)
-    start = len(_PARALLEL_PREFIX) if prefixed else 0
-    return {name[start:]: value.to_array(budget) for name, value in weights.items()}
+    return {name: value.to_array(budget) for name, value in weights.items()}
 
 
 def _find_weights(content: dict, depth: int) -> dict[str, Stub]:

@@ -39,6 +39,7 @@ class Translation:
         reshaped: the same for tensors that were brought into another order.
         skipped: name in the file → why it was left out on purpose.
         unexpected: name in the file → why there is no place for it.
+        unusable: name in the file → why the network would compute no numbers with it.
         missing: paths of variables that the file should have had.
         initial: paths of variables that such files never have.
     """
@@ -49,6 +50,7 @@ class Translation:
     reshaped: list[tuple[str, str]] = dataclasses.field(default_factory=list)
     skipped: dict[str, str] = dataclasses.field(default_factory=dict)
     unexpected: dict[str, str] = dataclasses.field(default_factory=dict)
+    unusable: dict[str, str] = dataclasses.field(default_factory=dict)
     missing: list[str] = dataclasses.field(default_factory=list)
     initial: list[str] = dataclasses.field(default_factory=list)
 
@@ -102,7 +104,7 @@ def translate(
 
     Where a convolution has a norm here and a bias there, the bias moves into the norm: off the
     moving mean, or, if batch norm was folded into the convolution, as the offset of a norm that
-    does nothing else. Epsilons of other programs go into the variances.
+    does nothing else. Epsilons of other programs go into the scales.
 
     Args:
         tensors: of the file, by name.
@@ -131,8 +133,9 @@ def translate(
                 result.unexpected[name] = f"{list(tensor.shape)} is no shape of such a layer"
                 continue
             _assign(result, name, tensor, value, path, shapes)
-    _complete_norms(result, folded, shapes)
+    _find_unusable(result)
     _adapt_epsilon(result)
+    _complete_norms(result, folded, shapes)
     for path in shapes:
         if path not in result.values:
             expected = path.startswith(family.scope)
@@ -198,15 +201,32 @@ def _neutralise(result: Translation, norm: str) -> None:
     """Makes a norm neither shift nor scale by its statistics."""
     gamma = result.values[norm + "gamma"]
     result.values[norm + "moving_mean"] = np.zeros_like(gamma)
-    epsilon = np.float32(result.family.batch_norm_epsilon)
-    result.values[norm + "moving_variance"] = np.ones_like(gamma) - epsilon
+    result.values[norm + "moving_variance"] = np.ones_like(gamma) - np.float32(BATCH_NORM_EPSILON)
+
+
+def _find_unusable(result: Translation) -> None:
+    """Notes the tensors with which the network would compute no numbers."""
+    epsilon = result.family.batch_norm_epsilon
+    for name, path in (*result.matched, *result.reshaped):
+        value = result.values[path]
+        if not np.isfinite(value).all():
+            result.unusable[name] = "it has numbers that are not finite in single precision"
+        elif path.endswith("norm/moving_variance") and (np.float64(value) + epsilon <= 0).any():
+            result.unusable[name] = (
+                f"its least variance is {value.min():g} and the epsilon added to it {epsilon:g}"
+            )
 
 
 def _adapt_epsilon(result: Translation) -> None:
-    difference = result.family.batch_norm_epsilon - BATCH_NORM_EPSILON
-    for path in result.values:
-        if difference and path.endswith("norm/moving_variance"):
-            result.values[path] = result.values[path] + np.float32(difference)
+    """Scales gamma as the other epsilon would; a small variance less their difference is none."""
+    values, epsilon = result.values, result.family.batch_norm_epsilon
+    for path in [path for path in values if path.endswith("norm/gamma")]:
+        variance = values.get(path.removesuffix("gamma") + "moving_variance")
+        if variance is not None and epsilon != BATCH_NORM_EPSILON:
+            variance = np.float64(variance)
+            with np.errstate(divide="ignore", invalid="ignore"):
+                factor = np.sqrt((variance + BATCH_NORM_EPSILON) / (variance + epsilon))
+                values[path] = np.float32(values[path] * factor)
 
 
 def _plain(name: str) -> str:

@@ -82,6 +82,16 @@ def test_half_a_backbone_needs_to_be_allowed(tmp_path, capsys):
     assert "missing\t\tbackbone/stages/3/1/conv2/conv/kernel\n" in report
 
 
+def test_numbers_that_are_not_finite_are_refused_even_in_part(tmp_path, capsys):
+    tensors = resnet18_tensors()
+    tensors["layer1.0.conv1.weight"] = np.full_like(tensors["layer1.0.conv1.weight"], 1e39, "f8")
+    np.savez(tmp_path / "large.npz", **tensors)
+    arguments = flags(source=tmp_path / "large.npz", output=tmp_path / "o", num_classes=4, **SMALL)
+    error = refused(capsys, 1, [*arguments, "--allow_partial"])
+    assert "layer1.0.conv1.weight" in error and "not finite" in error
+    assert [path.name for path in tmp_path.iterdir()] == ["large.npz"]
+
+
 def test_what_cannot_be_used_is_one_sentence(source, tmp_path, capsys):
     output = tmp_path / "out"
     np.savez(tmp_path / "other.npz", a=np.zeros(3), b=np.zeros(2))
@@ -102,6 +112,9 @@ def test_what_cannot_be_used_is_one_sentence(source, tmp_path, capsys):
     assert "--output=/proc/none cannot be written" in refused(capsys, 1, nowhere)
     colours = flags(source=source, output=output, channel_order="grb", **SMALL)
     assert "expected rgb or bgr" in refused(capsys, 2, colours)
+    for epsilon in ("nan", "inf", "-1"):
+        strange = flags(source=source, output=output, batch_norm_epsilon=epsilon, **SMALL)
+        assert "expected a number of 0 or more" in refused(capsys, 2, strange)
     assert not output.exists() and not list(tmp_path.glob("out*"))
 
 

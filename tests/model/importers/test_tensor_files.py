@@ -58,6 +58,22 @@ _EXPECTED = {
         "big_endian": np.float32([0, 1, 2]),
         "step": np.int64(9),
     },
+    "numpy.safetensors": {
+        name: _CHECKPOINT[name]
+        for name in (
+            "num_batches_tracked",
+            "double",
+            "conv.weight",
+            "empty",
+            "int32",
+            "bfloat16",
+            "half",
+            "int16",
+            "int8",
+            "uint8",
+            "bool",
+        )
+    },  # fmt: skip
 }
 
 
@@ -275,7 +291,7 @@ def test_npz_archives_of_objects_and_of_invented_sizes_are_refused(tmp_path):
         (b"<!DOCTYPE html><html>", "a web page"),
         (b'{"a": 1}', "JSON"),
         (b"\x1f\x8b\x08\x00", "gzip"),
-        (b"\x40\0\0\0\0\0\0\0{}", "safetensors"),
+        (b"\x40\0\0\0\0\0\0\0{}", "a safetensors file ends within its header"),
         (b"\x89PNG\r\n\x1a\n", "its format is unknown: give a PyTorch checkpoint"),
         (b"PK\x03\x04", "damaged or cut short"),
         (b"(what is this", "damaged or cut short"),

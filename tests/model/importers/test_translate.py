@@ -12,7 +12,7 @@ from resnet_tensors import WIDTH, fold_batch_norms, resnet18_tensors
 from data.config import DataConfig
 from model.config import ModelConfig
 from model.importers import families
-from model.importers.report import explain_refusal, itemise, summarise
+from model.importers.report import explain_refusal, explain_unusable, itemise, summarise
 from model.importers.translate import count_classes, recognise, translate
 from model.mask_scoring_rcnn import MaskScoringRCNN
 from model.variables import named_variables
@@ -92,13 +92,39 @@ def test_a_folded_bias_without_its_kernel_is_left_out(network):
 
 
 @pytest.mark.parametrize("epsilon", [0.0, 1e-3])
-def test_another_epsilon_goes_into_the_variance(network, epsilon):
+def test_another_epsilon_goes_into_the_scale(network, epsilon):
     tensors = resnet18_tensors()
+    # In single precision 1e-20 + 1e-5 - 1e-5 is 0.
+    tensors["bn1.running_var"][:3] = 1e-20, 1e-30, 3e-6
     family = dataclasses.replace(families.TORCHVISION_RESNET, batch_norm_epsilon=epsilon)
     assert load(network, tensors, family).complete
     scale, _ = network.backbone.stem.norm.affine()
     expected = tensors["bn1.weight"] / np.sqrt(tensors["bn1.running_var"] + epsilon)
     np.testing.assert_allclose(scale, expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "name, number, epsilon, reason",
+    [
+        ("conv1.weight", np.inf, 1e-5, "not finite"),
+        ("bn1.weight", np.nan, 1e-5, "not finite"),
+        ("bn1.running_var", -2e-5, 1e-5, "its least variance is -2e-05"),
+        ("bn1.running_var", 0.0, 0.0, "its least variance is 0 and the epsilon added to it 0"),
+    ],
+)
+def test_tensors_that_give_no_numbers_are_named(network, name, number, epsilon, reason):
+    tensors = resnet18_tensors()
+    tensors[name].flat[1] = number
+    family = dataclasses.replace(families.TORCHVISION_RESNET, batch_norm_epsilon=epsilon)
+    result = translate(tensors, family, shapes_of(network))
+    assert list(result.unusable) == [name] and reason in result.unusable[name]
+    assert name in explain_unusable(result, "weights.pth")
+
+
+def test_tensors_that_are_left_out_may_hold_anything(network):
+    tensors = resnet18_tensors()
+    tensors["fc.weight"].flat[0] = np.nan
+    assert not translate(tensors, families.TORCHVISION_RESNET, shapes_of(network)).unusable
 
 
 def test_keras_biases_go_into_the_moving_mean(network):
