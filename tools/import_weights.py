@@ -22,7 +22,7 @@ import sys
 from absl import flags
 
 from data.errors import UserError
-from data.files import make_folder, whole_file
+from data.files import expand, make_folder, whole_file
 from data.tensorflow_log import quieten_tensorflow
 from trainer.config import Params
 from trainer.flags import parse_flags_with, refuse_flags
@@ -78,7 +78,7 @@ def import_weights(params: Params, options: ImportOptions) -> None:
         UserError: the file cannot be read, is of no known program, or does not fit; or the
             checkpoint cannot be written.
     """
-    source, output = options.source, options.output
+    source, output = options.source, expand(options.output)
     # TensorFlow starts here, so that --help and bad flags answer at once.
     quieten_tensorflow()
     import tensorflow as tf

@@ -39,7 +39,7 @@ class Checkpoints:
     """
 
     def __init__(self, model_dir: str, network, updater: Updater, step: tf.Variable, keep: int):
-        self._model_dir = model_dir
+        self._model_dir = model_dir = files.expand(model_dir)
         self._network = network
         self.step = step
         self.loaded = ""
@@ -197,6 +197,7 @@ def load_network(network, path: str) -> None:
 
 def find_checkpoint(path: str) -> str:
     """The latest checkpoint of a folder, or the path itself."""
+    path = files.expand(path)
     return tf.train.latest_checkpoint(path) or path if files.is_folder(path) else path
 
 
@@ -250,7 +251,7 @@ def write_json(content: dict, path: str) -> None:
 
 def _reader(path: str):
     # tf.train.load_checkpoint takes any head of a path on ram:// for a folder.
-    return tf.compat.v1.train.NewCheckpointReader(files.expand(path))
+    return tf.compat.v1.train.NewCheckpointReader(path)
 
 
 def read_shapes(path: str) -> dict[str, list[int]]:

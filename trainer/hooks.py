@@ -170,7 +170,7 @@ class Summaries:
     """
 
     def __init__(self, folder: str):
-        self._folder = folder
+        self._folder = files.expand(folder)
         self._writer: tf.summary.SummaryWriter | None = None
 
     def write_scalars(self, step: int, scalars: Mapping[str, float]) -> None:

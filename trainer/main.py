@@ -10,6 +10,7 @@ imported after the flags are known to be good, so that --help and mistakes answe
 from __future__ import annotations
 
 import contextlib
+import errno
 import functools
 import os
 import sys
@@ -56,7 +57,11 @@ def main(argv: Sequence[str]) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except OSError as error:
-        print(f"error: {error.filename or 'a file'}: {error.strerror or error}.", file=sys.stderr)
+        advice = "; make room and run the same command again" if error.errno == errno.ENOSPC else ""
+        print(
+            f"error: {error.filename or 'a file'}: {error.strerror or error}{advice}.",
+            file=sys.stderr,
+        )
         return 1
     except Stopped as stop:
         print(stop, file=sys.stderr)

@@ -208,7 +208,10 @@ def test_a_disk_that_is_full_is_one_sentence_and_spares_the_checkpoint(
     with monkeypatch.context() as patch:
         patch.setattr(tf.train.CheckpointManager, "save", fail)
         assert run(workplace, "train") == 1
-    assert "/m: No space left on device" in capsys.readouterr().err.splitlines()[-1]
+    sentence = capsys.readouterr().err.splitlines()[-1]
+    assert sentence.endswith(
+        "/m: No space left on device; make room and run the same command again."
+    )
     assert run(workplace, "train") == 0
     lines = (workplace / "m" / "train.jsonl").read_text().splitlines()
     assert [json.loads(line)["step"] for line in lines] == [2, 4]
@@ -222,6 +225,16 @@ def test_a_run_elsewhere_goes_on_there(workplace, monkeypatch):
     with files.open_file(f"ram://{workplace.name}/m/train.jsonl") as file:
         assert [json.loads(line)["step"] for line in file] == [2, 4]
     assert not list(workplace.glob("ram:*"))
+
+
+def test_a_tilde_is_the_home_folder(workplace, monkeypatch):
+    monkeypatch.setenv("HOME", str(workplace))
+    monkeypatch.chdir(workplace)
+    assert run(workplace, "train", "--model_dir=~/m", "--train_file_pattern=~/train-*") == 0
+    from_there = ["--model_dir=~/other", "--init_checkpoint=~/m"]
+    assert run(workplace, "predict", *from_there, "--eval_file_pattern=~/val-*") == 0
+    assert (workplace / "m" / "summaries").is_dir() and (workplace / "other").is_dir()
+    assert not (workplace / "~").exists()
 
 
 def write_image(folder, encoded: bytes) -> str:
