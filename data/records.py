@@ -294,10 +294,9 @@ def parse_size(serialized):
     """Height and width of a record's image in pixels, without decoding it: int64 [2]."""
     import tensorflow as tf
 
-    sides = ("image/height", "image/width")
-    spec = {side: tf.io.FixedLenFeature([], tf.int64) for side in sides}
+    spec = {f"image/{side}": tf.io.FixedLenFeature([], tf.int64) for side in ("height", "width")}
     parsed = tf.io.parse_single_example(serialized, spec)
-    return tf.stack([parsed[side] for side in sides])
+    return tf.stack([parsed["image/height"], parsed["image/width"]])
 
 
 def parse_file_name(serialized):

@@ -121,4 +121,4 @@ def _read_line(line: str, place: str) -> str:
 def _find_included(name: str, including: str) -> str:
     name = files.expand(name)
     beside = os.path.join(os.path.dirname(including), name)
-    return beside if os.path.isabs(name) or files.exists(beside) else name
+    return beside if files.exists(beside) else name
