@@ -69,7 +69,7 @@ def read_file_names(file_pattern: str) -> dict[int, str]:
     """
 
     def parse(serialized):
-        return records.parse_image_id(serialized), records.parse_file_name(serialized)
+        return records.parse_image_id(serialized), _parse_file_name(serialized)
 
     paths = expand_pattern(file_pattern)
     readers = min(len(paths), _FILES_READ_AT_A_TIME)
@@ -82,6 +82,15 @@ def read_file_names(file_pattern: str) -> dict[int, str]:
         }
     except tf.errors.OpError as error:
         raise name_broken_record(error, file_pattern, include_masks=False) from None
+
+
+def _parse_file_name(serialized: tf.Tensor) -> tf.Tensor:
+    """The image's file name, or what the record has for an id if that is a name: string []."""
+    keys = ("image/filename", "image/source_id")
+    spec = {key: tf.io.FixedLenFeature([], tf.string, "") for key in keys}
+    name, source_id = tf.io.parse_single_example(serialized, spec).values()
+    is_number = tf.strings.regex_full_match(source_id, "[0-9]*")
+    return tf.where(tf.equal(name, "") & ~is_number, source_id, name)
 
 
 def _ensure_usable_ids(annotations: list[dict]) -> None:
@@ -97,7 +106,7 @@ def _read_records(paths: list[str], include_masks: bool) -> tuple[list[dict], li
 
     def parse(serialized):
         record = records.parse_record(serialized, include_masks)
-        record["file_name"] = records.parse_file_name(serialized)
+        record["file_name"] = _parse_file_name(serialized)
         del record["encoded"]
         return record
 

@@ -299,16 +299,6 @@ def parse_size(serialized):
     return tf.stack([parsed["image/height"], parsed["image/width"]])
 
 
-def parse_file_name(serialized):
-    """The image's file name, or what the record has for an id if that is a name: string []."""
-    import tensorflow as tf
-
-    parsed = tf.io.parse_single_example(serialized, _image_id_spec(tf))
-    name, source_id = parsed["image/filename"], parsed["image/source_id"]
-    is_number = tf.strings.regex_full_match(source_id, "[0-9]*")
-    return tf.where(tf.equal(name, "") & ~is_number, source_id, name)
-
-
 def _image_id_spec(tf) -> dict:
     return {
         "image/id": tf.io.FixedLenFeature([], tf.int64, _NO_ID),

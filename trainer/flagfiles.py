@@ -120,5 +120,7 @@ def _read_line(line: str, place: str) -> str:
 
 def _find_included(name: str, including: str) -> str:
     name = files.expand(name)
+    if files.has_scheme(name):
+        return name
     beside = os.path.join(os.path.dirname(including), name)
     return beside if files.exists(beside) else name
