@@ -25,10 +25,9 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent import futures
 from concurrent.futures.process import BrokenProcessPool
 
-from tqdm import tqdm
-
 from data import coco, files, manifest
 from data.errors import UserError
+from data.progress import ProgressMeter
 from data.settings import require
 from data.shards import NOTE_SUFFIX, ShardJob, ShardResult, build_shard
 
@@ -151,7 +150,7 @@ def _plan(settings: Conversion, dataset: coco.CocoDataset) -> list[ShardJob]:
 
 def _build_all(jobs: Sequence[ShardJob], num_processes: int, num_images: int) -> list[ShardResult]:
     num_processes = min(num_processes, len(jobs))
-    progress = functools.partial(tqdm, total=num_images, unit="image", file=sys.stderr)
+    progress = functools.partial(ProgressMeter, "Converting", num_images)
     if num_processes <= 1:
         with progress() as bar:
             return [build_shard(job, bar.update) for job in jobs]

@@ -79,7 +79,7 @@ def test_one_line_of_summary_and_progress_on_stderr(tmp_path, dataset, command, 
         "wrote 12 images with 12 instances and 0 crowds to 3 shards "
         f"{tmp_path}/out/train-*-of-00003.tfrecord\n"
     )
-    assert "12/12" in progress
+    assert progress == "Converting: 12 of 12 images\n"
     assert sorted(_contents(tmp_path / "out")) == [
         *(f"train-0000{index}-of-00003.tfrecord" for index in range(3)),
         "train.manifest.json",
