@@ -370,7 +370,7 @@ def decode_counts(counts: str | bytes) -> np.ndarray:
     Raises:
       InvalidAnnotation: the text is not such an encoding.
     """
-    raw = counts.encode("utf-8") if isinstance(counts, str) else counts
+    raw = counts.encode("utf-8", "surrogatepass") if isinstance(counts, str) else counts
     codes = np.frombuffer(raw, np.uint8).astype(np.int64) - 48
     if not codes.size or codes.min() < 0 or codes.max() > 63:
         raise InvalidAnnotation("the RLE's compressed counts hold foreign characters or nothing")

@@ -55,6 +55,12 @@ class DataConfig:
         False, "Give up speed so that two runs of one command are equal bit for bit."
     )
 
+    exif: str = predictive_setting(
+        "apply",
+        "Turn pictures as their EXIF orientation says (apply) or leave them as stored (ignore); "
+        "where sizes prove that a picture was annotated as stored it always stays so.",
+        one_of("apply", "ignore"),
+    )
     canvases: tuple[str, ...] = predictive_setting(
         ("832x1344", "1344x832", "1024x1024"),
         "Static sizes (height x width, multiples of 32) that images are padded to; each image "

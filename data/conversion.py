@@ -31,6 +31,8 @@ from data.progress import ProgressMeter
 from data.settings import require
 from data.shards import NOTE_SUFFIX, ShardJob, ShardResult, build_shard
 
+_IDS_NAMED = 5  # by a warning
+
 
 @dataclasses.dataclass(frozen=True)
 class Conversion:
@@ -90,7 +92,20 @@ def convert(settings: Conversion) -> manifest.Manifest:
         results = _build_all(jobs, settings.num_processes, len(dataset.images))
         summary = _summarise(settings, dataset, skipped.items, results)
         _publish(settings, jobs, stale, summary)
+    _warn_about_images(results)
     return summary
+
+
+def _warn_about_images(results: Sequence[ShardResult]) -> None:
+    """Says which images are not shown as one may expect: how many, and the first of them."""
+    by_sentence: dict[str, list[int]] = {}
+    for result in results:
+        for sentence, image_ids in result.warnings.items():
+            by_sentence.setdefault(sentence, []).extend(image_ids)
+    for sentence, image_ids in by_sentence.items():
+        first = ", ".join(map(str, sorted(image_ids)[:_IDS_NAMED]))
+        rest = ", ..." if len(image_ids) > _IDS_NAMED else ""
+        print(f"Warning: {len(image_ids)} {sentence}. Image ids {first}{rest}", file=sys.stderr)
 
 
 @contextlib.contextmanager

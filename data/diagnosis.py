@@ -10,14 +10,14 @@ import re
 
 import tensorflow as tf
 
+from data.decoding import decode_image
 from data.errors import UserError
-from data.examples import decode_image
 from data.manifest import expand_pattern
 from data.records import parse_image_id, parse_record
 
 
 def find_broken_record(
-    file_pattern: str, include_masks: bool, max_polygon_vertices: int = 0
+    file_pattern: str, include_masks: bool, max_polygon_vertices: int = 0, exif: str = "apply"
 ) -> UserError | None:
     """Parses and decodes records in order until one cannot be.
 
@@ -25,6 +25,7 @@ def find_broken_record(
       file_pattern: as for `data.manifest.expand_pattern`.
       include_masks: whether the masks have to be usable too.
       max_polygon_vertices: as for `data.records.parse_record`.
+      exif: as for `data.decoding.decode_image`.
 
     Returns:
       An error, to be raised, that names file, record and image; None if all is well.
@@ -32,7 +33,7 @@ def find_broken_record(
 
     def use(serialized: tf.Tensor) -> tf.Tensor:
         record = parse_record(serialized, include_masks, max_polygon_vertices)
-        return tf.size(decode_image(record)) + sum(map(tf.size, tf.nest.flatten(record)))
+        return tf.size(decode_image(record, exif)) + sum(map(tf.size, tf.nest.flatten(record)))
 
     for path in expand_pattern(file_pattern):
         used = tf.data.TFRecordDataset(path).map(use, tf.data.AUTOTUNE, deterministic=True)

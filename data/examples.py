@@ -12,12 +12,11 @@ from data import augment
 from data.anchor_matching import RpnTargets, match_and_sample
 from data.anchors import AnchorGrid
 from data.config import DataConfig
+from data.decoding import decode_image
 from data.masks import crop_masks, mask_areas
 from data.polygons import lay_out_polygons
 from data.records import parse_record
 
-# What the encodings that TensorFlow can decode begin with: JPEG, PNG, GIF, BMP, WebP.
-IMAGE_SIGNATURES = (b"\xff\xd8", b"\x89P", b"GI", b"BM", b"RI")
 # What mmdetection pads the sides of an image to multiples of.
 PADDING_MULTIPLE = 32
 # Shorter sides leave no pixel to learn from, such as slivers that a crop leaves of an object.
@@ -128,42 +127,12 @@ def image_seeds(seed: int, epoch: tf.Tensor, image_id: tf.Tensor) -> tf.Tensor:
 def _features(
     record: Tensors, geometry: augment.Geometry, canvas: tf.Tensor, config: DataConfig
 ) -> Tensors:
-    image = augment.render_image(decode_image(record), geometry, canvas)
+    image = augment.render_image(decode_image(record, config.exif), geometry, canvas)
     return {
         "image": _set_canvas_shape(image, config),
         "image_id": record["image_id"],
         "image_info": geometry.image_info,
     }
-
-
-def decode_image(record: Tensors) -> tf.Tensor:
-    """Pixels of any common encoding, gray and transparent ones too.
-
-    Args:
-        record: as `parse_record` gives it.
-
-    Returns:
-        uint8 [h, w, 3], in the original size.
-
-    Raises:
-        tf.errors.InvalidArgumentError: when evaluated on what is no such image, is cut short, or
-            has another size than the record tells.
-    """
-    encoded, image_id = record["encoded"], record["image_id"]
-    known = tf.reduce_any(tf.strings.substr(encoded, 0, 2) == IMAGE_SIGNATURES)
-    check = tf.debugging.Assert(
-        known, ["it holds no JPEG, PNG, GIF, BMP or WebP image. Image id:", image_id]
-    )
-    with tf.control_dependencies([check]):
-        image = tf.io.decode_image(encoded, channels=3, expand_animations=False)
-    image = tf.ensure_shape(image, [None, None, 3])
-    said = [record["height"], record["width"]]
-    check = tf.debugging.Assert(
-        tf.reduce_all(tf.shape(image, tf.int64)[:2] == said),
-        ["it tells another size than its image has. Image id:", image_id, "size told:", said],
-    )
-    with tf.control_dependencies([check]):
-        return tf.identity(image)
 
 
 def _set_canvas_shape(image: tf.Tensor, config: DataConfig) -> tf.Tensor:

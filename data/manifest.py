@@ -33,6 +33,8 @@ _COUNTS = (
     "max_instances_per_image",
     "num_without_polygons",
     "max_polygon_vertices",
+    "num_turned",
+    "num_kept_as_stored",
 )
 
 
@@ -53,6 +55,8 @@ class Manifest:
     # Manifests of records without polygons need not have the next two.
     num_without_polygons: int | None = None  # instances without crowds; None: no record has any
     max_polygon_vertices: int = 0  # of one of them, each polygon's first point counted twice
+    num_turned: int = 0  # images that are turned by their EXIF orientation
+    num_kept_as_stored: int = 0  # images that are not, since their annotations' sizes say so
     schema_version: int = SCHEMA_VERSION
 
     @property
@@ -306,6 +310,8 @@ def _join(manifests: Sequence[Manifest]) -> Manifest:
         shards=tuple(shard for entry in manifests for shard in entry.shards),
         num_without_polygons=sum(without_polygons),
         max_polygon_vertices=max(entry.max_polygon_vertices for entry in manifests),
+        num_turned=total("num_turned"),
+        num_kept_as_stored=total("num_kept_as_stored"),
     )
 
 

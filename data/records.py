@@ -2,7 +2,9 @@
 
 The one place where records are written and parsed. Writing needs no TensorFlow, parsing uses
 graph operations only. The standard TF Object Detection keys carry what they can; beside them stand
-image/id, image/object/{category_id,annotation_id} and the masks as COCO run lengths
+image/id, image/orientation (EXIF's number of how the stored pixels are still to be turned to be
+what height, width and the instances refer to), image/object/{category_id,annotation_id} and the
+masks as COCO run lengths
 (`data/coco.py`): image/object/mask/counts holds the runs of all instances one after another,
 image/object/mask/num_counts how many of them are each instance's. In the same way
 image/object/mask/points holds the points (x, y, in pixels) of all polygons that annotate the
@@ -119,17 +121,19 @@ def encode_example(
     image_id: int,
     instances: Sequence[Instance],
     include_masks: bool,
+    orientation: int = 1,
 ) -> bytes:
     """Serialises one image; the same arguments always give the same bytes.
 
     Args:
       encoded: the image file, kept untouched.
       image_format: "jpeg" or "png".
-      height, width: size in pixels.
-      file_name: as in the annotations.
+      height, width: size in pixels, once turned.
+      file_name: as in the annotations; what is no Unicode in it is escaped.
       image_id: 0 or more.
       instances: may be empty; then there are no image/object/* values.
       include_masks: whether to write the instances' run lengths and polygons.
+      orientation: EXIF's, 1 to 8, by which the stored pixels are to be turned.
 
     Returns:
       A serialised tf.train.Example.
@@ -137,12 +141,13 @@ def encode_example(
     features = {
         "image/encoded": _bytes_feature(encoded),
         "image/format": _bytes_feature(image_format.encode()),
-        "image/filename": _bytes_feature(file_name.encode()),
+        "image/filename": _bytes_feature(file_name.encode("utf-8", "backslashreplace")),
         "image/source_id": _bytes_feature(str(image_id).encode()),
         "image/key/sha256": _bytes_feature(hashlib.sha256(encoded).hexdigest().encode()),
         "image/height": _int64_feature([height]),
         "image/width": _int64_feature([width]),
         "image/id": _int64_feature([image_id]),
+        "image/orientation": _int64_feature([orientation]),
     }
     if instances:
         features |= _instance_features(instances, height, width)
@@ -229,7 +234,8 @@ def parse_record(serialized, include_masks: bool, max_polygon_vertices: int = 0)
     Returns:
       encoded: string scalar, the image file. image_id: int64 scalar; image/id where present, else
       image/source_id as a number, else a stable hash of it (of image/filename when it is empty).
-      height, width: int64 scalars, pixels. boxes: float32 [N, 4], y1, x1, y2, x2 in pixels of the
+      height, width: int64 scalars, pixels. orientation: int64 scalar, EXIF's, 0 where only the
+      image file itself may tell it. boxes: float32 [N, 4], y1, x1, y2, x2 in pixels of the
       original image. classes: int32 [N]. is_crowd: bool [N]. areas: float32 [N], pixels.
       annotation_ids: int64 [N]. With masks also run_lengths: int64 [T] and num_runs: int64 [N];
       with polygons also points: float32 [X, 2], y, x in pixels of the original image, num_points:
@@ -276,6 +282,7 @@ def parse_record(serialized, include_masks: bool, max_polygon_vertices: int = 0)
     return record | {
         "height": height,
         "width": width,
+        "orientation": parsed["image/orientation"],
         "boxes": boxes,
         "classes": tf.cast(parsed["image/object/class/label"], tf.int32),
         "areas": per_instance("image/object/area", box_areas),
@@ -291,7 +298,7 @@ def parse_image_id(serialized):
 
 
 def parse_size(serialized):
-    """Height and width of a record's image in pixels, without decoding it: int64 [2]."""
+    """Height and width of a record's image once turned, without decoding it: int64 [2]."""
     import tensorflow as tf
 
     spec = {f"image/{side}": tf.io.FixedLenFeature([], tf.int64) for side in ("height", "width")}
@@ -324,6 +331,7 @@ def _parse_spec(tf, include_masks: bool, include_polygons: bool) -> dict:
         "image/encoded": tf.io.FixedLenFeature([], tf.string),
         "image/height": tf.io.FixedLenFeature([], tf.int64),
         "image/width": tf.io.FixedLenFeature([], tf.int64),
+        "image/orientation": tf.io.FixedLenFeature([], tf.int64, 0),
         "image/object/area": any_length(tf.float32),
         **{key: any_length(tf.float32) for key in _BOX_KEYS},
         **{f"image/object/{key}": any_length(tf.int64) for key in integers},

@@ -18,7 +18,17 @@ from data import coco, files, images, records
 NOTE_SUFFIX = ".json"  # of the note beside a finished shard
 
 # Part of what a finished shard's note must agree on; raise it when a record's bytes change.
-_RECORD_VERSION = 2
+_RECORD_VERSION = 3
+
+# What is warned about, as the second half of a sentence that begins with the number of images.
+_KEPT_AS_STORED = (
+    "images have an EXIF orientation, but by their sizes in the JSON their annotations refer to "
+    "the stored pixels, so they are not turned"
+)
+_UNUSED_BITS = (
+    "PNGs of 16 bits leave their highest bits unused and are brightened, each by the power of two "
+    "that makes use of them; where brightness has to be comparable convert them to 8 bits"
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,13 +61,17 @@ class ShardResult:
     num_without_polygons: int = 0  # without crowds
     max_polygon_vertices: int = 0  # of one of them
     sizes: dict[str, int] = dataclasses.field(default_factory=dict)  # images by "480x640"
+    num_turned: int = 0
+    num_kept_as_stored: int = 0
+    warnings: dict[str, list[int]] = dataclasses.field(default_factory=dict)  # image ids by reason
     skipped: list[dict] = dataclasses.field(default_factory=list)
 
     @property
     def entry(self) -> dict:
         """What the manifest says about the shard: its file and its counts."""
         fields = dataclasses.asdict(self)
-        return {**fields.pop("shard"), **{key: fields[key] for key in fields if key != "skipped"}}
+        apart = ("skipped", "warnings")
+        return {**fields.pop("shard"), **{key: fields[key] for key in fields if key not in apart}}
 
 
 def build_shard(job: ShardJob, advance: Callable[[int], None]) -> ShardResult:
@@ -146,26 +160,40 @@ def _encode_images(
     result.skipped = skipped.items
     for image in job.images:
         try:
-            encoded, image_format = _read_image(job, image)
+            encoded, facts, orientation = _read_image(job, image)
         except images.InvalidImage as error:
             skipped.add_image(str(error), image.id, image.file_name)
             advance(1)
             continue
         instances = _make_instances(job, image, skipped)
         _count(instances, result)
-        size = f"{image.height}x{image.width}"
-        result.sizes[size] = result.sizes.get(size, 0) + 1
+        _count_image(image, facts, orientation, result)
         yield records.encode_example(
             encoded=encoded,
-            image_format=image_format,
+            image_format=facts.format,
             height=image.height,
             width=image.width,
             file_name=image.file_name,
             image_id=image.id,
             instances=instances,
             include_masks=job.include_masks,
+            orientation=orientation,
         )
         advance(1)
+
+
+def _count_image(
+    image: coco.CocoImage, facts: images.ImageFacts, orientation: int, result: ShardResult
+) -> None:
+    """Adds an image to the shard's counts."""
+    size = f"{image.height}x{image.width}"
+    result.sizes[size] = result.sizes.get(size, 0) + 1
+    result.num_turned += orientation != 1
+    if orientation != facts.orientation:
+        result.num_kept_as_stored += 1
+        result.warnings.setdefault(_KEPT_AS_STORED, []).append(image.id)
+    if facts.unused_bits:
+        result.warnings.setdefault(_UNUSED_BITS, []).append(image.id)
 
 
 def _count(instances: Sequence[records.Instance], result: ShardResult) -> None:
@@ -182,8 +210,15 @@ def _image_path(job: ShardJob, image: coco.CocoImage) -> str:
     return os.path.join(job.image_dir, image.file_name)
 
 
-def _read_image(job: ShardJob, image: coco.CocoImage) -> tuple[bytes, str]:
-    """Returns an image's bytes and format; raises InvalidImage unless they are as announced."""
+def _read_image(job: ShardJob, image: coco.CocoImage) -> tuple[bytes, images.ImageFacts, int]:
+    """An image's bytes, what they say, and the orientation in which its annotator saw it.
+
+    Annotation tools turn pictures as EXIF says, or show the stored pixels: where the two differ in
+    size, the JSON tells which.
+
+    Raises:
+      InvalidImage: the image is not as announced.
+    """
     path = _image_path(job, image)
     try:
         with files.open_file(path, "rb") as file:
@@ -192,17 +227,15 @@ def _read_image(job: ShardJob, image: coco.CocoImage) -> tuple[bytes, str]:
         reason = getattr(error, "strerror", None) or error
         raise images.InvalidImage(f"cannot read {path!r}: {reason}") from None
     facts = images.inspect_image(encoded)
-    if (facts.height, facts.width) != (image.height, image.width):
-        hint = (
-            "; its EXIF data make viewers turn it, annotations must refer to the stored pixels"
-            if images.is_turned_by_viewers(encoded)
-            else ""
-        )
-        raise images.InvalidImage(
-            f"the file has {facts.width}x{facts.height} pixels and the JSON says "
-            f"{image.width}x{image.height}{hint}"
-        )
-    return encoded, facts.format
+    stored, told = (facts.height, facts.width), (image.height, image.width)
+    if told == (stored if facts.orientation < 5 else stored[::-1]):
+        return encoded, facts, facts.orientation
+    if told == stored:
+        return encoded, facts, 1
+    raise images.InvalidImage(
+        f"the file has {facts.width}x{facts.height} pixels and the JSON says "
+        f"{image.width}x{image.height}"
+    )
 
 
 def _make_instances(

@@ -101,6 +101,11 @@ def _summary(settings: Conversion, written: Manifest) -> str:
         f"{written.num_crowds} crowds to {len(written.shards)} shards "
         f"{settings.output_prefix}-*-of-{settings.num_shards:05d}.tfrecord"
     )
+    if written.num_turned or written.num_kept_as_stored:
+        counts += (
+            f"; {written.num_turned} are turned by their EXIF orientation and "
+            f"{written.num_kept_as_stored} stay as stored"
+        )
     skipped = written.skipped
     if not skipped["items"]:
         return counts

@@ -10,16 +10,17 @@ from __future__ import annotations
 
 import argparse
 import collections
-import io
+import functools
 import json
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 from PIL import Image
 
 from data import files
+from data.config import DataConfig
 from data.errors import UserError
 from trainer.coco_metrics import load_ground_truth
 from trainer.overlays import annotation_instances, draw_comparison
@@ -61,26 +62,48 @@ def _read_json(path: str) -> list[dict]:
 
 def draw_sample(
     path: str,
+    image: Mapping,
     annotations: Sequence[Mapping],
     results: Sequence[Mapping],
     names: Mapping[int, str],
+    decode: Callable,
 ) -> np.ndarray:
     """Reads an image and draws its ground truth and its results: uint8 [H', W', 3].
 
+    Args:
+      path: the image file.
+      image: its entry in the JSON.
+      annotations, results: of this image.
+      names: of the categories, by id.
+      decode: `data.decoding.decode_image`, as training uses it.
+
     Raises:
-      UserError: the image cannot be read.
+      UserError: the image cannot be read, or has another size than its annotations refer to.
     """
+    size = image["height"], image["width"]
+    return draw_comparison(
+        _read_pixels(path, image, decode),
+        annotation_instances(annotations, names, *size),
+        annotation_instances(results, names, *size),
+    )
+
+
+def _read_pixels(path: str, image: Mapping, decode: Callable) -> np.ndarray:
+    import tensorflow as tf
+
+    from data.diagnosis import explain_error
+
+    sizes = {key: tf.constant(image[key], tf.int64) for key in ("height", "width")}
+    numbers = {"image_id": tf.constant(image["id"]), "orientation": tf.constant(0, tf.int64)}
     try:
         with files.open_file(path, "rb") as file:
-            pixels = np.asarray(Image.open(io.BytesIO(file.read())).convert("RGB"))
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read as an image ({error}).") from error
-    height, width = pixels.shape[:2]
-    return draw_comparison(
-        pixels,
-        annotation_instances(annotations, names, height, width),
-        annotation_instances(results, names, height, width),
-    )
+            record = {"encoded": tf.constant(file.read()), **sizes, **numbers}
+        return decode(record).numpy()
+    except (OSError, ValueError) as error:
+        reason = str(error)
+    except tf.errors.OpError as error:
+        reason = explain_error(error)
+    raise UserError(f"{path}: cannot be read as an image ({reason}); check --image_dir.")
 
 
 def write_samples(flags: argparse.Namespace) -> int:
@@ -89,6 +112,11 @@ def write_samples(flags: argparse.Namespace) -> int:
     Raises:
       UserError: something cannot be read or written.
     """
+    import tensorflow as tf
+
+    from data.decoding import decode_image
+
+    decode = tf.function(functools.partial(decode_image, exif=flags.exif), autograph=False)
     ground_truth = load_ground_truth(flags.object_annotations_file, "")
     results = read_results(flags.results_dir, flags.min_score)
     names = {category["id"]: category["name"] for category in ground_truth["categories"]}
@@ -99,9 +127,12 @@ def write_samples(flags: argparse.Namespace) -> int:
     chosen = images[:: max(1, len(images) // flags.num_samples)][: flags.num_samples]
     for image in chosen:
         path = os.path.join(flags.image_dir, image["file_name"])
-        picture = draw_sample(path, annotations[image["id"]], results[image["id"]], names)
-        stem = os.path.splitext(os.path.basename(path))[0]
-        _write_png(os.path.join(flags.output_dir, f"{stem}.png"), picture)
+        picture = draw_sample(
+            path, image, annotations[image["id"]], results[image["id"]], names, decode
+        )
+        # The id keeps files of one name in several folders apart.
+        name = f"{image['id']}-{os.path.splitext(os.path.basename(path))[0]}.png"
+        _write_png(os.path.join(flags.output_dir, name), picture)
     return len(chosen)
 
 
@@ -123,6 +154,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--output_dir", required=True, help="Folder for the pictures.")
     parser.add_argument("--num_samples", type=int, default=12, help="Pictures, spread evenly.")
     parser.add_argument("--min_score", type=float, default=0.3, help="Lowest box_score shown.")
+    exif = DataConfig.__dataclass_fields__["exif"]
+    parser.add_argument(
+        "--exif", choices=("apply", "ignore"), default=exif.default, help=exif.metadata["help"]
+    )
     flags = parser.parse_args(argv)
     if flags.num_samples < 1:
         parser.error("--num_samples must be at least 1")

@@ -255,7 +255,7 @@ def _raise_if_a_record_is_broken(params: Params) -> None:
         vertices = data.max_polygon_vertices if model.include_polygons else 0
         patterns[data.train_file_pattern] = (model.include_mask, vertices)
     for pattern, needs in patterns.items():
-        if error := find_broken_record(pattern, *needs):
+        if error := find_broken_record(pattern, *needs, data.exif):
             raise error
 
 

@@ -63,6 +63,7 @@ def test_tensorflow_reads_every_value():
         "image/height": [20],
         "image/width": [30],
         "image/id": [2**50],
+        "image/orientation": [1],
         "image/object/area": [99.5, 1e4],
         "image/object/class/label": [3, 1],
         "image/object/class/text": [b"dog", "naïve car".encode()],

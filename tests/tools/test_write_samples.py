@@ -52,7 +52,7 @@ def call(folder, *more):
 def test_a_picture_for_every_image_with_and_without_results(run_dir):
     assert call(run_dir) == 0
     names = sorted(path.name for path in (run_dir / "out").iterdir())
-    assert names == ["1.png", "2.png"]
+    assert names == ["1-1.png", "2-2.png"]
     first, second = (np.asarray(Image.open(run_dir / "out" / name)) for name in names)
     half = first.shape[1] // 2
     rows = slice(24, None)  # below the captions
