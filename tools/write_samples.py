@@ -10,11 +10,10 @@ from __future__ import annotations
 
 import argparse
 import collections
-import functools
 import json
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from PIL import Image
@@ -66,39 +65,42 @@ def draw_sample(
     annotations: Sequence[Mapping],
     results: Sequence[Mapping],
     names: Mapping[int, str],
-    decode: Callable,
+    exif: str,
 ) -> np.ndarray:
-    """Reads an image and draws its ground truth and its results: uint8 [H', W', 3].
+    """Reads an image as training does and draws truth and results on it: uint8 [H', W', 3].
 
     Args:
       path: the image file.
       image: its entry in the JSON.
       annotations, results: of this image.
       names: of the categories, by id.
-      decode: `data.decoding.decode_image`, as training uses it.
+      exif: as for `data.decoding.decode_image`.
 
     Raises:
       UserError: the image cannot be read, or has another size than its annotations refer to.
     """
     size = image["height"], image["width"]
     return draw_comparison(
-        _read_pixels(path, image, decode),
+        _read_pixels(path, image, exif),
         annotation_instances(annotations, names, *size),
         annotation_instances(results, names, *size),
     )
 
 
-def _read_pixels(path: str, image: Mapping, decode: Callable) -> np.ndarray:
+def _read_pixels(path: str, image: Mapping, exif: str) -> np.ndarray:
     import tensorflow as tf
 
+    from data.decoding import decode_image
     from data.diagnosis import explain_error
 
-    sizes = {key: tf.constant(image[key], tf.int64) for key in ("height", "width")}
-    numbers = {"image_id": tf.constant(image["id"]), "orientation": tf.constant(0, tf.int64)}
+    numbers = {"image_id": image["id"], "height": image["height"], "width": image["width"]}
+    numbers["orientation"] = 0  # the file itself tells
+    record = {name: tf.constant(number, tf.int64) for name, number in numbers.items()}
     try:
         with files.open_file(path, "rb") as file:
-            record = {"encoded": tf.constant(file.read()), **sizes, **numbers}
-        return decode(record).numpy()
+            record["encoded"] = tf.constant(file.read())
+        pixels = tf.data.Dataset.from_tensors(record).map(lambda one: decode_image(one, exif))
+        return next(pixels.as_numpy_iterator())
     except (OSError, ValueError) as error:
         reason = str(error)
     except tf.errors.OpError as error:
@@ -112,11 +114,6 @@ def write_samples(flags: argparse.Namespace) -> int:
     Raises:
       UserError: something cannot be read or written.
     """
-    import tensorflow as tf
-
-    from data.decoding import decode_image
-
-    decode = tf.function(functools.partial(decode_image, exif=flags.exif), autograph=False)
     ground_truth = load_ground_truth(flags.object_annotations_file, "")
     results = read_results(flags.results_dir, flags.min_score)
     names = {category["id"]: category["name"] for category in ground_truth["categories"]}
@@ -128,7 +125,7 @@ def write_samples(flags: argparse.Namespace) -> int:
     for image in chosen:
         path = os.path.join(flags.image_dir, image["file_name"])
         picture = draw_sample(
-            path, image, annotations[image["id"]], results[image["id"]], names, decode
+            path, image, annotations[image["id"]], results[image["id"]], names, flags.exif
         )
         # The id keeps files of one name in several folders apart.
         name = f"{image['id']}-{os.path.splitext(os.path.basename(path))[0]}.png"

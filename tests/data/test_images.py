@@ -5,9 +5,10 @@ import pathlib
 
 import numpy as np
 import pytest
+import tensorflow as tf
 from PIL import Image
 
-from data.images import ImageFacts, InvalidImage, inspect_image, is_turned_by_viewers
+from data.images import ImageFacts, InvalidImage, inspect_image
 
 _SHARED_DATA = pathlib.Path(__file__).parents[2].parent / "shared" / "data"
 
@@ -96,12 +97,57 @@ def test_other_files_are_refused(encoded, reason):
         inspect_image(encoded)
 
 
-def test_rotation_tag():
+@pytest.mark.parametrize("image_format", ["JPEG", "PNG"])
+@pytest.mark.parametrize("tag, orientation", [*((n, n) for n in range(1, 9)), (0, 1), (9, 1)])
+def test_the_orientation_is_told(image_format, tag, orientation):
     exif = Image.Exif()
-    exif[0x0112] = 6
-    assert is_turned_by_viewers(_encode("JPEG", exif=exif))
-    assert not is_turned_by_viewers(_encode("JPEG"))
-    assert not is_turned_by_viewers(b"")
+    exif[0x0112] = tag
+    facts = inspect_image(_encode(image_format, exif=exif))
+    assert facts == ImageFacts(image_format.lower(), 33, 45, orientation)
+
+
+def test_what_stands_behind_the_first_picture_is_no_matter():
+    photo = _encode("JPEG", progressive=True)
+    for video in (b"\xff\xda\0\x08" + bytes(100), photo[:-500], b"\xff\xd8\xff" * 9):
+        assert inspect_image(photo + video).height == 33
+
+
+def test_what_stands_behind_the_first_picture_does_not_complete_it():
+    photo = _encode("JPEG")
+    with pytest.raises(InvalidImage, match="end-of-image"):
+        inspect_image(photo[:-2] + bytes(100))
+    several = io.BytesIO()
+    with Image.open(io.BytesIO(photo)) as image:
+        image.save(several, "MPO", save_all=True, append_images=[image])
+    assert inspect_image(several.getvalue()).width == 45
+
+
+def test_markers_within_the_pixels_do_not_end_them():
+    # Restart markers and stuffed bytes.
+    encoded = _encode("JPEG", restart_marker_blocks=1, quality=100, size=(200, 200))
+    assert b"\xff\xd0" in encoded and b"\xff\0" in encoded
+    assert inspect_image(encoded).height == 200
+    with pytest.raises(InvalidImage, match="end-of-image"):
+        inspect_image(encoded[:-2])
+
+
+def test_too_large_is_not_broken(monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 45 * 33 // 2 - 1)
+    with pytest.raises(InvalidImage, match="too large, of more than"):
+        inspect_image(_encode("PNG"))
+
+
+@pytest.mark.parametrize(
+    "largest, unused_bits",
+    [(0, 8), (255, 8), (256, 7), (1023, 6), (4095, 4), (32767, 1), (32768, 0), (65535, 0)],
+)
+@pytest.mark.parametrize("channels", [1, 2, 3, 4])
+def test_unused_bits_of_16_are_counted(channels, largest, unused_bits):
+    pixels = np.zeros([7, 5, channels], np.uint16)
+    pixels[3, 2] = largest
+    if channels in (2, 4):
+        pixels[..., -1] = 65535
+    assert inspect_image(tf.io.encode_png(pixels).numpy()).unused_bits == unused_bits
 
 
 def test_real_photographs_pass_and_their_stumps_do_not():
