@@ -15,6 +15,8 @@ ROOMS := data model trainer tools tests setup.py
 RUN := runs/quickstart
 SHAPES := $(RUN)/shapes
 RECORDS := $(RUN)/records
+# Without AVX-512 16-bit arithmetic is emulated, several times slower than float32.
+PRECISION := $(shell grep -qs avx512bw /proc/cpuinfo && echo mixed_bfloat16 || echo float32)
 
 .PHONY: help install test lint proofs quickstart
 
@@ -49,6 +51,7 @@ quickstart: install
 	    --output_file_prefix=$(RECORDS)/$$split --num_shards=2 || exit 1; \
 	done
 	$(BIN)/python -m trainer.main --flagfile=configs/quickstart.flags --mode=train_and_eval \
+	  --precision=$(PRECISION) \
 	  --model_dir=$(RUN) --train_file_pattern='$(RECORDS)/train-*.tfrecord' \
 	  --eval_file_pattern='$(RECORDS)/val-*.tfrecord' \
 	  --eval_annotation_file=$(SHAPES)/annotations/val.json

@@ -171,20 +171,22 @@ def _opening(estimator, completion: Completion) -> dict[str, Callable]:
 
 
 def _say_what_runs(estimator, completion: Completion) -> None:
-    from trainer.opening import describe_system
+    from trainer.opening import describe_system, warn_of_slow_precision
     from trainer.strategy import describe_devices
 
     loaded, step = estimator.checkpoints.loaded, estimator.step
+    devices = describe_devices(estimator.strategy)
     weights = f"weights of {loaded}" if loaded else "random weights"
     print(
         describe_system(
             completion.params,
             completion.categories,
-            describe_devices(estimator.strategy),
+            devices,
             f"from step {step}, {weights}" if step else weights,
         ),
         flush=True,
     )
+    warn_of_slow_precision(completion.params, devices)
 
 
 def _evaluate(estimator, input_fn: Callable, completion: Completion) -> None:

@@ -6,6 +6,7 @@ import math
 import sys
 from collections.abc import Sequence
 
+from data import files
 from trainer.categories import Category
 from trainer.config import Params
 from trainer.optimizer import WarmupSchedule, peak_learning_rate
@@ -63,6 +64,28 @@ def warn_of_frozen_weights(params: Params, loaded: str) -> None:
         "give --init_checkpoint, or train them (--freeze_at=0 --norm=gn).",
         file=sys.stderr,
     )
+
+
+def warn_of_slow_precision(params: Params, devices: str, cpu_info: str = "/proc/cpuinfo") -> None:
+    """Warns of 16-bit arithmetic on an x86 processor that has to emulate it.
+
+    Args:
+      params: settings.
+      devices: in words.
+      cpu_info: where Linux lists what its processors can do.
+    """
+    precision = params.model.precision
+    if precision == "float32" or "CPU" not in devices or not files.exists(cpu_info):
+        return
+    with files.open_file(cpu_info) as file:
+        flags = next((line.split() for line in file if line.startswith("flags")), [])
+    # TensorFlow's kernels for 16 bits are written for this extension and its successors.
+    if flags and "avx512bw" not in flags:
+        print(
+            f"Warning: this processor emulates --precision={precision} (it lacks AVX-512), several "
+            "times slower than float32: give --precision=float32.",
+            file=sys.stderr,
+        )
 
 
 def describe_system(

@@ -8,6 +8,7 @@ from trainer.opening import (
     describe_system,
     warn_of_frozen_weights,
     warn_of_rate,
+    warn_of_slow_precision,
 )
 
 CATEGORIES = [{"label": n, "id": n, "name": name} for n, name in enumerate("abcdefg", 1)]
@@ -66,3 +67,19 @@ def test_random_weights_that_stay_as_they_are_are_warned_about(
     warn_of_frozen_weights(toy_params(tmp_path, **settings), loaded)
     err = capsys.readouterr().err
     assert said in err if said else err == ""
+
+
+@pytest.mark.parametrize(
+    ("precision", "devices", "flags", "warned"),
+    [
+        ("mixed_bfloat16", "the CPU", "fma avx2", True),
+        ("mixed_bfloat16", "the CPU", "avx2 avx512f avx512bw", False),
+        ("mixed_bfloat16", "1 x GPU", "fma avx2", False),
+        ("float32", "the CPU", "fma avx2", False),
+    ],
+)
+def test_emulated_precision_is_warned_about(tmp_path, capsys, precision, devices, flags, warned):
+    cpu_info = tmp_path / "cpuinfo"
+    cpu_info.write_text(f"processor : 0\nflags : fpu {flags}\nflags : fpu\n")
+    warn_of_slow_precision(toy_params(tmp_path, precision=precision), devices, str(cpu_info))
+    assert ("give --precision=float32" in capsys.readouterr().err) == warned
