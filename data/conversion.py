@@ -27,11 +27,10 @@ from concurrent.futures.process import BrokenProcessPool
 
 from data import coco, files, manifest
 from data.errors import UserError
+from data.findings import SkippedItems, Warnings, first_reason, format_warning
 from data.progress import ProgressMeter
 from data.settings import require
 from data.shards import NOTE_SUFFIX, ShardJob, ShardResult, build_shard
-
-_IDS_NAMED = 5  # by a warning
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,7 +74,7 @@ def convert(settings: Conversion) -> manifest.Manifest:
     """Converts a data set; a rerun goes on with the shards that are missing or changed.
 
     Returns:
-      The manifest, which is also written to `P.manifest.json`.
+      The manifest, which is also written to `P.manifest.json`. Its warnings go to stderr.
 
     Raises:
       UserError: something in the input cannot be used, or the output cannot be written. What an
@@ -85,27 +84,16 @@ def convert(settings: Conversion) -> manifest.Manifest:
     with _partial_folder(settings):
         if not files.is_folder(settings.image_dir):
             raise UserError(f"there is no folder {settings.image_dir}; check --image_dir.")
-        skipped = coco.SkippedItems(tolerate=settings.skip_invalid)
+        skipped = SkippedItems(tolerate=settings.skip_invalid)
         dataset = coco.load_dataset(settings.annotations_file, skipped)
         jobs = _plan(settings, dataset)
         stale = _stale_shards(settings, jobs)
         results = _build_all(jobs, settings.num_processes, len(dataset.images))
         summary = _summarise(settings, dataset, skipped.items, results)
         _publish(settings, jobs, stale, summary)
-    _warn_about_images(results)
+    for entry in summary.warnings:
+        print(format_warning(entry), file=sys.stderr)
     return summary
-
-
-def _warn_about_images(results: Sequence[ShardResult]) -> None:
-    """Says which images are not shown as one may expect: how many, and the first of them."""
-    by_sentence: dict[str, list[int]] = {}
-    for result in results:
-        for sentence, image_ids in result.warnings.items():
-            by_sentence.setdefault(sentence, []).extend(image_ids)
-    for sentence, image_ids in by_sentence.items():
-        first = ", ".join(map(str, sorted(image_ids)[:_IDS_NAMED]))
-        rest = ", ..." if len(image_ids) > _IDS_NAMED else ""
-        print(f"Warning: {len(image_ids)} {sentence}. Image ids {first}{rest}", file=sys.stderr)
 
 
 @contextlib.contextmanager
@@ -239,8 +227,8 @@ def _summarise(
     num_images = sum(result.shard["num_images"] for result in results)
     if not num_images:
         raise UserError(
-            f"no image of {settings.annotations_file} can be used, the first because "
-            f"{items[0]['reason']}; check --image_dir."
+            f"no image of {settings.annotations_file} can be used{first_reason(items)}; "
+            "check --image_dir."
         )
     shards = tuple(result.entry for result in results)
     return manifest.Manifest(
@@ -252,8 +240,20 @@ def _summarise(
             "annotations": num_annotations,
             "items": items,
         },
+        warnings=tuple(_warnings(results, num_annotations).entries),
         shards=shards,
     )
+
+
+def _warnings(results: Sequence[ShardResult], num_left_out: int) -> Warnings:
+    warnings = Warnings(*(result.warnings for result in results))
+    num_crowds = sum(result.num_crowds for result in results)
+    if not any(result.num_instances for result in results) and (num_crowds or num_left_out):
+        warnings.add(
+            f"no object is left to learn from: {num_crowds} are crowds (iscrowd 1), "
+            f"{num_left_out} were left out"
+        )
+    return warnings
 
 
 def _stale_shards(settings: Conversion, jobs: Sequence[ShardJob]) -> list[str]:

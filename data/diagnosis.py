@@ -7,13 +7,17 @@ files are read again until the record is found.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
 import tensorflow as tf
 
 from data.decoding import decode_image
 from data.errors import UserError
+from data.files import open_file
 from data.manifest import expand_pattern
 from data.records import parse_image_id, parse_record
+
+_GZIP = "the file is compressed with gzip, which gunzip undoes"
 
 
 def find_broken_record(
@@ -42,9 +46,10 @@ def find_broken_record(
             for _ in used:
                 number += 1
         except tf.errors.OpError as error:
+            reason = _GZIP if _is_gzip(path) else explain_error(error)
             return UserError(
                 f"cannot use record {number} of {path}{_whose(path, number)} "
-                f"({explain_error(error)}); correct it, or convert the data set again without it."
+                f"({reason}); correct it, or convert the data set again without it."
             )
     return None
 
@@ -58,11 +63,42 @@ def name_broken_record(
     )
 
 
+def require_unique_ids(image_ids: Sequence[int], file_pattern: str) -> None:
+    """Refuses records of which two have one image id.
+
+    Args:
+      image_ids: of all records, in any order.
+      file_pattern: where to look for the two.
+
+    Raises:
+      UserError: names both records.
+    """
+    if len(set(image_ids)) == len(image_ids):
+        return
+    seen: dict[int, str] = {}
+    for path in expand_pattern(file_pattern):
+        ids = tf.data.TFRecordDataset(path).map(parse_image_id, tf.data.AUTOTUNE)
+        for number, image_id in enumerate(map(int, ids.as_numpy_iterator()), start=1):
+            here = f"record {number} of {path}"
+            if seen.setdefault(image_id, here) != here:
+                raise UserError(
+                    f"{seen[image_id]} and {here} have the same image id {image_id}: give every "
+                    "image an image/source_id of its own, or a file name where that is empty."
+                )
+
+
+def _is_gzip(path: str) -> bool:
+    with open_file(path, "rb") as file:
+        return file.read(2) == b"\x1f\x8b"
+
+
 def explain_error(error: tf.errors.OpError) -> str:
     """TensorFlow's message without the names of nodes and ops around it."""
     message = re.sub(r"\{\{[^}]*\}\} ", "", error.message.partition("\n")[0])
     message = re.sub(r"^Error in user-defined function .*? Iterator::\S*: ", "", message)
     message = re.sub(r" \[Op:\w+\].*$", "", message)
+    if absent := re.search(r"Feature: (\S+) \(data type: \w+\) is required but could", message):
+        return f"it has no {absent[1]}"
     if message.startswith("assertion failed: "):
         return " ".join(re.findall(r"\[([^\]]*)\]", message))
     return message.rstrip(". ")

@@ -147,16 +147,17 @@ def _ground_truths(record: Tensors, geometry: augment.Geometry, config: DataConf
     Returns:
         gt_boxes float32 [n, 4], gt_classes int32 [n] and, with masks, gt_masks uint8 [n, M, M]
         and gt_areas float32 [n], and with polygons gt_polygons float32 [n, V, 2] and
-        gt_polygon_parts int32 [n, V], for n <= G instances in the record's order.
+        gt_polygon_parts int32 [n, V], for the n <= G largest instances in the record's order.
     """
     windows = augment.clip_to_source(record["boxes"], geometry)
     boxes = augment.map_boxes(windows, geometry)
     kept = ~record["is_crowd"] & tf.reduce_all(boxes[:, 2:] - boxes[:, :2] >= MIN_SIDE, axis=1)
+    sizes = tf.reduce_prod(boxes[:, 2:] - boxes[:, :2], axis=1)
     if "run_lengths" in record:
         masks = (record["run_lengths"], record["num_runs"], record["height"], record["width"])
         areas = mask_areas(*masks, geometry.source_box)
-        kept &= areas > 0
-    kept = tf.where(kept)[: config.max_instances, 0]
+        sizes = tf.cast(areas, tf.float32)
+    kept = _largest(sizes, kept & (sizes > 0), config.max_instances)
 
     truths = {
         "gt_boxes": tf.gather(boxes, kept),
@@ -182,6 +183,13 @@ def _ground_truths(record: Tensors, geometry: augment.Geometry, config: DataConf
             config.max_polygon_vertices,
         )
     return truths
+
+
+def _largest(sizes: tf.Tensor, kept: tf.Tensor, count: int) -> tf.Tensor:
+    """Indices of at most `count` instances that are kept, the largest, ascending: int64 [n]."""
+    candidates = tf.where(kept)[:, 0]
+    order = tf.argsort(tf.gather(sizes, candidates), direction="DESCENDING", stable=True)
+    return tf.sort(tf.gather(candidates, order[:count]))
 
 
 def _rpn_targets(

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import array
+from collections.abc import Iterator
+
 import numpy as np
 import tensorflow as tf
-from pycocotools import mask as coco_mask
 
 from data import records
-from data.diagnosis import name_broken_record
+from data.annotations import complete_annotations
+from data.diagnosis import name_broken_record, require_unique_ids
+from data.findings import SkippedItems, warn_of_left_out
 from data.manifest import expand_pattern, find_manifest
 from data.survey import survey_records
 
@@ -40,6 +44,7 @@ def ground_truth_from_records(file_pattern: str) -> dict:
         images, annotations = _read_records(paths, facts.include_masks)
     except tf.errors.OpError as error:
         raise name_broken_record(error, file_pattern, facts.include_masks) from None
+    require_unique_ids([image["id"] for image in images], file_pattern)
     _ensure_usable_ids(annotations)
     categories = (
         manifest.categories
@@ -111,6 +116,7 @@ def _read_records(paths: list[str], include_masks: bool) -> tuple[list[dict], li
         return record
 
     images, annotations = [], []
+    skipped = SkippedItems(tolerate=True)
     parsed = tf.data.TFRecordDataset(paths).map(parse, num_parallel_calls=tf.data.AUTOTUNE)
     for record in parsed.as_numpy_iterator():
         images.append(
@@ -121,32 +127,36 @@ def _read_records(paths: list[str], include_masks: bool) -> tuple[list[dict], li
                 "width": int(record["width"]),
             }
         )
-        annotations.extend(_annotations(record))
+        size = images[-1]["height"], images[-1]["width"]
+        annotations.extend(complete_annotations(_annotations(record), *size, skipped))
+    warn_of_left_out(skipped.items, "the records")
     return images, annotations
 
 
-def _annotations(record: dict):
-    """Yields the annotations of one image."""
+def _annotations(record: dict) -> Iterator[dict]:
+    """Yields the annotations of one image, with what the record tells of them."""
     y1, x1, y2, x2 = record["boxes"].astype(np.float64).T
     boxes = np.stack([x1, y1, x2 - x1, y2 - y1], axis=1)
-    segmentations = _segmentations(record) if "run_lengths" in record else [None] * len(boxes)
-    for index, segmentation in enumerate(segmentations):
-        annotation = {
+    for index, segmentation in enumerate(_segmentations(record)):
+        area = float(record["areas"][index])
+        yield {
             "id": int(record["annotation_ids"][index]),
             "image_id": int(record["image_id"]),
             "category_id": int(record["classes"][index]),
             "bbox": boxes[index].tolist(),
-            "area": float(record["areas"][index]),
             "iscrowd": int(record["is_crowd"][index]),
+            **({} if np.isnan(area) else {"area": area}),
+            **segmentation,
         }
-        if segmentation is not None:
-            annotation["segmentation"] = segmentation
-        yield annotation
 
 
 def _segmentations(record: dict) -> list[dict]:
+    """The key segmentation of each instance, where there are masks."""
+    if "run_lengths" not in record:
+        return [{}] * len(record["boxes"])
     size = [int(record["height"]), int(record["width"])]
     runs = np.split(record["run_lengths"], np.cumsum(record["num_runs"])[:-1])
-    plain = [{"size": size, "counts": counts.tolist()} for counts in runs[: len(record["boxes"])]]
-    encoded = coco_mask.frPyObjects(plain, *size) if plain else []
-    return [{"size": size, "counts": rle["counts"].decode("ascii")} for rle in encoded]
+    return [
+        {"segmentation": {"size": size, "counts": array.array("q", counts)}}
+        for counts in runs[: len(record["boxes"])]
+    ]

@@ -18,6 +18,7 @@ from typing import NamedTuple
 
 from data import files
 from data.errors import UserError
+from data.findings import Warnings
 
 SCHEMA_VERSION = 1
 JOURNAL = "publishing"  # stands in P.partial while shards take their places
@@ -57,6 +58,7 @@ class Manifest:
     max_polygon_vertices: int = 0  # of one of them, each polygon's first point counted twice
     num_turned: int = 0  # images that are turned by their EXIF orientation
     num_kept_as_stored: int = 0  # images that are not, since their annotations' sizes say so
+    warnings: tuple[dict, ...] = ()  # entries of data.findings.Warnings
     schema_version: int = SCHEMA_VERSION
 
     @property
@@ -132,7 +134,7 @@ def load_manifest(path: str) -> Manifest:
     if missing := [name for name in needed if name not in content]:
         raise UserError(f"the manifest {path} lacks {missing[0]!r}; convert again.")
     fields = {name: content.get(name, default) for name, default in fields.items()}
-    fields |= {name: tuple(fields[name]) for name in ("categories", "shards")}
+    fields |= {name: tuple(fields[name]) for name in ("categories", "shards", "warnings")}
     return Manifest(**fields)
 
 
@@ -309,6 +311,7 @@ def _join(manifests: Sequence[Manifest]) -> Manifest:
         },
         shards=tuple(shard for entry in manifests for shard in entry.shards),
         num_without_polygons=sum(without_polygons),
+        warnings=tuple(Warnings(*(entry.warnings for entry in manifests)).entries),
         max_polygon_vertices=max(entry.max_polygon_vertices for entry in manifests),
         num_turned=total("num_turned"),
         num_kept_as_stored=total("num_kept_as_stored"),

@@ -4,9 +4,9 @@ The one place where records are written and parsed. Writing needs no TensorFlow,
 graph operations only. The standard TF Object Detection keys carry what they can; beside them stand
 image/id, image/orientation (EXIF's number of how the stored pixels are still to be turned to be
 what height, width and the instances refer to), image/object/{category_id,annotation_id} and the
-masks as COCO run lengths
-(`data/coco.py`): image/object/mask/counts holds the runs of all instances one after another,
-image/object/mask/num_counts how many of them are each instance's. In the same way
+masks as COCO run lengths (`data/segmentation.py`): image/object/mask/counts holds the runs of all
+instances one after another, image/object/mask/num_counts how many of them are each instance's. In
+the same way
 image/object/mask/points holds the points (x, y, in pixels) of all polygons that annotate the
 instances, image/object/mask/num_points how many are each polygon's, and
 image/object/mask/num_polygons how many polygons each instance has, 0 if it is annotated by an RLE.
@@ -222,7 +222,7 @@ def write_shard(path: str, records: Iterable[bytes]) -> Shard:
 def parse_record(serialized, include_masks: bool, max_polygon_vertices: int = 0) -> dict:
     """Parses one record, ours or another converter's, with graph operations.
 
-    Absent instance keys count as empty, absent crowd flags as 0, absent areas as the boxes', absent
+    Absent instance keys count as empty, absent crowd flags as 0, absent areas as NaN, absent
     annotation ids as -1.
 
     Args:
@@ -244,48 +244,52 @@ def parse_record(serialized, include_masks: bool, max_polygon_vertices: int = 0)
     Raises:
       tf.errors.InvalidArgumentError: when evaluated on a record without image, height or width,
         whose instance keys differ in length, as when masks are asked for and it has none, whose
+        boxes are no fractions of the image's sides (`data.record_checks.box_checks`), whose
         polygons are asked for and missing or too long, or whose PNG masks cannot be used
         (`data.png_masks.png_run_lengths`).
     """
     import tensorflow as tf
+
+    from data.record_checks import box_checks, length_checks, polygon_checks
 
     parsed = tf.io.parse_single_example(
         serialized, _parse_spec(tf, include_masks, max_polygon_vertices > 0)
     )
     height, width = parsed["image/height"], parsed["image/width"]
     sides = tf.cast(tf.stack([height, width, height, width]), tf.float32)
-    boxes = tf.stack([parsed[key] for key in _BOX_KEYS], axis=-1) * sides
+    relative = tf.stack([parsed[key] for key in _BOX_KEYS], axis=-1)
+    boxes = relative * sides
     num_instances = tf.shape(boxes)[0]
 
     def per_instance(key, default):
         return tf.concat([parsed[key], default[tf.size(parsed[key]) :]], axis=0)
 
     no_flags = tf.zeros([num_instances], tf.int64)
+    no_areas = tf.fill([num_instances], np.float32(np.nan))
     record = {
         "image_id": _image_id(tf, parsed),
         "is_crowd": per_instance("image/object/is_crowd", no_flags) > 0,
     }
     if include_masks:
-        record |= _masks(parsed, record["image_id"])
+        record |= _masks(parsed, boxes, record["image_id"])
     if max_polygon_vertices:
         record |= {
             "points": tf.reshape(parsed["image/object/mask/points"], [-1, 2])[:, ::-1],
             "num_points": parsed["image/object/mask/num_points"],
             "num_polygons": per_instance("image/object/mask/num_polygons", no_flags),
         }
-    checks = _length_checks(tf, parsed, record, num_instances)
+    checks = length_checks(parsed, record, num_instances) + box_checks(relative, record["image_id"])
     if max_polygon_vertices:
-        checks += _polygon_checks(tf, record, max_polygon_vertices)
+        checks += polygon_checks(record, max_polygon_vertices)
     with tf.control_dependencies(checks):
         record["encoded"] = tf.identity(parsed["image/encoded"])
-    box_areas = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
     return record | {
         "height": height,
         "width": width,
         "orientation": parsed["image/orientation"],
         "boxes": boxes,
         "classes": tf.cast(parsed["image/object/class/label"], tf.int32),
-        "areas": per_instance("image/object/area", box_areas),
+        "areas": per_instance("image/object/area", no_areas),
         "annotation_ids": per_instance("image/object/annotation_id", no_flags - 1),
     }
 
@@ -350,7 +354,7 @@ def _image_id(tf, parsed: dict):
     return tf.where(tf.equal(parsed["image/id"], _NO_ID), named_id, parsed["image/id"])
 
 
-def _masks(parsed: dict, image_id) -> dict:
+def _masks(parsed: dict, boxes, image_id) -> dict:
     """Run lengths of all masks, whichever of the two forms the record has them in."""
     import tensorflow as tf
 
@@ -358,41 +362,10 @@ def _masks(parsed: dict, image_id) -> dict:
 
     counts, num_counts = (parsed[f"image/object/mask/{key}"] for key in ("counts", "num_counts"))
     # PNGs beside run lengths would say the same once more.
-    pngs = parsed["image/object/mask"][tf.size(num_counts) :]
-    from_pngs = png_run_lengths(pngs, parsed["image/height"], parsed["image/width"], image_id)
+    pngs, boxes = (each[tf.size(num_counts) :] for each in (parsed["image/object/mask"], boxes))
+    size = parsed["image/height"], parsed["image/width"]
+    from_pngs = png_run_lengths(pngs, boxes, *size, image_id)
     return {
         "run_lengths": tf.concat([counts, from_pngs[0]], axis=0),
         "num_runs": tf.concat([num_counts, from_pngs[1]], axis=0),
     }
-
-
-def _length_checks(tf, parsed: dict, record: dict, num_instances) -> list:
-    """Assertions that every instance has what the network needs of it."""
-    labels = parsed["image/object/class/label"]
-    wanted = {"boxes and class labels differ in number": tf.size(labels)}
-    if "num_runs" in record:
-        wanted["boxes and masks differ in number"] = tf.size(record["num_runs"])
-    checks = [
-        tf.debugging.Assert(
-            tf.equal(found, num_instances),
-            [f"{message}. Image id:", record["image_id"], "numbers:", num_instances, found],
-        )
-        for message, found in wanted.items()
-    ]
-    return [check for check in checks if check is not None]
-
-
-def _polygon_checks(tf, record: dict, most: int) -> list:
-    """Assertions that every object has polygons and not too many vertices."""
-    from data.polygons import count_vertices
-
-    vertices = count_vertices(record["num_points"], record["num_polygons"])
-    vertices = tf.where(record["is_crowd"], np.int64(1), vertices)
-    missing = "it has objects without polygons, so train with --mask_target=bitmap. Image id:"
-    too_many = f"an object has more than --max_polygon_vertices={most}, raise it to"
-    largest = tf.reduce_max(tf.concat([vertices, [1]], axis=0))
-    checks = [
-        tf.debugging.Assert(tf.reduce_all(vertices > 0), [missing, record["image_id"]]),
-        tf.debugging.Assert(largest <= most, [too_many, largest, "Image id:", record["image_id"]]),
-    ]
-    return [check for check in checks if check is not None]

@@ -7,20 +7,24 @@ a later run recognises it. What other shards are made of does not matter to it.
 from __future__ import annotations
 
 import array
+import contextlib
 import dataclasses
 import hashlib
 import json
 import os
+import urllib.parse
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from data import coco, files, images, records
+from data.annotations import find_doubts, read_outline
+from data.findings import InvalidAnnotation, SkippedItems, Warnings
 
 NOTE_SUFFIX = ".json"  # of the note beside a finished shard
 
 # Part of what a finished shard's note must agree on; raise it when a record's bytes change.
-_RECORD_VERSION = 3
+_RECORD_VERSION = 4
 
-# What is warned about, as the second half of a sentence that begins with the number of images.
+# What is warned about: kinds of data.findings.Warnings.
 _KEPT_AS_STORED = (
     "images have an EXIF orientation, but by their sizes in the JSON their annotations refer to "
     "the stored pixels, so they are not turned"
@@ -52,7 +56,7 @@ class ShardJob:
 
 @dataclasses.dataclass
 class ShardResult:
-    """What the manifest says about a shard, and what was left out of it."""
+    """What the manifest says about a shard, what was left out of it and warned about."""
 
     shard: dict = dataclasses.field(default_factory=dict)  # name, num_images, bytes, sha256
     num_instances: int = 0  # without crowds
@@ -63,15 +67,15 @@ class ShardResult:
     sizes: dict[str, int] = dataclasses.field(default_factory=dict)  # images by "480x640"
     num_turned: int = 0
     num_kept_as_stored: int = 0
-    warnings: dict[str, list[int]] = dataclasses.field(default_factory=dict)  # image ids by reason
     skipped: list[dict] = dataclasses.field(default_factory=list)
+    warnings: list[dict] = dataclasses.field(default_factory=list)
 
     @property
     def entry(self) -> dict:
         """What the manifest says about the shard: its file and its counts."""
         fields = dataclasses.asdict(self)
-        apart = ("skipped", "warnings")
-        return {**fields.pop("shard"), **{key: fields[key] for key in fields if key not in apart}}
+        del fields["skipped"], fields["warnings"]
+        return {**fields.pop("shard"), **fields}
 
 
 def build_shard(job: ShardJob, advance: Callable[[int], None]) -> ShardResult:
@@ -156,8 +160,9 @@ def _encode_images(
     job: ShardJob, result: ShardResult, advance: Callable[[int], None]
 ) -> Iterator[bytes]:
     """Yields the records of a shard and counts what is in them."""
-    skipped = coco.SkippedItems(tolerate=job.skip_invalid)
-    result.skipped = skipped.items
+    skipped = SkippedItems(tolerate=job.skip_invalid)
+    warnings = Warnings()
+    result.skipped, result.warnings = skipped.items, warnings.entries
     for image in job.images:
         try:
             encoded, facts, orientation = _read_image(job, image)
@@ -165,9 +170,9 @@ def _encode_images(
             skipped.add_image(str(error), image.id, image.file_name)
             advance(1)
             continue
-        instances = _make_instances(job, image, skipped)
+        instances = _make_instances(job, image, skipped, warnings)
         _count(instances, result)
-        _count_image(image, facts, orientation, result)
+        _count_image(image, facts, orientation, result, warnings)
         yield records.encode_example(
             encoded=encoded,
             image_format=facts.format,
@@ -183,7 +188,11 @@ def _encode_images(
 
 
 def _count_image(
-    image: coco.CocoImage, facts: images.ImageFacts, orientation: int, result: ShardResult
+    image: coco.CocoImage,
+    facts: images.ImageFacts,
+    orientation: int,
+    result: ShardResult,
+    warnings: Warnings,
 ) -> None:
     """Adds an image to the shard's counts."""
     size = f"{image.height}x{image.width}"
@@ -191,9 +200,9 @@ def _count_image(
     result.num_turned += orientation != 1
     if orientation != facts.orientation:
         result.num_kept_as_stored += 1
-        result.warnings.setdefault(_KEPT_AS_STORED, []).append(image.id)
+        warnings.add(_KEPT_AS_STORED, f"image {image.id}")
     if facts.unused_bits:
-        result.warnings.setdefault(_UNUSED_BITS, []).append(image.id)
+        warnings.add(_UNUSED_BITS, f"image {image.id}")
 
 
 def _count(instances: Sequence[records.Instance], result: ShardResult) -> None:
@@ -208,6 +217,16 @@ def _count(instances: Sequence[records.Instance], result: ShardResult) -> None:
 
 def _image_path(job: ShardJob, image: coco.CocoImage) -> str:
     return os.path.join(job.image_dir, image.file_name)
+
+
+def _hint_at_name(job: ShardJob, image: coco.CocoImage) -> str:
+    """Names the file that is there when the JSON spells it as Windows or a URL does."""
+    name = image.file_name.replace("\\", "/")
+    for other in (name, urllib.parse.unquote(image.file_name), urllib.parse.unquote(name)):
+        with contextlib.suppress(OSError, ValueError):
+            if other != image.file_name and files.exists(os.path.join(job.image_dir, other)):
+                return f"; there is {other!r}, which the JSON should say"
+    return ""
 
 
 def _read_image(job: ShardJob, image: coco.CocoImage) -> tuple[bytes, images.ImageFacts, int]:
@@ -225,7 +244,8 @@ def _read_image(job: ShardJob, image: coco.CocoImage) -> tuple[bytes, images.Ima
             encoded = file.read()
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
-        raise images.InvalidImage(f"cannot read {path!r}: {reason}") from None
+        hint = _hint_at_name(job, image)
+        raise images.InvalidImage(f"cannot read {path!r}: {reason}{hint}") from None
     facts = images.inspect_image(encoded)
     stored, told = (facts.height, facts.width), (image.height, image.width)
     if told == (stored if facts.orientation < 5 else stored[::-1]):
@@ -239,37 +259,28 @@ def _read_image(job: ShardJob, image: coco.CocoImage) -> tuple[bytes, images.Ima
 
 
 def _make_instances(
-    job: ShardJob, image: coco.CocoImage, skipped: coco.SkippedItems
+    job: ShardJob, image: coco.CocoImage, skipped: SkippedItems, warnings: Warnings
 ) -> list[records.Instance]:
     instances = []
     for annotation in image.annotations:
         try:
-            instances.append(_make_instance(job, image, annotation))
-        except coco.InvalidAnnotation as error:
+            instances.append(_make_instance(job, image, annotation, warnings))
+        except InvalidAnnotation as error:
             skipped.add_annotation(str(error), annotation["id"], image.id)
     return instances
 
 
-def _make_instance(job: ShardJob, image: coco.CocoImage, annotation: Mapping) -> records.Instance:
+def _make_instance(
+    job: ShardJob, image: coco.CocoImage, annotation: Mapping, warnings: Warnings
+) -> records.Instance:
     category = job.categories[annotation["category_id"]]
-    y1, x1, y2, x2 = coco.clip_box(annotation["bbox"], image.height, image.width)
-    runs, polygons, area = None, [], (y2 - y1) * (x2 - x1)
-    if job.include_masks:
-        segmentation = annotation.get("segmentation")
-        runs = coco.run_lengths(segmentation, image.height, image.width)
-        polygons = coco.polygons(segmentation)
-        area = coco.mask_area(runs)
-    area = annotation.get("area", area)
-    if not coco.is_finite_number(area) or area < 0:
-        raise coco.InvalidAnnotation(f"the area {area!r} is no number of 0 or more")
+    outline = read_outline(annotation, image.height, image.width, job.include_masks)
+    for doubt in find_doubts(annotation, outline, image.height, image.width):
+        warnings.add(doubt, f"annotation {annotation['id']}")
     return records.Instance(
-        box=(y1, x1, y2, x2),
         label=category["label"],
         name=category["name"],
-        is_crowd=bool(annotation.get("iscrowd", 0)),
-        area=area,
         category_id=category["id"],
         annotation_id=annotation["id"],
-        run_lengths=runs,
-        polygons=polygons,
+        **outline._asdict(),
     )

@@ -14,9 +14,12 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from data.diagnosis import name_broken_record
+from data.annotations import NARROW
+from data.diagnosis import name_broken_record, require_unique_ids
+from data.findings import Warnings
 from data.manifest import expand_pattern
 from data.polygons import count_vertices
+from data.records import parse_record
 
 # Records that tell whether a data set has masks; a look at them takes no noticeable time.
 PEEK = 32
@@ -34,6 +37,7 @@ class Survey(NamedTuple):
     images_without_masks: int  # those with instances of which some have none
     images_without_polygons: int  # those with instances but crowds of which some have none
     max_polygon_vertices: int  # of one instance, each polygon's first point counted twice
+    warnings: list[dict]  # entries of data.findings.Warnings
 
     @property
     def largest_label(self) -> int:
@@ -52,14 +56,17 @@ class Survey(NamedTuple):
 
 
 def survey_records(file_pattern: str, limit: int = -1) -> Survey:
-    """Looks at labels, their names and the presence of masks and polygons.
+    """Looks at labels, their names and the presence of masks and polygons, and checks the records.
+
+    Boxes, labels and image ids are checked of all records that are looked at; masks, which have to
+    be decoded for it, of the first `PEEK`. Those of the others are checked where they are used.
 
     Args:
       file_pattern: as for `data.manifest.expand_pattern`.
       limit: number of records to look at, in order of the files; -1 for all.
 
     Raises:
-      UserError: nothing matches, or a record cannot be read.
+      UserError: nothing matches, a record cannot be read or used, or two have one image id.
     """
     paths = expand_pattern(file_pattern)
     readers = min(len(paths), _FILES_READ_AT_A_TIME) if limit < 0 else None
@@ -70,7 +77,8 @@ def survey_records(file_pattern: str, limit: int = -1) -> Survey:
         .ragged_batch(_RECORDS_COUNTED_AT_A_TIME)
     )
     names: dict[int, str] = {}
-    images = most = with_masks = without_masks = without_polygons = vertices = 0
+    images = most = with_masks = without_masks = without_polygons = vertices = narrow = 0
+    image_ids: list[int] = []
     try:
         for batch in facts:
             pairs = zip(batch["labels"].flat_values.numpy(), batch["texts"].flat_values.numpy(),
@@ -83,8 +91,16 @@ def survey_records(file_pattern: str, limit: int = -1) -> Survey:
             without_masks += int(tf.math.count_nonzero(batch["lacks_masks"]))
             without_polygons += int(tf.math.count_nonzero(batch["lacks_polygons"]))
             vertices = max(vertices, int(tf.reduce_max(batch["num_vertices"])))
+            narrow += int(tf.reduce_sum(batch["num_narrow"]))
+            image_ids += batch["image_id"].numpy().tolist()
     except tf.errors.OpError as error:
         raise name_broken_record(error, file_pattern, include_masks=False) from None
+    require_unique_ids(image_ids, file_pattern)
+    warnings = Warnings()
+    if narrow:
+        warnings.add(f"{narrow} objects of {file_pattern}: {NARROW}")
+    if with_masks and (empty := _count_empty_masks(paths, file_pattern)):
+        warnings.add(f"{empty} masks in the first {PEEK} records of {file_pattern} have no pixel")
     return Survey(
         images,
         dict(sorted(names.items())),
@@ -93,11 +109,31 @@ def survey_records(file_pattern: str, limit: int = -1) -> Survey:
         without_masks,
         without_polygons,
         vertices,
+        warnings.entries,
     )
 
 
+def _count_empty_masks(paths: list[str], file_pattern: str) -> int:
+    """Decodes and checks the masks of the first records that have some."""
+
+    def count(serialized: tf.Tensor) -> tf.Tensor:
+        record = parse_record(serialized, include_masks=True)
+        return tf.math.count_nonzero(~record["is_crowd"] & (record["num_runs"] < 2))
+
+    complete = (
+        tf.data.TFRecordDataset(paths)
+        .take(PEEK)
+        .filter(lambda each: ~_look_at(each)["lacks_masks"])
+    )
+    try:
+        return sum(map(int, complete.map(count, tf.data.AUTOTUNE).as_numpy_iterator()))
+    except tf.errors.OpError as error:
+        raise name_broken_record(error, file_pattern, include_masks=True) from None
+
+
 def _look_at(serialized: tf.Tensor) -> dict[str, tf.Tensor]:
-    """Labels int64 [I], texts string [I] and five scalars of one record."""
+    """Labels int64 [I], texts string [I] and scalars of one record, which is checked."""
+    record = parse_record(serialized, include_masks=False)
     any_length = functools.partial(tf.io.FixedLenSequenceFeature, [], allow_missing=True)
     keys = {"class/label": tf.int64, "class/text": tf.string, "is_crowd": tf.int64,
             "mask": tf.string, "mask/num_counts": tf.int64, "mask/num_polygons": tf.int64,
@@ -113,7 +149,10 @@ def _look_at(serialized: tf.Tensor) -> dict[str, tf.Tensor]:
     polygons = tf.concat([polygons, nothing], axis=0)[:count]
     vertices = tf.where(crowds, np.int64(0), count_vertices(points, polygons))
     complete = tf.maximum(tf.size(pngs), tf.size(runs)) >= count
+    sides = tf.reduce_min(record["boxes"][:, 2:] - record["boxes"][:, :2], axis=1)
     return {
+        "image_id": record["image_id"],
+        "num_narrow": tf.math.count_nonzero(~crowds & (sides < 1)),
         "labels": labels,
         "texts": tf.concat([texts, tf.fill([count], "")], axis=0)[:count],
         "num_instances": count - tf.math.count_nonzero(crowds, dtype=tf.int32),

@@ -106,6 +106,8 @@ def _summary(settings: Conversion, written: Manifest) -> str:
             f"; {written.num_turned} are turned by their EXIF orientation and "
             f"{written.num_kept_as_stored} stay as stored"
         )
+    if not written.num_instances + written.num_crowds:
+        counts += "; without objects, they serve prediction alone"
     skipped = written.skipped
     if not skipped["items"]:
         return counts

@@ -12,20 +12,16 @@ from __future__ import annotations
 import collections
 import json
 import os
-import sys
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from data import files
-from data.coco import (
-    InvalidAnnotation,
-    SkippedItems,
-    is_finite_number,
-    load_dataset,
-    run_lengths,
-)
+from data.annotations import complete_annotation, complete_annotations
+from data.coco import load_dataset
 from data.errors import UserError
+from data.findings import SkippedItems, warn_of_left_out
+from data.segmentation import run_lengths
 from model.paste import encode_counts, paste_rle
 from trainer.average_precision import evaluate_results
 from trainer.coco_report import (
@@ -54,30 +50,18 @@ def load_ground_truth(annotation_file: str, eval_file_pattern: str) -> dict:
         return ground_truth_from_records(eval_file_pattern)
     skipped = SkippedItems(tolerate=True)
     dataset = load_dataset(annotation_file, skipped)
-    annotations = []
-    for image in dataset.images:
-        for annotation in image.annotations:
-            try:
-                annotations.append(_complete(annotation, image.height, image.width))
-            except InvalidAnnotation as error:
-                skipped.add_annotation(str(error), annotation["id"], image.id)
-    if skipped.items:
-        print(
-            f"Warning: {len(skipped.items)} images or annotations of {annotation_file} cannot be "
-            f"used and take no part in the evaluation; {_spell_item(skipped.items[0])}.",
-            file=sys.stderr,
-        )
+    annotations = [
+        complete
+        for image in dataset.images
+        for complete in complete_annotations(image.annotations, image.height, image.width, skipped)
+    ]
+    warn_of_left_out(skipped.items, annotation_file)
     images = [
         {"id": image.id, "file_name": image.file_name, "height": image.height,
          "width": image.width}
         for image in dataset.images
     ]  # fmt: skip
     return {"images": images, "annotations": annotations, "categories": dataset.categories}
-
-
-def _spell_item(item: Mapping) -> str:
-    ids = (f"{key.replace('_', ' ')} {item[key]}" for key in item if key.endswith("_id"))
-    return f"the first has {', '.join(ids)}: {item['reason']}"
 
 
 def segmentation_to_rle(segmentation: Mapping | Sequence, height: int, width: int) -> Mapping:
@@ -93,20 +77,6 @@ def segmentation_to_rle(segmentation: Mapping | Sequence, height: int, width: in
       InvalidAnnotation: the segmentation is malformed.
     """
     return encode_counts(run_lengths(segmentation, height, width).tolist(), height, width)
-
-
-def _complete(annotation: Mapping, height: int, width: int) -> dict:
-    """A copy with area and iscrowd, and with the outline, if there is one, as compressed RLE."""
-    bbox = annotation["bbox"]
-    is_list = isinstance(bbox, Sequence) and len(bbox) == 4
-    if not is_list or not all(is_finite_number(side) for side in bbox):
-        raise InvalidAnnotation(f"the box {bbox!r} is not four finite numbers")
-    complete = {"area": bbox[2] * bbox[3], "iscrowd": 0, **annotation}
-    if not is_finite_number(complete["area"]):
-        raise InvalidAnnotation(f"the area {complete['area']!r} is no number")
-    if annotation.get("segmentation"):
-        complete["segmentation"] = segmentation_to_rle(annotation["segmentation"], height, width)
-    return complete
 
 
 class CocoEvaluator:
@@ -353,7 +323,7 @@ def _complete_ground_truth(ground_truth: Mapping, names_by_id: Mapping[int, str]
     annotations = []
     for annotation in ground_truth["annotations"]:
         image = images[annotation["image_id"]]
-        annotations.append(_complete(annotation, image["height"], image["width"]))
+        annotations.append(complete_annotation(annotation, image["height"], image["width"]))
     return {
         "images": ground_truth["images"],
         "annotations": annotations,

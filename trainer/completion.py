@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from data.errors import UserError
+from data.findings import format_warning
 from data.manifest import check_shards, find_manifest
 from trainer import categories
 from trainer.categories import Category
@@ -269,6 +270,8 @@ def _check_labels(
 def _check_training_records(params: Params, facts) -> None:
     """Compares the flags with a `Manifest` or a `data.survey.Survey` of the training records."""
     pattern = params.data.train_file_pattern
+    for entry in facts.warnings:
+        print(format_warning(entry), file=sys.stderr)
     if not facts.max_instances_per_image:
         print(
             f"Warning: no image of {pattern} has an object to learn (crowds do not count), so that "
@@ -285,8 +288,8 @@ def _check_training_records(params: Params, facts) -> None:
     if facts.max_instances_per_image > params.data.max_instances:
         print(
             f"Warning: an image of {pattern} has {facts.max_instances_per_image} objects and "
-            f"--max_instances={params.data.max_instances} drops what exceeds it; raise it to keep "
-            "them all.",
+            f"--max_instances={params.data.max_instances} keeps the largest; raise it to learn "
+            "from the smallest as well.",
             file=sys.stderr,
         )
 

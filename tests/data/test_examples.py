@@ -12,7 +12,13 @@ from sample_records import blobs, encode_png, make_instance, make_record
 from data.anchors import AnchorGrid
 from data.config import DataConfig
 from data.conversion import Conversion, convert
-from data.examples import eval_example, image_seeds, padding_example, train_example
+from data.examples import (
+    _largest,
+    eval_example,
+    image_seeds,
+    padding_example,
+    train_example,
+)
 from data.manifest import expand_pattern
 from data.records import parse_record
 
@@ -330,6 +336,14 @@ def test_masks_of_others_train_like_our_own(shared_data, tmp_path):
         classes = [ids_by_label[int(label)] for label in own_labels["gt_classes"]]
         np.testing.assert_array_equal(labels["gt_classes"], classes)
     assert sum((labels["gt_areas"] > 0).sum() for _, labels in own[1].values()) > 150
+
+
+def test_the_largest_stay_in_the_order_of_the_record():
+    sizes, kept = tf.constant([3.0, 9, 1, 9, 5, 9]), tf.constant([1, 1, 1, 0, 1, 1], tf.bool)
+    np.testing.assert_array_equal(_largest(sizes, kept, 3), [1, 4, 5])
+    np.testing.assert_array_equal(_largest(sizes, kept, 2), [1, 5])
+    np.testing.assert_array_equal(_largest(sizes, kept, 9), [0, 1, 2, 4, 5])
+    assert _largest(sizes[:0], kept[:0], 3).shape == (0,)
 
 
 def test_draws_depend_on_seed_epoch_and_image_alone():

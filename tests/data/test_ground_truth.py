@@ -16,6 +16,7 @@ from data.conversion import Conversion, convert
 from data.errors import UserError
 from data.ground_truth import ground_truth_from_records, read_file_names
 from data.records import write_shard
+from trainer.coco_metrics import CocoEvaluator, load_ground_truth
 
 _SHARED_RECORDS = pathlib.Path(__file__).parents[2].parent / "shared" / "data" / "records"
 
@@ -222,3 +223,33 @@ def test_a_mask_that_cannot_be_used_is_named(tmp_path):
         write_shard(str(path), [make_foreign_record(pixels, [(0, 0, 0.5, 1.0)], [1], **names)])
         with pytest.raises(UserError, match=rf"record 1 of {path} \(image id 77\) .*{reason}"):
             ground_truth_from_records(str(path))
+
+
+def test_json_and_records_tell_the_same_truth(tmp_path):
+    content = tiny_coco()
+    content["annotations"][0]["bbox"] = [-3, 3, 15, 60]  # beyond the image
+    for annotation in content["annotations"]:
+        del annotation["area"]
+    content["annotations"][1]["segmentation"].append([1, 1])
+    annotations_file, prefix = _convert(tmp_path, content)
+    truths = [
+        load_ground_truth(str(annotations_file), ""), load_ground_truth("", f"{prefix}-*")
+    ]  # fmt: skip
+    by_id = [{entry["id"]: entry for entry in truth["annotations"]} for truth in truths]
+    assert by_id[0].keys() == by_id[1].keys() and len(by_id[0]) == 5
+    for number, expected in by_id[0].items():
+        found = by_id[1][number]
+        np.testing.assert_allclose(found["bbox"], expected["bbox"], atol=1e-5)
+        for key in ("area", "iscrowd", "category_id", "image_id", "segmentation"):
+            assert found[key] == expected[key]
+    prediction = {
+        "image_id": np.int64(7), "image_info": np.float32([20, 30, 1, 20, 30]),
+        "num_detections": np.int32(1), "detection_boxes": np.float32([[3, 0, 20, 12]]),
+        "detection_classes": np.int32([3]), "box_scores": np.float32([0.9]),
+    }  # fmt: skip
+    scores = []
+    for truth in truths:
+        evaluator = CocoEvaluator(truth, [{"label": 3, "id": 90, "name": "toothbrush"}])
+        evaluator.add(prediction)
+        scores.append(evaluator.evaluate())
+    assert scores[0] == scores[1] and scores[0]["bbox"]["AP"] == pytest.approx(1)

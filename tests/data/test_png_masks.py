@@ -13,17 +13,18 @@ from data.png_masks import png_run_lengths
 HEIGHT, WIDTH, IMAGE_ID = 9, 14, 4711
 
 
-def _runs(pngs, height=HEIGHT, width=WIDTH):
+def _read(pngs, boxes, height=HEIGHT, width=WIDTH):
     sizes = (tf.constant(number, tf.int64) for number in (height, width, IMAGE_ID))
-    return [value.numpy() for value in png_run_lengths(tf.constant(pngs, tf.string), *sizes)]
+    boxes = tf.constant(boxes or [[0, 0, height, width]] * len(pngs), tf.float32, [len(pngs), 4])
+    return png_run_lengths(tf.convert_to_tensor(pngs, tf.string), boxes, *sizes)
 
 
-def _refusal(png):
-    dataset = tf.data.Dataset.from_tensors([png]).map(
-        lambda pngs: png_run_lengths(
-            pngs, *(tf.constant(number, tf.int64) for number in (HEIGHT, WIDTH, IMAGE_ID))
-        )
-    )
+def _runs(pngs, height=HEIGHT, width=WIDTH):
+    return [value.numpy() for value in _read(pngs, None, height, width)]
+
+
+def _refusal(png, *boxes):
+    dataset = tf.data.Dataset.from_tensors(0).map(lambda _: _read([png], list(boxes)))
     with pytest.raises(tf.errors.InvalidArgumentError) as caught:
         next(iter(dataset))
     return caught.value.message
@@ -82,3 +83,17 @@ def test_a_header_that_promises_too_much_is_refused_before_anything_is_allocated
     png = b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + header
     png += struct.pack(">I", zlib.crc32(header))
     assert "differs in size" in _refusal(png)
+
+
+def test_a_mask_that_lies_outside_its_box_is_refused():
+    mask = np.zeros((HEIGHT, WIDTH), np.uint8)
+    mask[2:6, 3:7] = 1
+    png = encode_png(mask)
+    for box in ([2, 3, 6, 7], [2, 3, 3.9, 7], [0.5, 0.5, 9, 14]):  # half of it is enough
+        np.testing.assert_array_equal(_read([png], [box])[0], run_lengths(mask))
+    for box in ([2, 9, 6, 13], [7.5, 0, 9, 14]):
+        assert "most of a mask lies outside its box" in _refusal(png, box)
+    whole = encode_png(np.ones((HEIGHT, WIDTH), np.uint8))
+    assert f"[{IMAGE_ID}]" in _refusal(whole, [2, 3, 6, 7])
+    empty = encode_png(np.zeros((HEIGHT, WIDTH), np.uint8))
+    assert _read([empty], [[2, 3, 6, 7]])[1].numpy() == [1]

@@ -194,7 +194,7 @@ _ONE_BOX = {
 def test_what_others_leave_out_is_filled_in():
     record = _parse(_foreign(**_ONE_BOX, **{"image/object/class/label": [37]}), False)
     np.testing.assert_array_equal(record["boxes"], [[5, 15, 15, 30]])
-    np.testing.assert_array_equal(record["areas"], [150])
+    np.testing.assert_array_equal(record["areas"], [np.nan])
     np.testing.assert_array_equal(record["is_crowd"], [False])
     np.testing.assert_array_equal(record["annotation_ids"], [-1])
 
@@ -226,7 +226,7 @@ def test_boxes_without_masks_or_labels_are_refused_in_words():
     dataset = tf.data.Dataset.from_tensors(boxes_only).map(lambda entry: parse_record(entry, True))
     with pytest.raises(tf.errors.InvalidArgumentError, match=r"masks differ.*Image id:\] \[\d+\]"):
         list(dataset)
-    with pytest.raises(tf.errors.InvalidArgumentError, match="labels differ in number"):
+    with pytest.raises(tf.errors.InvalidArgumentError, match="no image/object/class/label"):
         parse_record(_foreign(**_ONE_BOX), include_masks=False)
 
 
@@ -268,7 +268,8 @@ def test_missing_and_too_many_polygons_are_refused_in_words_but_not_of_crowds():
 def test_png_masks_are_parsed_into_run_lengths():
     masks = [np.eye(20, 30, dtype=np.uint8), np.tri(20, 30, dtype=np.uint8) * np.uint8(255)]
     pngs = {"image/object/mask": [encode_png(mask) for mask in masks]}
-    boxes = {key: values * 2 for key, values in _ONE_BOX.items()}
+    sides = ("ymin", 0.0), ("xmin", 0.0), ("ymax", 1.0), ("xmax", 1.0)
+    boxes = {f"image/object/bbox/{side}": [value] * 2 for side, value in sides}
     others = _foreign(**boxes, **{"image/object/class/label": [3, 1]}, **pngs)
     record = _parse(others)
     runs = [run_lengths(np.minimum(mask, 1)) for mask in masks]

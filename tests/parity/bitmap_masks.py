@@ -6,7 +6,7 @@ import numpy as np
 import tensorflow as tf
 from fixtures import Case, agree, yx
 
-from data.coco import run_lengths
+from data.segmentation import run_lengths
 from model.mask_head import sample_weights
 
 

@@ -24,8 +24,8 @@ from fixtures import agree, fixture, yx
 from polygon_rows import authors_ratios, on_grids, rows_of_rois
 from pycocotools import mask as coco_mask
 
-from data.coco import mask_area
 from data.masks import crop_masks
+from data.segmentation import mask_area
 from model.mask_head import mask_targets
 from model.paste import encode_counts
 from model.polygon_masks import polygon_targets

@@ -1,0 +1,16 @@
+"""What counts as a number in a JSON file, where a truth value does not."""
+
+from __future__ import annotations
+
+import sys
+
+
+def is_integer(value) -> bool:
+    """Whether a JSON value is an integer that 64 bits hold."""
+    return isinstance(value, int) and not isinstance(value, bool) and -(2**63) <= value < 2**63
+
+
+def is_finite_number(value) -> bool:
+    """Whether a JSON value is a number other than NaN and the infinities."""
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return is_number and abs(value) <= sys.float_info.max

@@ -1,0 +1,77 @@
+"""Assertions on a parsed record, the image id of which they name.
+
+Axes: N instances of one image, P polygons of one image.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import tensorflow as tf
+
+from data.polygons import count_vertices
+
+# As far outside as TensorFlow's Object Detection API lets a corner be, in sides of the image.
+_SLACK = 0.1
+
+
+def length_checks(parsed: dict, record: dict, num_instances: tf.Tensor) -> list:
+    """Assertions that every instance has what the network needs of it.
+
+    Args:
+        parsed: features by key.
+        record: image_id and, where masks are wanted, num_runs, as `data.records.parse_record`
+            returns them.
+        num_instances: int32 scalar, boxes.
+    """
+    image_id, num_labels = record["image_id"], tf.size(parsed["image/object/class/label"])
+    no_labels = "its objects have no image/object/class/label, a number from 1 on, which class/text"
+    conditions = [
+        ((num_labels > 0) | (num_instances < 1), f"{no_labels} does not replace. Image id:"),
+        (num_labels == num_instances, "boxes and class labels differ in number. Image id:"),
+    ]
+    if "num_runs" in record:
+        same = tf.size(record["num_runs"]) == num_instances
+        conditions.append((same, "boxes and masks differ in number. Image id:"))
+    return [_assert(condition, [message, image_id]) for condition, message in conditions]
+
+
+def box_checks(boxes: tf.Tensor, image_id: tf.Tensor) -> list:
+    """Assertions that boxes are fractions of the image's sides.
+
+    Args:
+        boxes: float32 [N, 4], [y1, x1, y2, x2].
+        image_id: int64 scalar.
+    """
+    largest = tf.reduce_max(tf.abs(boxes - 0.5)) + 0.5  # -inf without boxes
+    in_order = tf.reduce_all(boxes[:, :2] <= boxes[:, 2:])
+    finite = tf.reduce_all(tf.math.is_finite(boxes))
+    turned = "a box ends before it begins (max is less than min). Image id:"
+    beyond = "a box reaches beyond the image, as in pixels; give fractions of its sides (0 to 1)"
+    return [
+        _assert(finite, ["a box is not finite. Image id:", image_id]),
+        _assert(~finite | (largest <= 1 + _SLACK), [f"{beyond}. Image id:", image_id]),
+        _assert(~finite | in_order, [turned, image_id]),
+    ]
+
+
+def polygon_checks(record: dict, most: int) -> list:
+    """Assertions that every object has polygons and not too many vertices.
+
+    Args:
+        record: image_id, num_points int64 [P], num_polygons int64 [N] and is_crowd bool [N].
+        most: vertices that there is room for.
+    """
+    vertices = count_vertices(record["num_points"], record["num_polygons"])
+    vertices = tf.where(record["is_crowd"], np.int64(1), vertices)
+    missing = "it has objects without polygons, so train with --mask_target=bitmap. Image id:"
+    too_many = f"an object has more than --max_polygon_vertices={most}, raise it to"
+    largest = tf.reduce_max(tf.concat([vertices, [1]], axis=0))
+    return [
+        _assert(tf.reduce_all(vertices > 0), [missing, record["image_id"]]),
+        _assert(largest <= most, [too_many, largest, "Image id:", record["image_id"]]),
+    ]
+
+
+def _assert(condition: tf.Tensor, data: list):
+    """An operation that fails with `data` where the condition does not hold."""
+    return tf.debugging.Assert(condition, data) or tf.no_op()
