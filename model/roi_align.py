@@ -15,10 +15,12 @@ map takes the value at its border; further outside it counts 0. Two things vary:
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 
 import numpy as np
 import tensorflow as tf
+from tensorflow.python.framework.config import is_op_determinism_enabled
 
 from model.scopes import in_scope
 
@@ -125,7 +127,6 @@ def _corner_and_side(rois, stride, aligned):
 def _pool_by_level(
     pyramid, strides, levels, rois, image_index, output_size, sampling_ratio, aligned
 ):
-    _make_crop_gradient_exact()
     members = tf.dynamic_partition(tf.range(tf.shape(rois)[0]), levels, len(pyramid))
     pooled = [
         _pool_level(
@@ -143,9 +144,8 @@ def _pool_by_level(
 
 def _pool_level(features, corner, side, image_index, output_size, sampling_ratio):
     # A border of one repeated cell gives CropAndResize RoIAlign's behaviour at the edges.
-    padded = tf.pad(
-        tf.cast(features, tf.float32), [[0, 0], [1, 1], [1, 1], [0, 0]], mode="SYMMETRIC"
-    )
+    features = _warn_of_races(tf.cast(features, tf.float32))
+    padded = tf.pad(features, [[0, 0], [1, 1], [1, 1], [0, 0]], mode="SYMMETRIC")
     if sampling_ratio == 0:
         return _pool_adaptively(padded, corner, side, image_index, output_size)
     samples = output_size * sampling_ratio
@@ -187,13 +187,31 @@ def _pool_adaptively(padded, corner, side, image_index, output_size):
     return total / tf.cast(tf.maximum(per_roi, 1), tf.float32)[:, None, None, None]
 
 
-def _make_crop_gradient_exact() -> None:
-    """CPU threads race in CropAndResizeGradImage and lose updates unless ops are deterministic.
+def make_gradient_exact() -> None:
+    """Prepares this process for training on a CPU: makes TensorFlow's ops deterministic.
 
-    On a CPU the switch costs nothing measurable; GPU kernels add atomically and need no switch.
+    Otherwise CPU threads race in CropAndResizeGradImage and lose updates. On a CPU the switch costs
+    nothing measurable; GPU kernels add atomically and need none.
     """
     if not tf.config.list_physical_devices("GPU"):
         tf.config.experimental.enable_op_determinism()
+
+
+@tf.custom_gradient
+def _warn_of_races(features: tf.Tensor):
+    """The features; where a gradient is asked for that `make_gradient_exact` did not prepare for,
+    a warning says so."""
+
+    def gradient(upstream: tf.Tensor) -> tf.Tensor:
+        if not (is_op_determinism_enabled() or tf.config.list_physical_devices("GPU")):
+            print(
+                "Warning: the gradient of RoIAlign loses updates where several threads of a CPU "
+                "compute it; call model.roi_align.make_gradient_exact() before training.",
+                file=sys.stderr,
+            )
+        return upstream
+
+    return tf.identity(features), gradient
 
 
 def _pool_static(pyramid, strides, levels, rois, image_index, output_size, sampling_ratio, aligned):

@@ -9,6 +9,7 @@ import keras
 import tensorflow as tf
 
 from data.errors import UserError
+from model.roi_align import make_gradient_exact
 from trainer.config import Params
 
 
@@ -21,6 +22,8 @@ def prepare_runtime(params: Params) -> None:
     keras.utils.set_random_seed(params.data.seed)
     if params.data.deterministic:
         tf.config.experimental.enable_op_determinism()
+    if params.train.mode in ("train", "train_and_eval"):
+        make_gradient_exact()
     try:
         # Taking all memory at once would lock out whoever shares the card.
         for gpu in tf.config.list_physical_devices("GPU"):

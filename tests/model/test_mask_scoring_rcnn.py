@@ -2,7 +2,9 @@
 
 import dataclasses
 import operator
+import random
 
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -309,6 +311,22 @@ def test_outputs_in_half_precision_hardly_tie(precision):
         best = np.sort(outputs.numpy().ravel())[-1000:]
         # With the last layers in half precision 232 to 954 of them differ.
         assert len(best) == 1000 and len(np.unique(best)) > 980
+
+
+def test_the_process_stays_as_it_is(monkeypatch):
+    """No switch to deterministic ops, and no draw of the generators that are the user's."""
+
+    def forbidden(*_):
+        raise AssertionError("a switch of the whole process")
+
+    monkeypatch.setattr(tf.config.experimental, "enable_op_determinism", forbidden)
+    monkeypatch.setattr(tf.random, "set_seed", forbidden)
+    monkeypatch.setattr(keras.utils, "set_random_seed", forbidden)
+    states = [random.getstate(), np.random.get_state()[1].tolist()]
+    network = build_network(toy_params())
+    network.detect(toy_features())
+    network.compute_losses(toy_features(), toy_labels())
+    assert states == [random.getstate(), np.random.get_state()[1].tolist()]
 
 
 def test_decayed_variables_are_the_trainable_kernels(network):

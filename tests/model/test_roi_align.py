@@ -267,6 +267,16 @@ def test_gradient_loses_no_update_to_a_race():
     np.testing.assert_allclose(first.sum(), upstream.sum(dtype=np.float64), rtol=1e-5)
 
 
+@pytest.mark.parametrize("enabled, warnings", [(True, 0), (False, 1)])
+def test_a_gradient_that_may_race_is_warned_about(monkeypatch, capsys, enabled, warnings):
+    monkeypatch.setattr("model.roi_align.is_op_determinism_enabled", lambda: enabled)
+    pyramid, rois, images = random_case(4)
+    run(pyramid[:1], rois, images, 2, 2, False)
+    assert not capsys.readouterr().err
+    feature_gradients(pyramid[:1], rois, images, 2, 2, False, tf.ones([len(rois), 2, 2, 3]))
+    assert capsys.readouterr().err.count("Warning: the gradient of RoIAlign") == warnings
+
+
 @both_ways
 def test_no_gradient_to_the_boxes(static):
     pyramid, rois, images = random_case(4)

@@ -1,9 +1,12 @@
-"""Writes how near the comparisons came, when PARITY_REPORT names a file (see docs/PARITY.md)."""
+"""Gradients as training has them, and how near the comparisons came (see docs/PARITY.md)."""
 
 import os
 from collections import defaultdict
 
+import pytest
 from fixtures import AGREEMENTS
+
+from model.roi_align import make_gradient_exact
 
 HEAD = (
     "| operator | comparisons | worst difference by reference | allowed |\n"
@@ -11,8 +14,14 @@ HEAD = (
 )
 
 
+@pytest.fixture(scope="session", autouse=True)
+def exact_gradients():
+    """Once, before the first test here."""
+    make_gradient_exact()
+
+
 def pytest_sessionfinish(session):
-    """A table of Markdown with a row for each operator."""
+    """A table of Markdown with a row for each operator, where PARITY_REPORT names a file."""
     path = os.environ.get("PARITY_REPORT")
     if not path:
         return

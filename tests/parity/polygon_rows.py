@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import tensorflow as tf
 from fixtures import Case, yx
+from pycocotools import mask as coco_mask
 
 from data.polygons import count_vertices, lay_out_polygons
-from model.polygon_masks import polygon_targets
 
 
 def polygon_rows(arrays, prefix: str = "") -> tuple[np.ndarray, np.ndarray]:
@@ -63,15 +63,15 @@ def authors_ratios(
 
 
 def pixel_areas(vertices: np.ndarray, parts: np.ndarray, boxes: np.ndarray) -> np.ndarray:
-    """Areas of the polygons of each object, one by one, on the whole pixels of its box."""
-    heights, widths = np.trunc(boxes[:, 2:] - boxes[:, :2]).astype(int).T
-    side = int(max(heights.max(), widths.max()))
-    corners = boxes[:, :2].astype(np.float32)
-    squares = tf.constant(np.concatenate([corners, corners + np.float32(side)], axis=1))
+    """Areas of the polygons of each object, one by one, on the whole pixels of its box.
+
+    pycocotools draws them, as there, from the box's corner on in single precision.
+    """
     areas = np.zeros(len(boxes))
-    for part in range(1, parts.max() + 1):
-        one = tf.constant(np.where(parts == part, parts, 0))
-        masks = polygon_targets(tf.constant(vertices), one, squares, side).numpy()
-        cut = [mask[:h, :w] for mask, h, w in zip(masks, heights, widths, strict=True)]
-        areas += [mask.sum() for mask in cut]
+    for index, box in enumerate(boxes):
+        size = [int(side) for side in box[2:] - box[:2]]
+        moved = np.float64(vertices[index] - np.float32(box[:2]))[:, ::-1]
+        polygons = [moved[parts[index] == part][:-1] for part in range(1, parts[index].max() + 1)]
+        drawn = coco_mask.frPyObjects([polygon.ravel().tolist() for polygon in polygons], *size)
+        areas[index] = coco_mask.area(drawn).sum()
     return areas

@@ -42,6 +42,7 @@ CASES = FILE.cases_with("mm_targets", "ms_targets")
 # The probability of the logit 0.5, with which mmdetection compares logits.
 MM_THRESHOLD = 1 / (1 + math.exp(-0.5))
 
+NUM_CONVS = 4
 # What the authors' single precision amounts to in pycocotools' subpixels of a mask.
 FLOAT_NOISE = 1e-4
 
@@ -53,28 +54,38 @@ def conv_kernel(weight):
     return np.transpose(weight, [2, 3, 1, 0])
 
 
-def first_fc_kernel(weight, channels):
-    """[out, C · H · W] → [H · W · C, out]."""
+def first_fc_kernel(weight, channels, width=None):
+    """[out, C · H · W] → [H · W · C, out], of `width` channels if there are to be more."""
     side = math.isqrt(weight.shape[1] // channels)
-    maps = weight.reshape(-1, channels, side, side)
-    return np.transpose(maps, [2, 3, 1, 0]).reshape(-1, len(weight))
+    maps = np.transpose(weight.reshape(-1, channels, side, side), [2, 3, 1, 0])
+    return filled_up(maps, [side, side, width or channels, len(weight)]).reshape(-1, len(weight))
+
+
+def filled_up(values, shape):
+    """An array with zeros behind it along each axis, up to a larger shape."""
+    return np.pad(
+        values, [(0, most - side) for side, most in zip(values.shape, shape, strict=True)]
+    )
 
 
 def build_head(weights, num_classes, mask_size):
     """The head with weights of mmdetection's names; class 0, which they lack, predicts 0.
 
-    Our convolutions have as many channels as the features. Where the reference's have more,
-    features and the first kernel are filled up with zeros.
+    Our convolutions have as many channels as the features. Where the reference's have more or
+    fewer, all are as wide as the widest, and channels that it does not have are zeros throughout.
     """
-    channels, hidden = len(weights["convs.0.bias"]), len(weights["fcs.0.bias"])
-    head = MaskIoUHead(np.random.default_rng(0), channels, hidden, num_classes + 1, mask_size)
-    kernels = [conv_kernel(weights[f"convs.{index}.weight"]) for index in range(len(head.convs))]
-    missing = np.zeros([*kernels[0].shape[:2], channels + 1 - kernels[0].shape[2], channels])
+    hidden = len(weights["fcs.0.bias"])
+    kernels = [conv_kernel(weights[f"convs.{index}.weight"]) for index in range(NUM_CONVS)]
+    width = max(kernels[0].shape[2] - 1, *(kernel.shape[3] for kernel in kernels))
+    head = MaskIoUHead(np.random.default_rng(0), width, hidden, num_classes + 1, mask_size)
+    # The mask is the last channel that the first convolution sees.
+    missing = np.zeros([3, 3, width + 1 - kernels[0].shape[2], kernels[0].shape[3]])
     kernels[0] = np.concatenate([kernels[0][:, :, :-1], missing, kernels[0][:, :, -1:]], axis=2)
     for index, (conv, kernel) in enumerate(zip(head.convs, kernels, strict=True)):
-        conv.kernel.assign(kernel)
-        conv.bias.assign(weights[f"convs.{index}.bias"])
-    head.fcs[0].kernel.assign(first_fc_kernel(weights["fcs.0.weight"], channels))
+        conv.kernel.assign(filled_up(kernel, conv.kernel.shape))
+        conv.bias.assign(filled_up(weights[f"convs.{index}.bias"], [width]))
+    channels = kernels[-1].shape[3]
+    head.fcs[0].kernel.assign(first_fc_kernel(weights["fcs.0.weight"], channels, width))
     head.fcs[1].kernel.assign(weights["fcs.1.weight"].T)
     for index, fc in enumerate(head.fcs):
         fc.bias.assign(weights[f"fcs.{index}.bias"])
@@ -108,13 +119,18 @@ def test_small_head_and_its_gradients():
     of_features, of_logits, *of_kernels = tape.gradient(loss, [features, mask_logits, *kernels])
 
     agree(predicted, SMALL["pred"], "MaskIoU head", "mm", atol=FORWARD)
-    channels = len(weights["convs.0.bias"])
-    last = len(head.convs) - 1
+    last = NUM_CONVS - 1
+    channels, width = len(weights[f"convs.{last}.bias"]), head.convs[0].kernel.shape[3]
+    of_last_conv = conv_kernel(SMALL[f"grad_convs{last}_weight"])
+    of_first_fc = first_fc_kernel(SMALL["grad_fcs0_weight"], channels)
+    # Of channels that are zeros no weight matters.
+    maps = tf.reshape(of_kernels[0], [-1, width, of_first_fc.shape[1]])[:, :channels]
+    rows, columns = of_last_conv.shape[2:]
     for ours, theirs in (
         (of_logits, SMALL["grad_mask_logits"]),
         (of_features, channels_last(SMALL["grad_mask_feat"])),
-        (of_kernels[0], first_fc_kernel(SMALL["grad_fcs0_weight"], channels)),
-        (of_kernels[1], conv_kernel(SMALL[f"grad_convs{last}_weight"])),
+        (tf.reshape(maps, of_first_fc.shape), of_first_fc),
+        (of_kernels[1][:, :, :rows, :columns], of_last_conv),
     ):
         # Gradients are smaller than predictions, and as exact for their size.
         allowed = FORWARD * min(1.0, float(np.abs(theirs).max()))
