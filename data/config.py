@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
 
 from data.settings import (
@@ -11,6 +12,7 @@ from data.settings import (
     POSITIVE_SHARE,
     SHARE,
     Check,
+    between,
     check_settings,
     each,
     one_of,
@@ -21,6 +23,8 @@ from data.settings import (
 
 # Pyramid levels that have anchors, P2 to P6; level l has stride 2**l.
 MIN_LEVEL, MAX_LEVEL = 2, 6
+# Their numbers have to be exact in single precision.
+MOST_ANCHORS = 2**24
 
 NEGATIVE_AREAS = ("image", "padded", "canvas")
 
@@ -79,10 +83,10 @@ class DataConfig:
     scale_jitter_min: float = setting(
         1.0,
         "In training the resize scale is multiplied by a number between this and the next.",
-        POSITIVE,
+        between(0.01, 100.0),
     )
     scale_jitter_max: float = setting(
-        1.0, "What sticks out of the canvas is cropped at random.", POSITIVE
+        1.0, "What sticks out of the canvas is cropped at random.", between(0.01, 100.0)
     )
     horizontal_flip: float = setting(
         0.5, "Probability of mirroring left to right in training.", SHARE
@@ -106,10 +110,10 @@ class DataConfig:
     anchor_sizes: tuple[float, ...] = predictive_setting(
         (32.0, 64.0, 128.0, 256.0, 512.0),
         "Square root of the anchor area at each level, pixels.",
-        each(POSITIVE, MAX_LEVEL - MIN_LEVEL + 1),
+        each(between(0.001, 1e6), MAX_LEVEL - MIN_LEVEL + 1),
     )
     anchor_ratios: tuple[float, ...] = predictive_setting(
-        (0.5, 1.0, 2.0), "Anchor height over width.", each(POSITIVE)
+        (0.5, 1.0, 2.0), "Anchor height over width.", each(between(0.001, 1000.0))
     )
     anchor_rounding: bool = predictive_setting(
         False, "Round the anchors' corners to whole pixels, as torchvision's are."
@@ -129,7 +133,9 @@ class DataConfig:
     rpn_samples_per_image: int = setting(
         256, "Anchors an image contributes to the RPN loss.", POSITIVE
     )
-    rpn_positive_fraction: float = setting(0.5, "Largest share of positives among them.", SHARE)
+    rpn_positive_fraction: float = setting(
+        0.5, "Largest share of positives among them.", POSITIVE_SHARE
+    )
     rpn_negative_area: str = setting(
         "image",
         "Where the centres of negatives lie: in the image (image), in the image with its sides "
@@ -162,6 +168,25 @@ class DataConfig:
             f"at most --rpn_positive_iou={self.rpn_positive_iou}",
         )
         require(
+            int(self.rpn_samples_per_image * self.rpn_positive_fraction) >= 1,
+            "rpn_positive_fraction",
+            self.rpn_positive_fraction,
+            f"room for a positive among --rpn_samples_per_image={self.rpn_samples_per_image}",
+        )
+        require(
+            max(map(self._num_anchors, self.canvas_sizes)) < MOST_ANCHORS,
+            "canvases",
+            self.canvases,
+            f"canvases with fewer than {MOST_ANCHORS} anchors",
+        )
+        longest = max(max(self.anchor_ratios), 1 / min(self.anchor_ratios))
+        require(
+            not self.anchor_rounding or min(self.anchor_sizes) / math.sqrt(longest) > 1.0,
+            "anchor_sizes",
+            self.anchor_sizes,
+            "anchors with sides above 1 pixel, of which --anchor_rounding leaves something",
+        )
+        require(
             self.train_short_side_min <= self.short_side,
             "train_short_side_min",
             self.train_short_side_min,
@@ -179,6 +204,11 @@ class DataConfig:
             self.data_service,
             "none with --deterministic, since a service's workers deliver in no fixed order",
         )
+
+    def _num_anchors(self, canvas: tuple[int, int]) -> int:
+        strides = [2**level for level in range(MIN_LEVEL, MAX_LEVEL + 1)]
+        cells = (math.prod(-(-side // stride) for side in canvas) for stride in strides)
+        return sum(cells) * len(self.anchor_ratios)
 
     @property
     def canvas_sizes(self) -> tuple[tuple[int, int], ...]:

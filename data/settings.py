@@ -11,8 +11,9 @@ import math
 from collections.abc import Callable
 from typing import NamedTuple
 
-# What a flag of type int may hold: TensorFlow's largest integers.
-_LARGEST_INTEGER = 2**63 - 1
+# TensorFlow counts and calculates in these.
+_LARGEST_INTEGER = 2**31 - 1
+_LEAST_FLOAT, _LARGEST_FLOAT = 2.0**-126, (2.0 - 2.0**-23) * 2.0**127
 
 
 class Check(NamedTuple):
@@ -27,6 +28,19 @@ POSITIVE = Check("a positive number", lambda value: value > 0)
 NOT_NEGATIVE = Check("0 or more", lambda value: value >= 0)
 SHARE = Check("0 to 1", lambda value: 0 <= value <= 1)
 POSITIVE_SHARE = Check("above 0, at most 1", lambda value: 0 < value <= 1)
+SHARE_BELOW_ONE = Check("0 to 1, but not 1", lambda value: 0 <= value < 1)
+# What every number has to be, by its type.
+_NUMBERS = (
+    (int, Check(f"at most {_LARGEST_INTEGER}", lambda value: abs(value) <= _LARGEST_INTEGER)),
+    (float, Check("finite numbers", math.isfinite)),
+    (
+        float,
+        Check(
+            "numbers that single precision can hold, 0 or 1.2e-38 to 3.4e38 in size",
+            lambda value: value == 0 or _LEAST_FLOAT <= abs(value) <= _LARGEST_FLOAT,
+        ),
+    ),
+)
 
 
 def one_of(*choices: str) -> Check:
@@ -87,21 +101,11 @@ def check_settings(config) -> None:
     """
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
+        items = value if isinstance(value, tuple) else (value,)
+        for kind, check in _NUMBERS:
+            numbers = [item for item in items if isinstance(item, kind)]
+            require(all(map(check.holds, numbers)), field.name, value, check.expected)
         check = field.metadata["check"]
-        numbers = [
-            item
-            for item in (value if isinstance(value, tuple) else (value,))
-            if isinstance(item, int | float)
-        ]
-        require(
-            all(math.isfinite(number) for number in numbers), field.name, value, "finite numbers"
-        )
-        require(
-            all(abs(number) <= _LARGEST_INTEGER for number in numbers if isinstance(number, int)),
-            field.name,
-            value,
-            f"at most {_LARGEST_INTEGER}",
-        )
         require(check.holds(value), field.name, value, check.expected)
 
 

@@ -8,6 +8,7 @@ from data.settings import (
     ANYTHING,
     NOT_NEGATIVE,
     POSITIVE,
+    POSITIVE_SHARE,
     SHARE,
     Check,
     between,
@@ -108,8 +109,12 @@ class ModelConfig:
     )
 
     rois_per_image: int = setting(512, "RoIs an image trains its heads on.", POSITIVE)
-    roi_positive_fraction: float = setting(0.25, "Largest share of positives among them.", SHARE)
-    roi_positive_iou: float = setting(0.5, "RoIs with at least this IoU are positive.", SHARE)
+    roi_positive_fraction: float = setting(
+        0.25, "Largest share of positives among them.", POSITIVE_SHARE
+    )
+    roi_positive_iou: float = setting(
+        0.5, "RoIs with at least this IoU are positive.", POSITIVE_SHARE
+    )
     roi_sampling_ratio: int = predictive_setting(
         2, "Samples a RoIAlign bin takes along each side; 0: as many as it has cells.", NOT_NEGATIVE
     )
@@ -186,6 +191,12 @@ class ModelConfig:
             "roi_sampling_ratio",
             self.roi_sampling_ratio,
             "at least 1, or 0 without --jit_compile, which needs static shapes",
+        )
+        require(
+            int(self.rois_per_image * self.roi_positive_fraction) >= 1,
+            "roi_positive_fraction",
+            self.roi_positive_fraction,
+            f"room for a positive among --rois_per_image={self.rois_per_image}",
         )
         require(
             self.include_mask or not self.include_maskiou,

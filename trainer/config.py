@@ -8,7 +8,9 @@ from data.config import DataConfig
 from data.settings import (
     NOT_NEGATIVE,
     POSITIVE,
+    POSITIVE_SHARE,
     SHARE,
+    SHARE_BELOW_ONE,
     Check,
     check_settings,
     one_of,
@@ -70,12 +72,12 @@ class TrainConfig:
         "Steps at which the step schedule multiplies the rate by the next setting.",
         ASCENDING,
     )
-    learning_rate_decay: float = setting(0.1, "Factor of the step schedule.", SHARE)
+    learning_rate_decay: float = setting(0.1, "Factor of the step schedule.", POSITIVE_SHARE)
     warmup_steps: int = setting(1000, "Steps of linear warm-up.", NOT_NEGATIVE)
     warmup_factor: float = setting(
         0.001, "Share of the peak rate that the warm-up starts from.", SHARE
     )
-    momentum: float = setting(0.9, "Momentum of SGD; beta 1 of AdamW is 0.9.", SHARE)
+    momentum: float = setting(0.9, "Momentum of SGD; beta 1 of AdamW is 0.9.", SHARE_BELOW_ONE)
     weight_decay: float = setting(
         1e-4, "Decay of kernels; norm parameters and biases have none.", NOT_NEGATIVE
     )

@@ -37,7 +37,13 @@ class Kettle:
         ("litres", math.nan, "--litres=nan: expected finite numbers."),
         ("litres", math.inf, "--litres=inf: expected finite numbers."),
         ("minutes", -1, "--minutes=-1: expected 0 or more."),
-        ("minutes", 2**63, "--minutes=9223372036854775808: expected at most 9223372036854775807."),
+        ("minutes", 2**31, "--minutes=2147483648: expected at most 2147483647."),
+        (
+            "litres",
+            1e-50,
+            "--litres=1e-50: expected numbers that single precision can hold, "
+            "0 or 1.2e-38 to 3.4e38 in size.",
+        ),
         ("fill", 1.5, "--fill=1.5: expected 0 to 1."),
         ("colour", "green", "--colour=green: expected one of red, blue."),
         ("steps", (1,), "--steps=1: expected 2 values, each 0 to 9."),
@@ -50,6 +56,11 @@ def test_a_bad_value_is_named_with_what_was_expected(name, value, said):
     with pytest.raises(ValueError) as error:
         Kettle(**{name: value})
     assert str(error.value) == said
+
+
+def test_integers_beyond_every_float_are_refused_too():
+    with pytest.raises(ValueError, match="expected at most 2147483647"):
+        Kettle(minutes=10**400)
 
 
 def test_good_values_pass():

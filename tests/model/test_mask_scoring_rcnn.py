@@ -136,13 +136,6 @@ def test_batch_without_ground_truth(network):
         assert np.isfinite(tf.convert_to_tensor(gradient)).all()
 
 
-def test_no_room_for_positives(network):
-    variant(network, roi_positive_fraction=0.01)
-    losses, metrics = network.compute_losses(toy_features(), toy_labels())
-    assert float(metrics["num_positive_rois"]) == 0.0
-    assert float(losses["mask_loss"]) == float(losses["maskiou_loss"]) == 0.0
-
-
 def test_padding_of_the_image_is_not_seen(network):
     features = toy_features()
     height, width = 60, 56

@@ -4,6 +4,7 @@ import dataclasses
 import pathlib
 import subprocess
 import sys
+import typing
 
 import pytest
 from absl import flags
@@ -86,7 +87,7 @@ def test_flags_of_the_process_work_too():
     rate=st.floats(1e-9, 10.0),
     steps=st.lists(st.integers(0, 10**6), max_size=4),
     deterministic=st.booleans(),
-    seed=st.integers(0, 2**31),
+    seed=st.integers(0, 2**31 - 1),
 )
 def test_flagfile_round_trip(tmp_path_factory, rate, steps, deterministic, seed):
     params = Params(
@@ -106,6 +107,121 @@ def test_flagfile_records_every_setting(tmp_path):
     assert len(lines) == len(list(list_settings())) - 1, "the mode is no setting of the model's"
     assert "--anchor_sizes=32.0,64.0,128.0,256.0,512.0" in lines
     assert "--nodeterministic" in lines
+
+
+# Numbers with which a run goes on: what they mean, or what else bounds them.
+MEMORY = "the machine's memory bounds it"
+TIME = "only the run's length bounds it"
+ACCEPTED = {
+    "0": {
+        "seed": "a seed as any other",
+        "horizontal_flip": "never mirrored",
+        "vertical_flip": "never mirrored",
+        "input_threads": "left to tf.data",
+        "num_classes": "taken from the records",
+        "freeze_at": "nothing is frozen",
+        "pixel_mean": "nothing is subtracted",
+        "rpn_nms_iou": "proposals do not overlap",
+        "nms_iou": "detections of a class do not overlap",
+        "rpn_box_loss_beta": "plain L1",
+        "box_loss_beta": "plain L1",
+        "roi_sampling_ratio": "adaptive",
+        "box_num_convs": "none, as in the paper",
+        "maskiou_loss_weight": "the head is not trained",
+        "score_threshold": "everything is detected",
+        "num_logical_cpus": "the CPU is not split",
+        "learning_rate_batch_size": "the rate is not scaled",
+        "learning_rate_steps": "the first step has the lower rate",
+        "warmup_steps": "no warm-up",
+        "warmup_factor": "a warm-up from 0",
+        "momentum": "plain SGD",
+        "weight_decay": "no decay",
+        "gradient_clip_norm": "not clipped",
+        "save_every_minutes": "by steps only",
+        "num_eval_images_shown": "none is shown",
+    },
+    "-1": {"pixel_mean": "an offset as any other"},
+    "1e9": {
+        **dict.fromkeys(
+            (
+                "train_batch_size", "eval_batch_size", "max_instances", "max_polygon_vertices",
+                "mask_crop_size", "rpn_samples_per_image", "shuffle_megabytes", "input_threads",
+                "num_classes", "backbone_width", "fpn_channels", "rpn_num_convs",
+                "rpn_pre_nms_train", "rpn_pre_nms_test", "rpn_post_nms_train", "rpn_post_nms_test",
+                "rois_per_image", "roi_sampling_ratio", "box_num_convs", "box_num_fcs", "head_dim",
+                "mask_size", "detections_per_image", "num_logical_cpus", "keep_checkpoints",
+                "num_eval_images_shown",
+            ),
+            MEMORY,
+        ),
+        **dict.fromkeys(
+            (
+                "train_steps", "warmup_steps", "learning_rate_steps", "log_every_steps",
+                "save_every_steps", "save_every_minutes", "eval_every_steps",
+            ),
+            TIME,
+        ),
+        "seed": "a seed as any other",
+        "long_side": "the canvas bounds the picture",
+        "short_side": "the canvas bounds the picture",
+        "pixel_mean": "an offset as any other",
+        "pixel_std": "all pixels are nearly 0",
+        "rpn_box_loss_beta": "L2",
+        "box_loss_beta": "L2",
+        "learning_rate_batch_size": "a small rate",
+        "learning_rate": "a loss that is not finite is refused",
+        "weight_decay": "a loss that is not finite is refused",
+        "maskiou_loss_weight": "a loss that is not finite is refused",
+        "gradient_clip_norm": "never clipped",
+    },
+}  # fmt: skip
+
+
+def numeric_settings():
+    for setting in list_settings():
+        kind = typing.get_args(setting.type)[0] if setting.type not in KINDS else setting.type
+        if kind in (int, float):
+            yield setting, kind
+
+
+KINDS = (int, float, str, bool)
+
+
+@pytest.mark.parametrize("number", ["nan", "inf", "-inf", "-1", "0", "1e9", "1e300"])
+def test_numbers_are_refused_in_one_sentence_or_have_a_meaning(capsys, number):
+    accepted = set()
+    for setting, kind in numeric_settings():
+        text = "1000000000" if (kind, number) == (int, "1e9") else number
+        count = len(setting.default) if isinstance(setting.default, tuple) else 1
+        flag = f"--{setting.name}={','.join([text] * count)}"
+        try:
+            parse(flag)
+            accepted.add(setting.name)
+        except SystemExit as leaving:
+            said = capsys.readouterr().err
+            assert leaving.code == 2
+            assert said.startswith("error: ") and said.count("\n") == 1 and setting.name in said
+    assert accepted == ACCEPTED.get(number, {}).keys()
+
+
+@pytest.mark.parametrize(
+    "arguments, sentence",
+    [
+        (["--rois_per_image=3"], "--roi_positive_fraction=0.25: expected room for a positive"),
+        (
+            ["--rpn_samples_per_image=1"],
+            "--rpn_positive_fraction=0.5: expected room for a positive",
+        ),
+        (["--canvases=32000x32000"], "expected canvases with fewer than 16777216 anchors"),
+        (["--anchor_sizes=1,2,4,8,16", "--anchor_rounding"], "expected anchors with sides above 1"),
+        (["--anchor_ratios="], "--anchor_ratios=: expected at least one value"),
+        (["--pixel_std=0,1,1"], "--pixel_std=0.0,1.0,1.0: expected 3 values, each a positive"),
+        (["--seed=1" + "0" * 400], "expected at most 2147483647"),
+        (["--learning_rate=1e-60"], "expected numbers that single precision can hold"),
+    ],
+)
+def test_settings_with_which_nothing_can_be_learnt_are_refused(capsys, arguments, sentence):
+    assert sentence in refusal(capsys, *arguments)
 
 
 def test_flagfiles_compose_and_later_flags_win(tmp_path):
