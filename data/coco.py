@@ -14,7 +14,7 @@ from typing import NamedTuple
 from data.errors import UserError
 from data.files import open_file
 from data.findings import SkippedItems, first_reason
-from data.numbers import is_integer
+from data.numbers import is_finite_number, is_integer
 
 _IMAGE_KEYS = ("id", "file_name", "height", "width")
 
@@ -138,7 +138,7 @@ def _check_images(entries: list, skipped: SkippedItems) -> tuple[dict[int, CocoI
     """Returns the usable images by id, and the ids of those left out."""
     file_names = collections.defaultdict(set)
     for entry in entries:
-        if isinstance(entry, dict) and is_integer(entry.get("id")):
+        if isinstance(entry, dict) and is_finite_number(entry.get("id")):  # 7.0 is 7, too
             file_names[entry["id"]].add(repr(entry.get("file_name")))
     # Which of the pictures an annotation of such an id belongs to, nobody can tell.
     ambiguous = {image_id for image_id, names in file_names.items() if len(names) > 1}

@@ -19,6 +19,8 @@ _HEADER_BYTES = 28
 _DEPTH_TOO_LARGE = 9 << 24
 # Of a mask's pixels, in its box. Where boxes are drawn around masks by hand, it is at least 0.6.
 _LEAST_SHARE = 0.5
+# The same of a mask that is the whole image, as one told by transparency is for a box of any size.
+_LEAST_SHARE_OF_WHOLE = 0.9
 
 
 def png_run_lengths(
@@ -86,13 +88,17 @@ def _header_checks(
 
 
 def _decode_runs(mask_and_box: tuple[tf.Tensor, tf.Tensor]) -> tuple[tf.Tensor, tf.Tensor]:
-    """Run lengths int64 [R] of one mask, and the share of it in its box, 1 of an empty one."""
+    """Run lengths int64 [R] of one mask, and the share of it in its box, 1 of an empty one.
+
+    The share of a mask that is the whole image counts in proportion to what is asked of it.
+    """
     png, box = mask_and_box
     mask = tf.io.decode_png(png, channels=1)[:, :, 0] > 0
     y1, x1 = tf.unstack(tf.maximum(tf.cast(tf.floor(box[:2]), tf.int32) - 1, 0))
     y2, x2 = tf.unstack(tf.maximum(tf.cast(tf.math.ceil(box[2:]), tf.int32) + 1, 0))
     inside = tf.math.count_nonzero(mask[y1:y2, x1:x2], dtype=tf.float32)
     share = tf.math.divide_no_nan(inside, tf.math.count_nonzero(mask, dtype=tf.float32))
+    share *= tf.where(tf.reduce_all(mask), _LEAST_SHARE / _LEAST_SHARE_OF_WHOLE, 1.0)
     pixels = tf.reshape(tf.transpose(mask), [-1])
     # Before the first pixel stands an imaginary zero, so a run of ones there follows one of length
     # 0, as COCO has it.

@@ -136,7 +136,9 @@ def _change(entry, change):
             entry[key] = value
 
 
-@pytest.mark.parametrize("twin", [{"file_name": "b.png"}, {"file_name": ...}])
+@pytest.mark.parametrize(
+    "twin", [{"file_name": "b.png"}, {"file_name": ...}, {"id": 7.0, "file_name": "b.png"}]
+)
 def test_two_pictures_under_one_id_are_both_left_out(tmp_path, twin):
     content = tiny_coco()
     content["images"].append(dict(content["images"][1]))

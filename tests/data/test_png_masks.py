@@ -94,6 +94,8 @@ def test_a_mask_that_lies_outside_its_box_is_refused():
     for box in ([2, 9, 6, 13], [7.5, 0, 9, 14]):
         assert "most of a mask lies outside its box" in _refusal(png, box)
     whole = encode_png(np.ones((HEIGHT, WIDTH), np.uint8))
-    assert f"[{IMAGE_ID}]" in _refusal(whole, [2, 3, 6, 7])
+    for box in ([2, 3, 6, 7], [0, 0, 6, 14]):  # the second holds two thirds of it
+        assert f"[{IMAGE_ID}]" in _refusal(whole, box)
+    np.testing.assert_array_equal(_read([whole], [[0, 0.5, 9, 13.5]])[0], [0, 9 * 14])
     empty = encode_png(np.zeros((HEIGHT, WIDTH), np.uint8))
     assert _read([empty], [[2, 3, 6, 7]])[1].numpy() == [1]
