@@ -167,9 +167,10 @@ def mask_box(runs: np.ndarray, height: int) -> tuple[int, int, int, int]:
     """
     if np.count_nonzero(runs[1::2]) < len(runs) // 2:
         runs = _without_empty_runs(runs)
-    left, right = int(runs[0]) // height, -(-int(runs[: len(runs) // 2 * 2].sum()) // height)
-    starts = np.cumsum(runs[:-1])[::2] % height
-    top, bottom = int(starts.min()), int((starts + runs[1::2]).max())
+    ends = np.cumsum(runs)
+    left, right = int(ends[0]) // height, -(-int(ends[len(runs) // 2 * 2 - 1]) // height)
+    starts = ends[:-1:2] % height  # rows in which runs of ones begin
+    top, bottom = int(np.minimum.reduce(starts)), int(np.maximum.reduce(starts + runs[1::2]))
     if bottom > height:  # a run goes on in the next column
         return 0, left, height, right
     return top, left, bottom, right
