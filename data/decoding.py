@@ -35,41 +35,52 @@ def decode_image(record: dict[str, tf.Tensor], exif: str = "apply") -> tf.Tensor
     """
     encoded, image_id = record["encoded"], record["image_id"]
     told = tf.stack([record["height"], record["width"]])
-    known = tf.reduce_any(tf.strings.substr(encoded, 0, 2) == _SIGNATURES)
-    checks = [
-        tf.debugging.Assert(
-            known, ["it holds no JPEG, PNG, GIF, BMP or WebP image. Image id:", image_id]
-        ),
-        tf.debugging.Assert(
-            tf.reduce_prod(told) <= MAX_PIXELS,
-            [f"its image is too large, of more than {MAX_PIXELS} pixels. Image id:", image_id],
-        ),
-    ]
-    with tf.control_dependencies(checks):
-        image = _decode(encoded)
-    message = "it tells another size than its image has"
-    if exif == "apply":
-        image = turn_image(image, _orientation(record, tf.shape(image, tf.int64)[:2], told))
-    else:
-        message += " as stored (--exif=ignore)"
+    orientation = record["orientation"] if exif == "apply" else tf.constant(1, tf.int64)
+    signature = tf.strings.substr(encoded, 0, 2)
+    known = tf.reduce_any(signature == _SIGNATURES)
+    reason = tf.where(
+        known,
+        f"its image is too large, of more than {MAX_PIXELS} pixels. Image id:",
+        "it holds no JPEG, PNG, GIF, BMP or WebP image. Image id:",
+    )
+    usable = known & (tf.reduce_prod(told) <= MAX_PIXELS)
+    with tf.control_dependencies([tf.debugging.Assert(usable, [reason, image_id])]):
+        image = tf.cond(
+            (signature == b"\x89P") | (orientation != 1),
+            lambda: _decode_and_turn(encoded, orientation, told),
+            lambda: _decode_8_bits(encoded),
+        )
     image = tf.ensure_shape(image, [None, None, 3])
+    as_stored = "" if exif == "apply" else " as stored (--exif=ignore)"
+    message = f"it tells another size than its image has{as_stored}. Image id:"
     check = tf.debugging.Assert(
         tf.reduce_all(tf.shape(image, tf.int64)[:2] == told),
-        [f"{message}. Image id:", image_id, "size told:", told],
+        [message, image_id, "size told:", told],
     )
     with tf.control_dependencies([check]):
         return tf.identity(image)
 
 
-def _decode(encoded: tf.Tensor) -> tf.Tensor:
-    """uint8 [h, w, 3], as stored."""
+def _decode_8_bits(encoded: tf.Tensor) -> tf.Tensor:
+    return tf.io.decode_image(encoded, channels=3, expand_animations=False)
+
+
+# Not inlined, its operations cost nothing where they are not needed: most pictures are JPEGs that
+# stay as they are.
+@tf.function(autograph=False, experimental_attributes={"_noinline": True})
+def _decode_and_turn(encoded: tf.Tensor, orientation: tf.Tensor, told: tf.Tensor) -> tf.Tensor:
+    """The pixels as their annotator saw them; an orientation of 0 is the file's own."""
     size = _PNG_BIT_DEPTH + 1
     head = tf.io.decode_raw(tf.strings.substr(encoded, 0, size), tf.uint8, fixed_length=size)
-    return tf.cond(
+    image = tf.cond(
         (head[0] == 0x89) & (head[_PNG_BIT_DEPTH] == 16),
         lambda: _highest_used_bits(tf.io.decode_png(encoded, channels=3, dtype=tf.uint16)),
-        lambda: tf.io.decode_image(encoded, channels=3, expand_animations=False),
+        lambda: _decode_8_bits(encoded),
     )
+    in_file = read_orientation(encoded)
+    saw_stored = tf.reduce_all(tf.shape(image, tf.int64)[:2] == told) & (told[0] != told[1])
+    in_file = tf.where(saw_stored & (in_file >= 5), np.int64(1), in_file)
+    return turn_image(image, tf.where(orientation > 0, orientation, in_file))
 
 
 def _highest_used_bits(image: tf.Tensor) -> tf.Tensor:
@@ -77,14 +88,3 @@ def _highest_used_bits(image: tf.Tensor) -> tf.Tensor:
     largest = tf.cast(tf.reduce_max(image), tf.int32)
     unneeded_bits = tf.reduce_sum(tf.cast(largest >= 2 ** np.arange(8, 16), tf.int32))
     return tf.cast(tf.bitwise.right_shift(image, tf.cast(unneeded_bits, tf.uint16)), tf.uint8)
-
-
-def _orientation(record: dict[str, tf.Tensor], stored: tf.Tensor, told: tf.Tensor) -> tf.Tensor:
-    """How the stored pixels are to be turned: int64 scalar."""
-
-    def from_header() -> tf.Tensor:
-        orientation = read_orientation(record["encoded"])
-        saw_stored = tf.reduce_all(stored == told) & (told[0] != told[1])
-        return tf.where((orientation >= 5) & saw_stored, np.int64(1), orientation)
-
-    return tf.cond(record["orientation"] > 0, lambda: record["orientation"], from_header)

