@@ -177,8 +177,8 @@ def require_writable(folder: Path, flag: str) -> None:
         probe(folder)
     except OSError as error:
         raise UserError(
-            f"--{flag}={folder} cannot be written to ({error.strerror or error}); name a folder "
-            "that can, or make room."
+            f"--{flag}={folder} cannot be written to ({error.strerror or error}); make room, or "
+            "name another folder."
         ) from None
 
 

@@ -65,6 +65,7 @@ def train(mode, **flags):
     return main(["main", *SMALL, *(f"--{name}={value}" for name, value in flags.items())])
 
 
+@pytest.mark.timeout(600)
 def test_a_run_from_start_to_end():
     draw_shapes.draw_data_set(f"{ROOT}/shapes", 4, 2, seed=0, sides=(96, 96))
     convert("train")
