@@ -404,7 +404,8 @@ def test_annotation_file_is_read_and_broken_annotations_left_out(tmp_path, capsy
     assert coco_mask.area(annotation["segmentation"]) == 1600
     said = capsys.readouterr().err
     assert said.startswith(f"Warning: 2 images or annotations of {path} cannot be used")
-    assert "; the first has image id 1, annotation id 1: a polygon" in said
+    assert "the first because its polygons have fewer than three points" in said
+    assert said.endswith("(annotation 1 of image 1).\n")
     assert evaluate(loaded, predict(1, ([10, 20, 50, 60], 1, 0.8, 1)))["segm"]["AP"] > 0.99
 
 
