@@ -6,7 +6,8 @@ import pathlib
 import numpy as np
 import pytest
 import tensorflow as tf
-from coco_files import HEIGHT, WIDTH, contents, settings_of, tiny_coco
+from coco_files import HEIGHT, WIDTH, contents, settings_of, tiny_coco, write_dataset
+from PIL import Image
 from pycocotools.coco import COCO
 
 from data.conversion import Conversion, convert
@@ -289,3 +290,34 @@ def test_another_number_of_shards_replaces_the_earlier_conversion(tmp_path):
         "train-00000-of-00001.tfrecord",
         "train-notes.txt",
     }
+
+
+@pytest.mark.parametrize("told", ["turned", "stored", "other"])
+def test_sizes_tell_which_pixels_the_annotator_saw(told, tmp_path, capsys):
+    image_dir, annotations_file = write_dataset(tmp_path / "input", tiny_coco())
+    content = tiny_coco()
+    entry = content["images"][0]
+    content["annotations"] = [one for one in content["annotations"] if one["image_id"] != 42]
+    exif = Image.Exif()
+    exif[0x0112] = 8
+    stored = WIDTH, HEIGHT  # rows, columns
+    picture = Image.fromarray(np.zeros([*stored, 3], np.uint8))
+    picture.save(image_dir / entry["file_name"], exif=exif)
+    entry["height"], entry["width"] = {
+        "turned": (HEIGHT, WIDTH), "stored": stored, "other": (WIDTH, WIDTH)
+    }[told]  # fmt: skip
+    annotations_file.write_text(json.dumps(content))
+    settings = settings_of(tmp_path)
+    if told == "other":
+        with pytest.raises(UserError, match="image 42 .*20x30 pixels and the JSON says 30x30"):
+            convert(settings)
+        return
+    manifest = convert(settings)
+    counts = manifest.num_turned, manifest.num_kept_as_stored
+    assert counts == ((1, 0) if told == "turned" else (0, 1))
+    record = _records(settings.output_prefix, include_masks=False)[42]
+    assert record["orientation"] == (8 if told == "turned" else 1)
+    assert (record["height"], record["width"]) == (entry["height"], entry["width"])
+    assert manifest.image_sizes[entry["height"], entry["width"]] == (4 if told == "turned" else 1)
+    warned = "Warning: 1 images have an EXIF orientation" in capsys.readouterr().err
+    assert warned == (told == "stored")
