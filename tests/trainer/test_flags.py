@@ -274,7 +274,8 @@ def test_a_setting_of_the_network_changes_predictions_or_concerns_training_alone
     assert silent == training_alone
     of_input = {s.name for s in settings if s.room != "model" and s.changes_predictions}
     assert of_input == {
-        "canvases", "short_side", "long_side", "anchor_sizes", "anchor_ratios", "anchor_rounding",
+        "canvases", "short_side", "long_side", "exif", "anchor_sizes", "anchor_ratios",
+        "anchor_rounding",
     }  # fmt: skip
 
 
