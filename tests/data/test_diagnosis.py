@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from PIL import Image
-from sample_records import blobs, encode_png, make_foreign_record, make_instance, make_record
+from sample_records import encode_png, make_foreign_record, make_instance, make_record
 
 from data.diagnosis import explain_error, find_broken_record, name_broken_record
 from data.records import write_shard
@@ -29,7 +29,9 @@ def _foreign(image_id, png=None, **features):
     return make_foreign_record(PIXELS, [BOX], [1], **name, **mask, **features)
 
 
-GOOD_MASK = encode_png(blobs(np.random.default_rng(0), 32, 48))
+_INSIDE = np.zeros((32, 48), np.uint8)
+_INSIDE[8:24, 5:43] = 1
+GOOD_MASK = encode_png(_INSIDE)
 
 
 def _find(tmp_path, broken, include_masks=True):
@@ -48,7 +50,7 @@ def _find(tmp_path, broken, include_masks=True):
         ({"image__encoded": [b"no image"]}, "it holds no JPEG"),
         ({"image__width": [47]}, "a mask differs in size from its image. Image id: 77 size: 32 47"),
         ({"png": b"no mask"}, "a mask is no PNG of 8 bits. Image id: 77"),
-        ({"png": None}, "boxes and masks differ in number. Image id: 77 numbers: 1 0"),
+        ({"png": None}, "boxes and masks differ in number. Image id: 77"),
         ({"png": GOOD_MASK[:-30]}, "Invalid PNG data"),
         ({"image__object__class__label": [1, 2]}, "boxes and class labels differ"),
     ],

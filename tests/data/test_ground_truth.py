@@ -10,7 +10,7 @@ from coco_files import tiny_coco, write_dataset
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
-from sample_records import blobs, encode_png, make_foreign_record
+from sample_records import blobs, encode_png, make_foreign_record, make_instance
 
 from data.conversion import Conversion, convert
 from data.errors import UserError
@@ -114,7 +114,8 @@ def test_images_have_their_file_names(tmp_path):
 
 def test_masks_of_others_become_rle(tmp_path):
     masks = [blobs(np.random.default_rng(seed), 20, 30) for seed in range(3)]
-    boxes, labels = [(0.0, 0.0, 0.5, 0.5)] * 3, [90, 2, 90]
+    own_boxes = [np.float64(make_instance(mask).box) / [20, 30, 20, 30] for mask in masks]
+    boxes, labels = [tuple(box) for box in own_boxes], [90, 2, 90]
     pngs = {"image__object__mask": [encode_png(mask * np.uint8(255)) for mask in masks]}
     pixels = np.zeros((20, 30, 3), np.uint8)
     with_masks = make_foreign_record(pixels, boxes, labels, image__source_id=[b"7"], **pngs)
