@@ -23,16 +23,25 @@ def length_checks(parsed: dict, record: dict, num_instances: tf.Tensor) -> list:
             returns them.
         num_instances: int32 scalar, boxes.
     """
-    image_id, num_labels = record["image_id"], tf.size(parsed["image/object/class/label"])
-    no_labels = "its objects have no image/object/class/label, a number from 1 on, which class/text"
-    conditions = [
-        ((num_labels > 0) | (num_instances < 1), f"{no_labels} does not replace. Image id:"),
-        (num_labels == num_instances, "boxes and class labels differ in number. Image id:"),
-    ]
+    found = {"class labels": tf.size(parsed["image/object/class/label"])}
     if "num_runs" in record:
-        same = tf.size(record["num_runs"]) == num_instances
-        conditions.append((same, "boxes and masks differ in number. Image id:"))
-    return [_assert(condition, [message, image_id]) for condition, message in conditions]
+        found["masks"] = tf.size(record["num_runs"])
+    unlabelled = (
+        "its objects have no image/object/class/label, a number from 1 on, which class/text"
+    )
+    has_labels = (found["class labels"] > 0) | (num_instances < 1)
+    image_id = record["image_id"]
+    return [
+        _assert(has_labels, [f"{unlabelled} does not replace. Image id:", image_id]),
+        *(
+            _assert(
+                tf.equal(number, num_instances),
+                [f"boxes and {what} differ in number. Image id:", image_id, "numbers:",
+                 num_instances, number],
+            )
+            for what, number in found.items()
+        ),
+    ]  # fmt: skip
 
 
 def box_checks(boxes: tf.Tensor, image_id: tf.Tensor) -> list:

@@ -161,7 +161,7 @@ def test_a_picture_annotated_as_stored_stays_so_and_is_named(tmp_path, capsys):
     assert (manifest.num_turned, manifest.num_kept_as_stored) == (0, 1)
     lines = capsys.readouterr().err.splitlines()
     (warning,) = [line for line in lines if line.startswith("Warning: ")]
-    assert "stored pixels" in warning and warning.endswith("ids 1")
+    assert "stored pixels" in warning and warning.endswith(": image 1.")
     ((image, mask),) = _read(tmp_path)
     assert image.shape == (128, 96, 3) and mask[10:40, 20:60].all()
 
