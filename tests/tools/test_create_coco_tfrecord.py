@@ -189,11 +189,11 @@ def _kill_a_worker(process):
 
 @pytest.mark.parametrize("interrupt", [_kill, _press_control_c, _kill_a_worker])
 def test_an_interrupted_run_goes_on(tmp_path, interrupt):
-    flags = _write_dataset(tmp_path, num_images=40, side=700)
-    assert run(["create", *flags, "--num_shards=20", "--num_processes=0"]) == 0
+    flags = _write_dataset(tmp_path, num_images=80, side=700)
+    assert run(["create", *flags, "--num_shards=40", "--num_processes=0"]) == 0
     expected = _contents(tmp_path / "out")
     flags[2] = f"--output_file_prefix={tmp_path}/other/train"
-    flags += ["--num_shards=20", "--num_processes=2"]
+    flags += ["--num_shards=40", "--num_processes=2"]
     process = _start(flags)
     partial = tmp_path / "other" / "train.partial"
     assert _wait_until(lambda: len(list(partial.glob("*.json"))) >= 2)
