@@ -67,16 +67,16 @@ def choose_canvas(size: tf.Tensor, config: DataConfig) -> tf.Tensor:
     Depends on the image's size alone, never on random draws.
 
     Args:
-        size: int64 [2], height and width of the image.
+        size: int64 [..., 2], height and width of the image.
         config: canvases, short and long side.
 
     Returns:
-        int64 scalar, an index into `config.canvas_sizes`.
+        int64 [...], an index into `config.canvas_sizes`.
     """
     canvases = np.array(config.canvas_sizes, np.int64)
     by_area = np.argsort(canvases.prod(axis=1), kind="stable")
-    scales = _rule_scale(size, canvases[by_area], config.short_side, config.long_side)
-    best = tf.where(scales >= tf.reduce_max(scales))[0, 0]
+    scales = _rule_scale(size[..., None, :], canvases[by_area], config.short_side, config.long_side)
+    best = tf.math.top_k(scales).indices[..., 0]  # of equal ones the first
     return tf.gather(tf.constant(by_area, tf.int64), best)
 
 
@@ -207,8 +207,7 @@ def _rule_scale(
     """Scale at which the short side gets its length, unless the long side or the canvas forbids.
 
     Args:
-        size: int64 [2].
-        canvas: int64 [..., 2].
+        size, canvas: int64 [..., 2], in shapes that agree by broadcasting.
         short_side: float or float64 scalar, pixels.
         long_side: pixels.
 
@@ -216,7 +215,8 @@ def _rule_scale(
         float64 [...].
     """
     size = tf.cast(size, tf.float64)
-    by_sides = tf.minimum(short_side / tf.reduce_min(size), long_side / tf.reduce_max(size))
+    shorter, longer = tf.reduce_min(size, axis=-1), tf.reduce_max(size, axis=-1)
+    by_sides = tf.minimum(short_side / shorter, long_side / longer)
     return tf.minimum(by_sides, tf.reduce_min(tf.cast(canvas, tf.float64) / size, axis=-1))
 
 

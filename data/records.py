@@ -301,13 +301,13 @@ def parse_image_id(serialized):
     return _image_id(tf, tf.io.parse_single_example(serialized, _image_id_spec(tf)))
 
 
-def parse_size(serialized):
-    """Height and width of a record's image once turned, without decoding it: int64 [2]."""
+def parse_sizes(serialized):
+    """Height and width of records' images once turned: string [n] -> int64 [n, 2]."""
     import tensorflow as tf
 
     spec = {f"image/{side}": tf.io.FixedLenFeature([], tf.int64) for side in ("height", "width")}
-    parsed = tf.io.parse_single_example(serialized, spec)
-    return tf.stack([parsed["image/height"], parsed["image/width"]])
+    parsed = tf.io.parse_example(serialized, spec)
+    return tf.stack([parsed["image/height"], parsed["image/width"]], axis=-1)
 
 
 def _image_id_spec(tf) -> dict:

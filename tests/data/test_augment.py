@@ -38,6 +38,14 @@ def test_the_canvas_is_where_the_image_is_largest(size, canvas):
     assert CONFIG.canvases[augment.choose_canvas(_size(*size), CONFIG)] == canvas
 
 
+def test_canvases_of_many_images_are_those_of_each():
+    sizes = np.random.default_rng(0).integers(1, 3000, [50, 2])
+    together = augment.choose_canvas(tf.constant(sizes), CONFIG)
+    np.testing.assert_array_equal(
+        together, [augment.choose_canvas(_size(*size), CONFIG) for size in sizes]
+    )
+
+
 def test_of_equal_canvases_the_smallest_wins_wherever_it_stands():
     config = _replace(canvases=("128x128", "64x64", "96x96"), short_side=64, long_side=64,
                       train_short_side_min=64)  # fmt: skip
