@@ -34,7 +34,7 @@ $(STAMP): requirements.lock setup.py pyproject.toml
 	touch $(STAMP)
 
 test: install
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(BIN)/python -m pytest --numprocesses=auto --maxprocesses=4 --dist=worksteal $(PYTEST_ARGS)
 
 lint: install
 	$(BIN)/ruff check $(ROOMS)

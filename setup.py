@@ -31,7 +31,7 @@ setup(
     ],
     extras_require={
         "charts": ["matplotlib>=3.8"],
-        "dev": ["hypothesis", "matplotlib>=3.8", "pytest", "pytest-timeout", "ruff"],
+        "dev": ["hypothesis", "matplotlib>=3.8", "pytest", "pytest-timeout", "pytest-xdist", "ruff"],
     },
     entry_points={
         "console_scripts": [

@@ -67,7 +67,7 @@ def random_objects(seed, count, grid=None):
     return objects, np.array(rois)
 
 
-@pytest.mark.parametrize("size", [4, 14, 28, 32, 56, 64])
+@pytest.mark.parametrize("size", [4, 14, 28, 64])
 @pytest.mark.parametrize("seed", range(2))
 def test_masks_are_pycocotools(seed, size, tied_columns):
     objects, rois = random_objects(seed, 400)
