@@ -34,6 +34,8 @@ _BOX_KEYS = tuple(f"image/object/bbox/{side}" for side in ("ymin", "xmin", "ymax
 # Images may have any id from 0 on, and -1 marks padding, so this stands for "no id".
 _NO_ID = -(2**63)
 _HASH_RANGE = 2**63 - 1
+# Numbers that are encoded one by one sooner than NumPy is ready.
+_FEW = 40
 
 
 class Instance(NamedTuple):
@@ -74,6 +76,8 @@ def _varint(number: int) -> bytes:
 
 def _varints(values: Sequence[int]) -> bytes:
     """Many of them at once; negative ones as 64-bit two's complement."""
+    if len(values) < _FEW:
+        return b"".join(_varint(int(value) & (2**64 - 1)) for value in values)
     numbers = np.asarray(values, np.int64).astype(np.uint64)[:, None]
     position = np.arange(10)
     groups = (numbers >> (7 * position).astype(np.uint64)) & np.uint64(127)
@@ -83,7 +87,9 @@ def _varints(values: Sequence[int]) -> bytes:
 
 
 def _delimited(field_number: int, payload: bytes) -> bytes:
-    return bytes([field_number << 3 | 2]) + _varint(len(payload)) + payload
+    key, length = field_number << 3 | 2, len(payload)
+    head = bytes((key, length)) if length < 128 else bytes((key,)) + _varint(length)
+    return head + payload
 
 
 def _bytes_feature(*values: bytes) -> bytes:
