@@ -86,18 +86,22 @@ def path_setting(help: str):
     return setting("", help, is_path=True)
 
 
+class SettingError(ValueError):
+    """A setting has a value that it cannot have; the message is a sentence that names both."""
+
+
 def require(condition: bool, name: str, value, expected: str) -> None:
-    """Raises a ValueError that names the setting, its value and what was expected of it."""
+    """Raises a `SettingError` that names the setting, its value and what was expected of it."""
     if not condition:
-        raise ValueError(f"--{name}={_spell(value)}: expected {expected}.")
+        raise SettingError(f"--{name}={_spell(value)}: expected {expected}.")
 
 
 def check_settings(config) -> None:
     """Checks every setting of a settings class by itself.
 
     Raises:
-        ValueError: a number is not finite or too large for TensorFlow, or a value does not pass its
-            setting's check; the message names the setting, its value and what was expected.
+        SettingError: a number is not finite or too large for TensorFlow, or a value does not pass
+            its setting's check; the message names the setting, its value and what was expected.
     """
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)

@@ -1,6 +1,7 @@
 """Box head: the class and the refined box of each RoI (Girshick, Fast R-CNN, section 2).
 
-Axes: B images, R RoIs an image, N RoIs of all images, K classes with the background, C channels.
+Axes: B images, R RoIs an image, N RoIs of all images, K classes with the background, P proposals,
+D detections, C channels.
 """
 
 from __future__ import annotations
@@ -8,15 +9,18 @@ from __future__ import annotations
 import itertools
 from typing import NamedTuple
 
-import keras
 import numpy as np
 import tensorflow as tf
 
 from data import boxes as box_ops
-from model.layers import OUTPUT_DTYPE, ConvNorm, Dense, LayerList, normal
+from model.layers import OUTPUT_DTYPE, Dense, LayerList, Part, normal
 from model.losses import global_sum, smooth_l1
+from model.nms import suppress
+from model.norms import ConvNorm
+from model.proposals import Proposals
 from model.roi_sampling import SampledRoIs
 from model.scopes import in_scope
+from model.view import View
 
 ROI_SIZE = 7
 DELTA_WEIGHTS = (10.0, 10.0, 5.0, 5.0)
@@ -29,7 +33,16 @@ class BoxOutputs(NamedTuple):
     box_deltas: tf.Tensor  # float32 [N, K, 4]
 
 
-class BoxHead(keras.layers.Layer):
+class BoxDetections(NamedTuple):
+    """Boxes in order of falling class score; empty slots at the end hold zeros."""
+
+    boxes: tf.Tensor  # float32 [B, D, 4], pixels of the network's input
+    classes: tf.Tensor  # int32 [B, D], 0 = empty slot
+    scores: tf.Tensor  # float32 [B, D]
+    valid: tf.Tensor  # bool [B, D]
+
+
+class BoxHead(Part):
     """Fully connected layers, two in the paper, then one for the classes and one for the boxes.
 
     Args:
@@ -40,6 +53,8 @@ class BoxHead(keras.layers.Layer):
         num_convs: 3×3 convolutions before them.
         num_fcs: how many they are.
         norm: normalisation after each convolution, or "none".
+        box_loss_beta: see `box_losses`.
+        score_threshold, nms_iou, max_detections, clip_below: see `detect_boxes`.
         dtype: Keras dtype policy.
     """
 
@@ -53,6 +68,11 @@ class BoxHead(keras.layers.Layer):
         num_convs: int = 0,
         num_fcs: int = 2,
         norm: str = "none",
+        box_loss_beta: float = 0.0,
+        score_threshold: float = 0.05,
+        nms_iou: float = 0.5,
+        max_detections: int = 100,
+        clip_below: bool = False,
         dtype: str = "float32",
     ):
         super().__init__(dtype=dtype, autocast=False)
@@ -69,6 +89,9 @@ class BoxHead(keras.layers.Layer):
             rng, hidden, num_classes * 4, kernel_init=normal(0.001), dtype=OUTPUT_DTYPE
         )
         self.num_classes = num_classes
+        self.box_loss_beta = box_loss_beta
+        self.score_threshold, self.nms_iou = score_threshold, nms_iou
+        self.max_detections, self.clip_below = max_detections, clip_below
         self.built = True
 
     def call(self, features: tf.Tensor) -> BoxOutputs:
@@ -83,6 +106,40 @@ class BoxHead(keras.layers.Layer):
             class_logits=self.classes(x),
             box_deltas=tf.reshape(self.deltas(x), [-1, self.num_classes, 4]),
         )
+
+    def compute_losses(
+        self, view: View, rois: SampledRoIs, labels: dict[str, tf.Tensor]
+    ) -> tuple[SampledRoIs, dict[str, tf.Tensor]]:
+        """The RoIs as they were, and `box_losses`."""
+        outputs = self._classify(view, rois.boxes)
+        return rois, box_losses(outputs, rois, labels["gt_boxes"], self.box_loss_beta)
+
+    def detect(
+        self, view: View, proposals: Proposals
+    ) -> tuple[BoxDetections, dict[str, tf.Tensor]]:
+        """See `detect_boxes`."""
+        found = detect_boxes(
+            self._classify(view, proposals.boxes),
+            proposals,
+            view.image_info,
+            score_threshold=self.score_threshold,
+            nms_iou=self.nms_iou,
+            max_detections=self.max_detections,
+            static=view.static,
+            clip_below=self.clip_below,
+        )
+        return found, {
+            "num_detections": tf.math.count_nonzero(found.valid, axis=1, dtype=tf.int32),
+            "detection_boxes": found.boxes,
+            "detection_classes": found.classes,
+            "box_scores": found.scores,
+        }
+
+    def _classify(self, view: View, boxes: tf.Tensor) -> BoxOutputs:
+        """The outputs for float32 [B, R, 4]."""
+        batch, count = boxes.shape[:2]
+        image_index = tf.repeat(tf.range(batch), count)
+        return self(view.pool(tf.reshape(boxes, [-1, 4]), image_index, ROI_SIZE))
 
 
 @in_scope("losses")
@@ -114,3 +171,52 @@ def box_losses(
     error = tf.where(rois.positive[..., None], of_class - targets, 0.0)
     box_loss = tf.reduce_sum(smooth_l1(error, box_loss_beta)) / num_rois
     return {"class_loss": class_loss, "box_loss": box_loss}
+
+
+@in_scope("detections")
+def detect_boxes(
+    outputs: BoxOutputs,
+    proposals: Proposals,
+    image_info: tf.Tensor,
+    *,
+    score_threshold: float,
+    nms_iou: float,
+    max_detections: int,
+    static: bool,
+    clip_below: bool = False,
+) -> BoxDetections:
+    """Decodes every class's box, suppresses within each class, and keeps the best over all.
+
+    Args:
+        outputs: of the box head on the proposals, N = B P.
+        proposals: what was classified.
+        image_info: float32 [B, 5]; its first two columns are the height and width to clip to.
+        score_threshold: class probability that a detection has to exceed.
+        nms_iou: overlap above which the worse of two detections of a class goes.
+        max_detections: D.
+        static: see `suppress`.
+        clip_below: see `data.boxes.decode`.
+
+    Returns:
+        `BoxDetections`.
+    """
+    batch, count = proposals.valid.shape
+    scores = tf.reshape(tf.nn.softmax(outputs.class_logits), [batch, count, -1])[:, :, 1:]
+    scores = tf.where(proposals.valid[..., None], scores, 0.0)
+    deltas = tf.reshape(outputs.box_deltas, [batch, count, -1, 4])[:, :, 1:]
+    boxes = box_ops.decode(
+        deltas, proposals.boxes[:, :, None, :], DELTA_WEIGHTS, clip_below=clip_below
+    )
+    boxes = box_ops.clip(boxes, image_info[:, None, None, 0], image_info[:, None, None, 1])
+    # What clipping leaves without area is no detection.
+    scores = tf.where(box_ops.area(boxes) > 0, scores, 0.0)
+    kept = suppress(
+        boxes,
+        scores,
+        iou_threshold=nms_iou,
+        score_threshold=score_threshold,
+        max_output=max_detections,
+        static=static,
+    )
+    classes = tf.where(kept.valid, kept.classes + 1, 0)
+    return BoxDetections(kept.boxes, classes, kept.scores, kept.valid)

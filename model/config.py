@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import NamedTuple
 
 from data.settings import (
     ANYTHING,
@@ -19,8 +20,21 @@ from data.settings import (
     require,
     setting,
 )
+from model.backbones import BACKBONES
 
-BACKBONES = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
+
+class System(NamedTuple):
+    """What is known of a system without building it (`model/systems.py`)."""
+
+    title: str
+    has_masks: bool
+
+
+SYSTEMS = {
+    "faster_rcnn": System("Faster R-CNN", has_masks=False),
+    "mask_rcnn": System("Mask R-CNN", has_masks=True),
+    "mask_scoring_rcnn": System("Mask Scoring R-CNN", has_masks=True),
+}
 NORMS = ("frozen_bn", "bn", "sync_bn", "gn")
 # Batch statistics of RoIs would mix in the empty slots that XLA needs.
 HEAD_NORMS = ("none", "frozen_bn", "gn")
@@ -35,8 +49,11 @@ OPEN_SHARE = Check("between 0 and 1", lambda value: 0 < value < 1)
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
-    """The Mask Scoring R-CNN network (`model/`)."""
+    """The network (`model/`)."""
 
+    system: str = predictive_setting(
+        "mask_scoring_rcnn", "One of " + ", ".join(SYSTEMS) + ".", one_of(*SYSTEMS)
+    )
     num_classes: int = predictive_setting(
         0,
         "Classes including the background; 0 takes it from the records' manifest, or from the "
@@ -64,7 +81,7 @@ class ModelConfig:
         between(0, 5),
     )
     backbone_width: int = predictive_setting(
-        64, "Channels of the stem; the stages' grow with it.", POSITIVE
+        0, "Channels of the stem; the stages' grow with it. 0: as published.", NOT_NEGATIVE
     )
     resnet_stride_in_1x1: bool = predictive_setting(
         False, "Bottlenecks stride in their first 1x1 instead of the 3x3 (Caffe's ResNets)."
@@ -76,10 +93,10 @@ class ModelConfig:
         "none", "Normalisation after the pyramid's convolutions, or none.", one_of("none", *NORMS)
     )
     pixel_mean: tuple[float, ...] = predictive_setting(
-        (123.675, 116.28, 103.53), "Subtracted from RGB.", each(ANYTHING, 3)
+        (), "Subtracted from RGB; if empty, what the backbone was made for.", each(ANYTHING, 3)
     )
     pixel_std: tuple[float, ...] = predictive_setting(
-        (58.395, 57.12, 57.375), "Divides what is left.", each(POSITIVE, 3)
+        (), "Divides what is left; if empty, as above.", each(POSITIVE, 3)
     )
 
     rpn_num_convs: int = predictive_setting(
@@ -131,7 +148,6 @@ class ModelConfig:
         0.0, "Where smooth L1 turns linear; 0 is plain L1.", NOT_NEGATIVE
     )
 
-    include_mask: bool = predictive_setting(True, "Build and train the mask head.")
     mask_size: int = predictive_setting(
         28, "Side of the predicted masks, twice the mask RoI's 14.", MASK_SIZE
     )
@@ -146,7 +162,6 @@ class ModelConfig:
         "Masks are pasted onto the box (exact) or onto whole pixels around it (integer).",
         one_of("exact", "integer"),
     )
-    include_maskiou: bool = predictive_setting(True, "Build and train the MaskIoU head.")
     maskiou_target_area: str = setting(
         "closed",
         "Whole-object area from the box's area (closed) or from the mask (ratio).",
@@ -174,18 +189,21 @@ class ModelConfig:
     )
 
     @property
+    def include_mask(self) -> bool:
+        """Whether the system has masks, so that the labels need them."""
+        return SYSTEMS[self.system].has_masks
+
+    @property
     def include_polygons(self) -> bool:
         """Whether mask targets are drawn from polygons, so that the labels need them."""
         return self.include_mask and self.mask_target == "polygon"
 
     def __post_init__(self):
+        pixels = BACKBONES[self.backbone].pixels if self.backbone in BACKBONES else None
+        for name, own in (("pixel_mean", "mean"), ("pixel_std", "std")):
+            if pixels and not getattr(self, name):
+                object.__setattr__(self, name, getattr(pixels, own))
         check_settings(self)
-        require(
-            not (self.resnet_stride_in_1x1 and self.backbone in ("resnet18", "resnet34")),
-            "resnet_stride_in_1x1",
-            True,
-            f"a backbone with bottlenecks, not {self.backbone}",
-        )
         require(
             self.roi_sampling_ratio >= (1 if self.jit_compile else 0),
             "roi_sampling_ratio",
@@ -197,10 +215,4 @@ class ModelConfig:
             "roi_positive_fraction",
             self.roi_positive_fraction,
             f"room for a positive among --rois_per_image={self.rois_per_image}",
-        )
-        require(
-            self.include_mask or not self.include_maskiou,
-            "include_maskiou",
-            True,
-            "--include_mask with it",
         )

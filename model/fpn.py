@@ -7,14 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import keras
 import numpy as np
 import tensorflow as tf
 
-from model.layers import ConvNorm, LayerList, kaiming_uniform
+from model.layers import LayerList, Part, kaiming_uniform
+from model.norms import ConvNorm
 
 
-class FPN(keras.layers.Layer):
+class FPN(Part):
     """Turns C2 … C5 into P2 … P6 of `channels` channels each.
 
     Args:

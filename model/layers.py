@@ -1,4 +1,4 @@
-"""The parameterised layers every organ is made of: convolution, dense, and the normalisations.
+"""The parameterised layers every part is made of: convolution and dense.
 
 Axes: B images (or RoIs), H W rows and columns, C channels. Layouts are NHWC and HWIO.
 
@@ -17,9 +17,6 @@ import tensorflow as tf
 
 Initializer = Callable[[np.random.Generator, tuple[int, ...]], np.ndarray]
 
-BATCH_NORM_EPSILON = 1e-5
-GROUP_NORM_EPSILON = 1e-5
-MAX_GROUPS = 32
 # Of each head's last layer, whatever the precision: bfloat16 has 128 numbers between 1 and 2, so
 # that most scores would tie.
 OUTPUT_DTYPE = "float32"
@@ -52,6 +49,16 @@ def normal(std: float) -> Initializer:
     return draw
 
 
+class Part(keras.layers.Layer):
+    """A layer that says which of its variables weight decay applies to."""
+
+    @property
+    def decayed_variables(self) -> list[keras.Variable]:
+        """The kernels that train, of whatever depth. Norms and biases have no weight decay."""
+        kernels = [layer.kernel for layer in self._flatten_layers() if hasattr(layer, "kernel")]
+        return [kernel for kernel in kernels if kernel.trainable]
+
+
 class LayerList(keras.layers.Layer):
     """A list of layers that checkpoints know: those in plain lists Keras leaves out of them.
 
@@ -76,7 +83,7 @@ class LayerList(keras.layers.Layer):
         return (self[index] for index in range(self._size))
 
 
-class _Parameterised(keras.layers.Layer):
+class Parameterised(keras.layers.Layer):
     """A layer whose float32 variables are cast where they are used, not by Keras."""
 
     def __init__(self, dtype: str):
@@ -97,16 +104,17 @@ class _Parameterised(keras.layers.Layer):
         return tf.cast(tensor, self.compute_dtype)
 
 
-class Conv(_Parameterised):
-    """2-D convolution with the symmetric padding of the reference implementations.
+class Conv(Parameterised):
+    """2-D convolution.
 
     Args:
         rng: source of the initial weights.
         in_channels: C of the input.
         out_channels: C of the output.
         size: side of the square kernel, odd.
-        stride: of both axes. TF's "SAME" pads strided convolutions asymmetrically, so theirs is
-            written out: (size - 1) / 2 on every side.
+        stride: of both axes.
+        padding: "symmetric", (size - 1) / 2 on every side as PyTorch's networks have it, or "same",
+            TensorFlow's, which gives the last sides more when it strides.
         bias: whether to add one (initially zero).
         kernel_init: draws the kernel.
         dtype: Keras dtype policy.
@@ -120,6 +128,7 @@ class Conv(_Parameterised):
         size: int,
         *,
         stride: int = 1,
+        padding: str = "symmetric",
         bias: bool = True,
         kernel_init: Initializer = kaiming_normal,
         dtype: str = "float32",
@@ -129,23 +138,56 @@ class Conv(_Parameterised):
         self.kernel = self._variable("kernel", kernel_init(rng, shape))
         self.bias = self._variable("bias", np.zeros(out_channels, np.float32)) if bias else None
         self.stride = stride
-        self.padding = (size - 1) // 2
+        # Without a stride the two are the same.
+        self.border = (size - 1) // 2 if stride > 1 and padding == "symmetric" else 0
+        self.padding = "VALID" if stride > 1 and padding == "symmetric" else "SAME"
 
     def call(self, x: tf.Tensor, scale: tf.Tensor | None = None, offset: tf.Tensor | None = None):
         """Convolves [B, H, W, in_channels]; `scale`, `offset` [out_channels] fold a norm in."""
         kernel = self.kernel if scale is None else self.kernel * scale
         offset = self.bias if offset is None else offset
         x = self._cast(x)
-        if self.stride > 1 and self.padding > 0:
+        if self.border:
             # Not conv2d's own explicit padding: oneDNN has no bfloat16 kernel for it.
-            pad = [self.padding, self.padding]
+            pad = [self.border, self.border]
             x = tf.pad(x, [[0, 0], pad, pad, [0, 0]])
-        padding = "SAME" if self.stride == 1 else "VALID"
-        y = tf.nn.conv2d(x, self._cast(kernel), self.stride, padding)
+        y = tf.nn.conv2d(x, self._cast(kernel), self.stride, self.padding)
         return y if offset is None else tf.nn.bias_add(y, self._cast(offset))
 
 
-class ConvTranspose(_Parameterised):
+class DepthwiseConv(Parameterised):
+    """A filter for each channel, with TensorFlow's "SAME" padding.
+
+    Args:
+        rng: source of the initial weights.
+        channels: C.
+        size: side of the square kernel.
+        stride: of both axes.
+        dtype: Keras dtype policy.
+    """
+
+    def __init__(
+        self,
+        rng: np.random.Generator,
+        channels: int,
+        size: int,
+        *,
+        stride: int = 1,
+        dtype: str = "float32",
+    ):
+        super().__init__(dtype)
+        self.kernel = self._variable("kernel", kaiming_normal(rng, (size, size, channels, 1)))
+        self.stride = stride
+
+    def call(self, x: tf.Tensor, scale: tf.Tensor | None = None, offset: tf.Tensor | None = None):
+        """Convolves [B, H, W, C]; `scale`, `offset` [C] fold a norm in."""
+        kernel = self.kernel if scale is None else self.kernel * scale[:, None]
+        strides = [1, self.stride, self.stride, 1]
+        y = tf.nn.depthwise_conv2d(self._cast(x), self._cast(kernel), strides, "SAME")
+        return y if offset is None else tf.nn.bias_add(y, self._cast(offset))
+
+
+class ConvTranspose(Parameterised):
     """2×2 transposed convolution with stride 2, its output not yet interleaved.
 
     With the stride equal to the kernel's side no two output cells share an input cell, so the
@@ -183,7 +225,7 @@ def interleave(x: tf.Tensor, height: int, width: int) -> tf.Tensor:
     return tf.reshape(x, [-1, 2 * height, 2 * width])
 
 
-class Dense(_Parameterised):
+class Dense(Parameterised):
     """Fully connected layer: [B, in_dim] → [B, out_dim]."""
 
     def __init__(
@@ -204,141 +246,3 @@ class Dense(_Parameterised):
         return tf.nn.bias_add(
             tf.matmul(self._cast(x), self._cast(self.kernel)), self._cast(self.bias)
         )
-
-
-class FrozenBatchNorm(_Parameterised):
-    """Batch normalisation whose four vectors never change: an affine map of the channels.
-
-    It is not called: `ConvNorm` folds its `scale` and `offset` into the convolution before it.
-    """
-
-    def __init__(self, channels: int, *, dtype: str = "float32"):
-        super().__init__(dtype)
-        ones, zeros = np.ones(channels, np.float32), np.zeros(channels, np.float32)
-        self.gamma = self._variable("gamma", ones, trainable=False)
-        self.beta = self._variable("beta", zeros, trainable=False)
-        self.moving_mean = self._variable("moving_mean", zeros, trainable=False)
-        self.moving_variance = self._variable("moving_variance", ones, trainable=False)
-
-    def affine(self) -> tuple[tf.Tensor, tf.Tensor]:
-        """Returns scale and offset, float32 [C] each, of y = x * scale + offset."""
-        scale = self.gamma * tf.math.rsqrt(self.moving_variance + BATCH_NORM_EPSILON)
-        return scale, self.beta - self.moving_mean * scale
-
-
-class GroupNorm(_Parameterised):
-    """Group normalisation (Wu and He, ECCV 2018, section 3.1), statistics in float32."""
-
-    def __init__(self, channels: int, *, dtype: str = "float32"):
-        super().__init__(dtype)
-        self.gamma = self._variable("gamma", np.ones(channels, np.float32))
-        self.beta = self._variable("beta", np.zeros(channels, np.float32))
-        self.groups = next(g for g in range(MAX_GROUPS, 0, -1) if channels % g == 0)
-
-    def call(self, x: tf.Tensor) -> tf.Tensor:
-        """Normalises [B, H, W, C] over rows, columns and the channels of each group."""
-        gamma, beta = tf.convert_to_tensor(self.gamma), tf.convert_to_tensor(self.beta)
-        return _group_norm(x, gamma, beta, self.groups)
-
-
-def _group_norm(x: tf.Tensor, gamma: tf.Tensor, beta: tf.Tensor, groups: int) -> tf.Tensor:
-    """y = x · scale + offset with a scale and an offset for each image and channel.
-
-    The gradient is written out so that both directions touch the activations as rarely as the
-    algebra allows: sums over rows and columns, then one multiply-add with [B, C] coefficients.
-    """
-    batch, channels = tf.shape(x)[0], x.shape[-1]
-    cells = x.shape[1] * x.shape[2]
-    count = tf.cast(cells * channels // groups, tf.float32)
-
-    def sum_cells(tensor: tf.Tensor) -> tf.Tensor:
-        return tf.reduce_sum(tf.cast(tensor, tf.float32), axis=[1, 2])
-
-    def over_group(per_channel: tf.Tensor) -> tf.Tensor:
-        """Mean over each group of values summed over cells, for every channel of the group."""
-        grouped = tf.reshape(per_channel, [batch, groups, channels // groups])
-        mean = tf.reduce_sum(grouped, -1, keepdims=True) / count
-        return tf.reshape(tf.broadcast_to(mean, tf.shape(grouped)), [batch, channels])
-
-    def affine(tensor: tf.Tensor, scale: tf.Tensor) -> tf.Tensor:
-        return tensor * tf.cast(scale, x.dtype)[:, None, None, :]
-
-    @tf.custom_gradient
-    def normalise(x, gamma, beta):
-        mean = over_group(sum_cells(x))
-        # E[(x - mean)²] as E[x²] - mean² would cancel; the shifted form does not.
-        centred = tf.cast(x, tf.float32) - mean[:, None, None, :]
-        inverse = tf.math.rsqrt(over_group(sum_cells(tf.square(centred))) + GROUP_NORM_EPSILON)
-        scale = gamma * inverse
-        y = affine(tf.cast(centred, x.dtype), scale) + tf.cast(beta, x.dtype)
-
-        def gradient(dy):
-            sum_dy = sum_cells(dy)
-            sum_dy_centred = sum_cells(tf.cast(dy, tf.float32) * centred)
-            mean_g = over_group(gamma * sum_dy)
-            mean_gc = over_group(gamma * sum_dy_centred)
-            slope = -inverse * inverse * inverse * mean_gc
-            dx = (
-                affine(dy, scale)
-                + affine(tf.cast(centred, x.dtype), slope)
-                - tf.cast(inverse * mean_g, x.dtype)[:, None, None, :]
-            )
-            dgamma = tf.reduce_sum(sum_dy_centred * inverse, 0)
-            return dx, dgamma, tf.reduce_sum(sum_dy, 0)
-
-        return y, gradient
-
-    return normalise(x, gamma, beta)
-
-
-def make_norm(norm: str, channels: int, dtype: str) -> keras.layers.Layer:
-    """The normalisation layer that `--norm` names, with variables for `channels` channels."""
-    if norm == "frozen_bn":
-        return FrozenBatchNorm(channels, dtype=dtype)
-    if norm == "gn":
-        return GroupNorm(channels, dtype=dtype)
-    layer = keras.layers.BatchNormalization(
-        momentum=0.9,
-        epsilon=BATCH_NORM_EPSILON,
-        synchronized=norm == "sync_bn",
-        dtype=dtype,
-    )
-    layer.build((None, None, None, channels))
-    return layer
-
-
-class ConvNorm(keras.layers.Layer):
-    """A convolution and the normalisation after it, which takes the place of a bias.
-
-    Args:
-        rng, in_channels, out_channels, size, stride, kernel_init, dtype: as of `Conv`.
-        norm: see `make_norm`; "none" leaves it out and gives the convolution a bias.
-    """
-
-    def __init__(
-        self,
-        rng: np.random.Generator,
-        in_channels: int,
-        out_channels: int,
-        size: int,
-        *,
-        stride: int = 1,
-        norm: str,
-        kernel_init: Initializer = kaiming_normal,
-        dtype: str = "float32",
-    ):
-        super().__init__(dtype=dtype, autocast=False)
-        kwargs = {"stride": stride, "kernel_init": kernel_init, "dtype": dtype}
-        self.conv = Conv(rng, in_channels, out_channels, size, bias=norm == "none", **kwargs)
-        self.norm = None if norm == "none" else make_norm(norm, out_channels, dtype)
-        self.built = True
-
-    def call(self, x: tf.Tensor, training: bool = False) -> tf.Tensor:
-        """[B, H, W, in_channels] → [B, H / stride, W / stride, out_channels]."""
-        if isinstance(self.norm, FrozenBatchNorm):
-            scale, offset = self.norm.affine()
-            return self.conv(x, scale=scale, offset=offset)
-        x = self.conv(x)
-        if self.norm is None or isinstance(self.norm, GroupNorm):
-            return x if self.norm is None else self.norm(x)
-        return self.norm(x, training=training)

@@ -5,31 +5,64 @@ Axes: N RoIs of all images, K classes with the background, M side of a mask, C c
 
 from __future__ import annotations
 
-import keras
+from typing import NamedTuple
+
 import numpy as np
 import tensorflow as tf
 
-from model.layers import OUTPUT_DTYPE, Conv, ConvNorm, ConvTranspose, LayerList, interleave, normal
+from model.box_head import BoxDetections
+from model.layers import OUTPUT_DTYPE, Conv, ConvTranspose, LayerList, Part, interleave, normal
 from model.losses import global_sum
+from model.norms import ConvNorm
+from model.polygon_masks import polygon_targets
+from model.roi_align import ends_in_cells, sample_weights
+from model.roi_sampling import SampledRoIs
 from model.scopes import in_scope
+from model.slots import Slots, choose_slots
+from model.view import View
 
 NUM_CONVS = 4
-# A bin of a whole number of cells has as many samples, whichever way its side was rounded.
-COUNT_SLACK = 1e-5
-# A RoI that is its object's box halves many cells of the box's mask exactly. Rounding differs
-# between eager execution, graphs and XLA and would decide them: so samples lie on a grid, and what
-# is less than a half by rounding alone is a half.
-SNAP = 2.0**-13
+# What is less than a half by rounding alone is a half: rounding differs between eager execution,
+# graphs and XLA, and a RoI that is its object's box halves many cells exactly.
 HALF = 0.5 - 1e-6
 
+Tensors = dict[str, tf.Tensor]
 
-class MaskHead(keras.layers.Layer):
+
+class MaskBranch(NamedTuple):
+    """What the mask head leaves for a head that judges its masks.
+
+    Attributes:
+        found: the detections, at test.
+        slots: the N RoIs out of those of the images.
+        boxes: float32 [N, 4].
+        classes: int32 [N], ground truth's in training, predicted at test.
+        features: [N, M / 2, M / 2, C], what the mask head saw.
+        logits: float32 [N, M, M].
+        matches: int32 [N, 2], image and ground truth of each RoI, in training.
+        targets: float32 [N, M, M], in training.
+    """
+
+    found: BoxDetections | None
+    slots: Slots
+    boxes: tf.Tensor
+    classes: tf.Tensor
+    features: tf.Tensor
+    logits: tf.Tensor
+    matches: tf.Tensor | None = None
+    targets: tf.Tensor | None = None
+
+
+class MaskHead(Part):
     """Four 3×3 convolutions, a 2×2 deconvolution, and one 1×1 filter for each class.
 
     Args:
         rng: source of the initial weights.
         channels: C.
         num_classes: K.
+        mask_size: M.
+        max_rois: of an image in training; it has no more positive ones.
+        target: "bitmap" or "soft", see `mask_targets`, or "polygon", see `polygon_targets`.
         norm: normalisation after each 3×3 convolution, or "none".
         dtype: Keras dtype policy.
     """
@@ -40,6 +73,9 @@ class MaskHead(keras.layers.Layer):
         channels: int,
         num_classes: int,
         *,
+        mask_size: int = 28,
+        max_rois: int = 128,
+        target: str = "bitmap",
         norm: str = "none",
         dtype: str = "float32",
     ):
@@ -52,6 +88,7 @@ class MaskHead(keras.layers.Layer):
         self.logits = Conv(
             rng, channels, num_classes, 1, kernel_init=normal(0.001), dtype=OUTPUT_DTYPE
         )
+        self.mask_size, self.max_rois, self.target = mask_size, max_rois, target
         self.built = True
 
     def call(self, features: tf.Tensor, classes: tf.Tensor) -> tf.Tensor:
@@ -76,69 +113,50 @@ class MaskHead(keras.layers.Layer):
         logits = tf.matmul(tf.cast(x, OUTPUT_DTYPE), filters[:, :, None])[:, :, 0]
         return interleave(logits + bias[:, None], height, width)
 
+    def compute_losses(
+        self, view: View, rois: SampledRoIs, labels: Tensors
+    ) -> tuple[MaskBranch, Tensors]:
+        """The masks of the positive RoIs, and their `mask_loss`."""
+        most = min(self.max_rois, rois.valid.shape[1])
+        slots = choose_slots(rois.positive, most, view.static)
+        matches = tf.stack([slots.image, slots.take(rois.matches)], -1)
+        branch = self._predict(view, slots, rois.boxes, rois.classes)
+        targets = self._targets(branch.boxes, matches, labels, view.static)
+        losses = {"mask_loss": mask_loss(branch.logits, targets, slots.valid)}
+        return branch._replace(matches=matches, targets=targets), losses
 
-def ends_in_cells(
-    boxes: tf.Tensor, windows: tf.Tensor, cells: int, axis: int
-) -> tuple[tf.Tensor, tf.Tensor]:
-    """Where boxes begin and end on arrays of `cells` cells that cover windows, along one axis.
+    def detect(self, view: View, found: BoxDetections) -> tuple[MaskBranch, Tensors]:
+        """The masks of the detections, and as outputs their probabilities and scores."""
+        batch, count = found.valid.shape
+        slots = choose_slots(found.valid, count, view.static)
+        branch = self._predict(view, slots, found.boxes, found.classes)
+        masks = slots.put(tf.sigmoid(branch.logits), batch, count)
+        outputs = {"detection_masks": masks, "mask_scores": found.scores}
+        return branch._replace(found=found), outputs
 
-    Args:
-        boxes: float32 [N, 4] in pixels.
-        windows: float32 [N, 4] in pixels.
-        cells: of the arrays along the axis; cell j covers [j, j + 1).
-        axis: 0 for rows, 1 for columns.
+    def _predict(
+        self, view: View, slots: Slots, boxes: tf.Tensor, classes: tf.Tensor
+    ) -> MaskBranch:
+        """The masks of float32 [B, R, 4] and int32 [B, R] that have a slot."""
+        boxes, classes = slots.take(boxes), slots.take(classes)
+        features = view.pool(boxes, slots.image, self.mask_size // 2)
+        return MaskBranch(None, slots, boxes, classes, features, self(features, classes))
 
-    Returns:
-        Two float32 [N], in cells. Where a cell is a pixel they are exact.
-    """
-    low, high = windows[:, axis], windows[:, axis + 2]
-    scale = cells / tf.maximum(high - low, 1e-6)
-    return (boxes[:, axis] - low) * scale, (boxes[:, axis + 2] - low) * scale
+    def _targets(
+        self, boxes: tf.Tensor, matches: tf.Tensor, labels: Tensors, static: bool
+    ) -> tf.Tensor:
+        if self.target == "polygon":
+            polygons = (labels["gt_polygons"], labels["gt_polygon_parts"])
+            polygons = (tf.gather_nd(values, matches) for values in polygons)
+            return polygon_targets(*polygons, boxes, self.mask_size, static)
+        masks, windows = matched_masks(labels, matches)
+        return mask_targets(masks, windows, boxes, self.mask_size, self.target)
 
 
-def sample_weights(
-    start: tf.Tensor,
-    stop: tf.Tensor,
-    bins: int,
-    cells: int,
-    shift: float,
-    snapped: tf.Tensor | None = None,
-) -> tf.Tensor:
-    """What RoIAlign takes of each cell of a row for each bin of an interval, along one axis.
-
-    A bin averages ⌈side / bins⌉ linear interpolations between the centres of the cells, or
-    2 ⌈cells / bins⌉ if that is less: an interval that half overlaps the row is no longer than
-    twice the row. A sample within half a cell of the row's end takes the value of the last cell,
-    and one outside the row counts 0.
-
-    Args:
-        start: float32 [N], where the interval begins, in cells; cell j covers [j, j + 1).
-        stop: float32 [N], where it ends.
-        bins: equal parts the interval is cut into.
-        cells: cells of the row.
-        shift: where RoIAlign believes the centre of cell 0 to be.
-        snapped: bool [N], intervals whose samples move to the nearest multiple of `SNAP` cells.
-
-    Returns:
-        float32 [N, bins, cells]; the weights of a bin within the row add up to 1.
-    """
-    most = 2 * -(-cells // bins)
-    first = start - shift
-    # The difference of the moved ends, as in the references, whose counts are to be met.
-    step = (stop - shift - first) / bins
-    count = tf.clip_by_value(tf.math.ceil(step - COUNT_SLACK), 1.0, float(most))
-    bin_starts = first[:, None] + tf.range(bins, dtype=tf.float32) * step[:, None]
-    weights = tf.zeros([tf.shape(start)[0], bins, cells])
-    for sample in range(most):
-        position = bin_starts + ((sample + 0.5) / count * step)[:, None]
-        if snapped is not None:
-            nearest = tf.round(position / SNAP) * SNAP
-            position = tf.where(snapped[:, None], nearest, position)
-        inside = (position >= -shift) & (position <= cells - shift) & (sample < count)[:, None]
-        position = tf.clip_by_value(position, 0.0, cells - 1.0)[..., None]
-        share = tf.maximum(1.0 - tf.abs(position - tf.range(cells, dtype=tf.float32)), 0.0)
-        weights += tf.where(inside, 1.0 / count[:, None], 0.0)[..., None] * share
-    return weights
+def matched_masks(labels: Tensors, matches: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """Each RoI's ground-truth mask, and what it covers: uint8 [N, M', M''], float32 [N, 4]."""
+    windows = labels.get("gt_windows", labels["gt_boxes"])
+    return tf.gather_nd(labels["gt_masks"], matches), tf.gather_nd(windows, matches)
 
 
 @in_scope("mask_targets")

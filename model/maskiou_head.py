@@ -9,21 +9,36 @@ from __future__ import annotations
 
 import math
 
-import keras
 import numpy as np
 import tensorflow as tf
 
-from model.layers import OUTPUT_DTYPE, Conv, Dense, LayerList, normal
+from model.layers import OUTPUT_DTYPE, Conv, Dense, LayerList, Part, normal
 from model.losses import global_sum
-from model.mask_head import ends_in_cells
+from model.mask_head import HALF, MaskBranch, matched_masks
+from model.roi_align import ends_in_cells
 from model.scopes import in_scope
+from model.view import View
 
 # mmdetection's, in both denominators of the ratio's way to an area.
 RATIO_EPSILON = 1e-7
 
 
-class MaskIoUHead(keras.layers.Layer):
-    """Four 3×3 convolutions, the last with stride 2, and three fully connected layers."""
+class MaskIoUHead(Part):
+    """Four 3×3 convolutions, the last with stride 2, and three fully connected layers.
+
+    Args:
+        rng: source of the initial weights.
+        channels: C.
+        hidden: width of the fully connected layers.
+        num_classes: K.
+        mask_size: M.
+        target_area: whole-object areas from "closed" form or by "ratio", see below.
+        target_threshold: see `maskiou_targets`.
+        stop_gradient: keep the loss from training the mask head and what lies before it.
+        loss_weight: of `maskiou_loss`.
+        rescore: see `mask_scores`.
+        dtype: Keras dtype policy.
+    """
 
     def __init__(
         self,
@@ -33,6 +48,11 @@ class MaskIoUHead(keras.layers.Layer):
         num_classes: int,
         mask_size: int,
         *,
+        target_area: str = "closed",
+        target_threshold: float = 0.5,
+        stop_gradient: bool = False,
+        loss_weight: float = 1.0,
+        rescore: bool = True,
         dtype: str = "float32",
     ):
         super().__init__(dtype=dtype, autocast=False)
@@ -52,6 +72,9 @@ class MaskIoUHead(keras.layers.Layer):
             ]
         )
         self.maskiou = Dense(rng, hidden, num_classes, kernel_init=normal(0.01), dtype=OUTPUT_DTYPE)
+        self.target_area, self.target_threshold = target_area, target_threshold
+        self.stop_gradient, self.loss_weight = stop_gradient, loss_weight
+        self.rescore = rescore
         self.built = True
 
     def call(self, features: tf.Tensor, mask_logits: tf.Tensor, classes: tf.Tensor) -> tf.Tensor:
@@ -77,6 +100,55 @@ class MaskIoUHead(keras.layers.Layer):
         for fc in self.fcs:
             x = tf.nn.relu(fc(x))
         return self.maskiou(x)
+
+    def compute_losses(
+        self, view: View, branch: MaskBranch, labels: dict[str, tf.Tensor]
+    ) -> tuple[MaskBranch, dict[str, tf.Tensor]]:
+        """The masks as they were, and the weighted `maskiou_loss`."""
+        # An IoU is of sets of cells, so soft targets are decided here.
+        cells = tf.cast(branch.targets >= HALF, tf.float32)
+        targets = maskiou_targets(
+            branch.logits, cells, self._full_areas(cells, branch, labels), self.target_threshold
+        )
+        features, logits = branch.features, branch.logits
+        if self.stop_gradient:
+            features, logits = tf.stop_gradient(features), tf.stop_gradient(logits)
+        predicted = self(features, logits, branch.classes)
+        loss = maskiou_loss(predicted, targets, branch.slots.valid)
+        return branch, {"maskiou_loss": self.loss_weight * loss}
+
+    def detect(self, view: View, branch: MaskBranch) -> tuple[MaskBranch, dict[str, tf.Tensor]]:
+        """The masks as they were, and as outputs the predicted IoU of each and its score."""
+        predicted = self(branch.features, branch.logits, branch.classes)
+        mask_ious = branch.slots.put(
+            tf.clip_by_value(predicted, 0.0, 1.0), *branch.found.valid.shape
+        )
+        scores = mask_scores(branch.found.scores, mask_ious, self.rescore)
+        return branch, {"mask_ious": mask_ious, "mask_scores": scores}
+
+    def _full_areas(
+        self, cells: tf.Tensor, branch: MaskBranch, labels: dict[str, tf.Tensor]
+    ) -> tf.Tensor:
+        """The area of each RoI's whole object in cells of its grid: float32 [N]."""
+        if self.target_area == "closed":
+            gt_areas = tf.gather_nd(labels["gt_areas"], branch.matches)
+            return closed_full_areas(cells, gt_areas, branch.boxes)
+        masks, windows = matched_masks(labels, branch.matches)
+        return ratio_full_areas(cells, area_ratios(masks, windows, branch.boxes))
+
+
+def mask_scores(box_scores: tf.Tensor, mask_ious: tf.Tensor, rescore: bool) -> tf.Tensor:
+    """Mask score = class score × predicted mask IoU (Mask Scoring R-CNN, section 3.2).
+
+    Args:
+        box_scores: float32 [B, D].
+        mask_ious: float32 [B, D] in 0..1.
+        rescore: off leaves the class score, as Mask R-CNN ranks its masks.
+
+    Returns:
+        float32 [B, D].
+    """
+    return box_scores * mask_ious if rescore else box_scores
 
 
 def _pool(masks: tf.Tensor) -> tf.Tensor:

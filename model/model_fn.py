@@ -6,7 +6,8 @@ from typing import NamedTuple
 
 import tensorflow as tf
 
-from model.mask_scoring_rcnn import MaskScoringRCNN, build_network
+from model.detector import Detector
+from model.systems import build_network
 
 TRAIN, EVAL, PREDICT = "train", "eval", "predict"
 
@@ -20,7 +21,7 @@ class EstimatorSpec(NamedTuple):
             replicas is the loss of the global batch.
         losses: the parts of `loss` by name, with the same convention.
         metrics: further float32 scalars to log, to be summed over replicas.
-        predictions: otherwise the detections of each image, see `MaskScoringRCNN.detect`, with
+        predictions: otherwise the detections of each image, see `Detector.detect`, with
             `image_id` and `image_info`.
         network: the layers that were used.
     """
@@ -30,7 +31,7 @@ class EstimatorSpec(NamedTuple):
     losses: dict[str, tf.Tensor]
     metrics: dict[str, tf.Tensor]
     predictions: dict[str, tf.Tensor] | None
-    network: MaskScoringRCNN
+    network: Detector
 
 
 def model_fn(
@@ -38,7 +39,7 @@ def model_fn(
     labels: dict[str, tf.Tensor] | None,
     mode: str,
     params,
-    network: MaskScoringRCNN | None = None,
+    network: Detector | None = None,
 ) -> EstimatorSpec:
     """Computes the losses or the predictions of one batch.
 
@@ -57,11 +58,12 @@ def model_fn(
         ValueError: for another mode.
     """
     network = network or build_network(params)
+    static = params.model.jit_compile
     if mode == TRAIN:
-        losses, metrics = network.compute_losses(features, labels)
+        losses, metrics = network.compute_losses(features, labels, static)
         return EstimatorSpec(mode, tf.add_n(list(losses.values())), losses, metrics, None, network)
     if mode not in (EVAL, PREDICT):
         raise ValueError(f"mode={mode}: expected {TRAIN}, {EVAL} or {PREDICT}.")
-    predictions = network.detect(features)
+    predictions = network.detect(features, static)
     predictions |= {key: features[key] for key in ("image_id", "image_info")}
     return EstimatorSpec(mode, None, {}, {}, predictions, network)

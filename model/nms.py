@@ -2,10 +2,11 @@
 
 Axes: B images, N boxes, K foreground classes, D survivors.
 
-`CombinedNonMaxSuppression` is the fastest on CPU and GPU but has no XLA kernel;
-`non_max_suppression_padded` compiles. Both keep the box with the higher score and suppress what
-overlaps it by more than the threshold. Of equal scores the one with the lower index is the higher,
-as in torchvision. A box without area overlaps nothing, so it stays.
+`CombinedNonMaxSuppression` is the fastest on CPU and GPU but has no XLA kernel. What compiles is
+`non_max_suppression_padded` where there is one class, and a loop over the survivors where there are
+several, whose boxes it never has to move apart. All keep the box with the higher score and suppress
+what overlaps it by more than the threshold. Of equal scores the one with the lower index is the
+higher, as in torchvision. A box without area overlaps nothing, so it stays.
 """
 
 from __future__ import annotations
@@ -15,7 +16,11 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 
+from data import boxes as box_ops
 from model.scopes import in_scope
+
+# The score of what is suppressed; of a detection it is finite.
+_GONE = -np.inf
 
 
 class Suppressed(NamedTuple):
@@ -45,16 +50,14 @@ def suppress(
         iou_threshold: boxes that overlap a better one by more than this go.
         score_threshold: boxes with a score not above this go first.
         max_output: D.
-        static: use the op that XLA can compile; it considers the best `8 * max_output` pairs of
-            box and class of an image.
+        static: use operations that XLA can compile; the survivors are the same.
 
     Returns:
         `Suppressed`.
     """
     if static:
-        return _suppress_static(
-            boxes, scores, iou_threshold, score_threshold, max_output, 8 * max_output
-        )
+        suppress_static = _suppress_one_class if scores.shape[2] == 1 else _suppress_classes
+        return suppress_static(boxes, scores, iou_threshold, score_threshold, max_output)
     ranks, ranked_scores = _rank(scores, score_threshold)
     kept, kept_ranks, classes, count = tf.image.combined_non_max_suppression(
         boxes,
@@ -93,21 +96,13 @@ def _rank(scores: tf.Tensor, score_threshold: float) -> tuple[tf.Tensor, tf.Tens
     return ranks, tf.reverse(tf.concat([falling, [0.0]], 0), [0])
 
 
-def _suppress_static(
-    boxes, scores, iou_threshold, score_threshold, max_output, max_candidates
-) -> Suppressed:
-    batch, num_boxes, num_classes = scores.shape
-    flat_scores = tf.reshape(scores, [batch, num_boxes * num_classes])
-    scores, flat = tf.math.top_k(flat_scores, min(max_candidates, num_boxes * num_classes))
-    box_index, classes = flat // num_classes, flat % num_classes
-    columns = boxes.shape[2]
-    box_index = box_index * columns + (classes if columns > 1 else 0)
-    boxes = tf.gather(tf.reshape(boxes, [batch, num_boxes * columns, 4]), box_index, batch_dims=1)
-    # Boxes of different classes are moved apart so that they never overlap, and all of them to
-    # positive coordinates, because the op takes a box without any for padding.
-    span = tf.reduce_max(tf.abs(boxes)) * 2.0 + 1.0
-    moved = boxes + tf.cast(classes + 1, tf.float32)[..., None] * span
-    # The op takes scores of 0 for padding, and is to bear negative ones.
+def _suppress_one_class(boxes, scores, iou_threshold, score_threshold, max_output) -> Suppressed:
+    # Of equal values top_k takes the first first.
+    scores, order = tf.math.top_k(scores[:, :, 0], scores.shape[1])
+    boxes = tf.gather(boxes[:, :, 0], order, batch_dims=1)
+    # The op takes a box without positive coordinates for padding,
+    moved = boxes + (tf.reduce_max(tf.abs(boxes), axis=[1, 2], keepdims=True) + 1.0)
+    # scores of 0 too, and it is to bear negative ones.
     ranks = tf.where(scores > score_threshold, tf.range(scores.shape[1], 0.0, -1.0), 0.0)
     indices, count = tf.image.non_max_suppression_padded(
         moved,
@@ -121,10 +116,73 @@ def _suppress_static(
         canonicalized_coordinates=True,
     )
     valid = tf.range(max_output)[None] < count[:, None]
+    kept = tf.where(valid[..., None], tf.gather(boxes, indices, batch_dims=1), 0.0)
+    kept_scores = tf.where(valid, tf.gather(scores, indices, batch_dims=1), 0.0)
+    return Suppressed(kept, kept_scores, tf.zeros_like(indices), valid)
 
-    def take(values: tf.Tensor) -> tf.Tensor:
-        taken = tf.gather(values, indices, batch_dims=1)
-        keep = valid[..., None] if taken.shape.rank == 3 else valid
-        return tf.where(keep, taken, tf.zeros_like(taken))
 
-    return Suppressed(take(boxes), take(scores), take(classes), valid)
+def _suppress_classes(boxes, scores, iou_threshold, score_threshold, max_output) -> Suppressed:
+    """Takes the best box that is left, and then from its class what overlaps it, D times.
+
+    Only the rows [N] of one class change each time, so that a survivor costs N + K steps.
+    """
+    batch, num_boxes, num_classes = scores.shape
+    columns = boxes.shape[2]
+    boxes = tf.transpose(boxes, [0, 2, 1, 3])
+    scores = tf.transpose(scores, [0, 2, 1])
+    scores = tf.where(scores > score_threshold, scores, _GONE)
+    images = tf.range(batch)
+
+    def survivor(number, scores, best, first, kept):
+        # Of equal scores the first box wins, and of its classes the first.
+        place = tf.where(
+            best == tf.reduce_max(best, axis=1, keepdims=True),
+            first * num_classes + tf.range(num_classes),
+            num_boxes * num_classes,
+        )
+        label = tf.argmin(place, axis=1, output_type=tf.int32)
+        row = tf.gather(scores, label, batch_dims=1)
+        score = tf.gather(best, label, batch_dims=1)
+        row_boxes = tf.gather(boxes, label if columns > 1 else tf.zeros_like(label), batch_dims=1)
+        index = tf.gather(first, label, batch_dims=1)
+        box = tf.gather(row_boxes, index, batch_dims=1)
+        overlaps = box_ops.iou(box[:, None], row_boxes) > iou_threshold
+        gone = overlaps | (tf.range(num_boxes) == index[:, None])
+        row = tf.where(gone, _GONE, row)
+        changed = tf.stack([images, label], axis=1)
+        row_best, row_first = _first_of_best(row)
+        values = {"boxes": box, "scores": score, "classes": label}
+        kept = {name: kept[name].write(number, value) for name, value in values.items()}
+        return (
+            number + 1,
+            tf.tensor_scatter_nd_update(scores, changed, row),
+            tf.tensor_scatter_nd_update(best, changed, row_best),
+            tf.tensor_scatter_nd_update(first, changed, row_first),
+            kept,
+        )
+
+    kept = {
+        "boxes": tf.TensorArray(boxes.dtype, max_output, element_shape=[batch, 4]),
+        "scores": tf.TensorArray(scores.dtype, max_output, element_shape=[batch]),
+        "classes": tf.TensorArray(tf.int32, max_output, element_shape=[batch]),
+    }
+    state = (0, scores, *_first_of_best(scores), kept)
+    *_, kept = tf.while_loop(
+        lambda number, *_: number < max_output, survivor, state, maximum_iterations=max_output
+    )
+    kept_scores = tf.transpose(kept["scores"].stack())
+    valid = kept_scores > _GONE
+    return Suppressed(
+        tf.where(valid[..., None], tf.transpose(kept["boxes"].stack(), [1, 0, 2]), 0.0),
+        tf.where(valid, kept_scores, 0.0),
+        tf.where(valid, tf.transpose(kept["classes"].stack()), 0),
+        valid,
+    )
+
+
+def _first_of_best(scores: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """The largest of [..., N], and where it stands first, as int32."""
+    best = tf.reduce_max(scores, axis=-1)
+    count = scores.shape[-1]
+    place = tf.where(scores == best[..., None], tf.range(count), count)
+    return best, tf.reduce_min(place, axis=-1)

@@ -12,11 +12,17 @@ import tensorflow as tf
 from data import boxes as box_ops
 from data.anchors import AnchorGrid
 from model.nms import suppress
-from model.rpn import RPNOutputs
 from model.scopes import in_scope
 
 # Marks a slot that holds no box. Finite, so that arithmetic on it makes no NaN.
 EMPTY_SCORE = -1e30
+
+
+class RPNOutputs(NamedTuple):
+    """Objectness and box deltas of every anchor."""
+
+    logits: tf.Tensor  # float32 [B, A]
+    deltas: tf.Tensor  # float32 [B, A, 4], [dy, dx, dh, dw]
 
 
 class Proposals(NamedTuple):

@@ -15,6 +15,8 @@ map takes the value at its border; further outside it counts 0. Two things vary:
 
 from __future__ import annotations
 
+import dataclasses
+import itertools
 import sys
 from collections.abc import Sequence
 
@@ -26,6 +28,44 @@ from model.scopes import in_scope
 
 CANONICAL_SIZE = 224.0
 CANONICAL_LEVEL = 4
+# A bin of a whole number of cells has as many samples, whichever way its side was rounded.
+COUNT_SLACK = 1e-5
+# A RoI that is its object's box halves many cells of the box's mask exactly. Rounding differs
+# between eager execution, graphs and XLA and would decide them: so samples lie on a grid.
+SNAP = 2.0**-13
+
+
+@dataclasses.dataclass(frozen=True)
+class RoIAlign:
+    """Pools boxes from the finest levels of a pyramid; the arguments are those of `roi_align`."""
+
+    sampling_ratio: int = 2
+    aligned: bool = True
+    num_levels: int = 4
+    min_level: int = 2
+
+    def __call__(
+        self,
+        maps: Sequence[tf.Tensor],
+        boxes: tf.Tensor,
+        image_index: tf.Tensor,
+        *,
+        output_size: int,
+        static: bool = False,
+        training: bool = False,
+    ) -> tf.Tensor:
+        """[N, output_size, output_size, C] of float32 [N, 4]; see `model.view.View`."""
+        return roi_align(
+            maps[: self.num_levels],
+            boxes,
+            image_index,
+            output_size=output_size,
+            sampling_ratio=self.sampling_ratio,
+            static=static,
+            training=training,
+            aligned=self.aligned,
+            min_level=self.min_level,
+        )
 
 
 def assign_levels(rois: tf.Tensor, min_level: int, max_level: int) -> tf.Tensor:
@@ -46,6 +86,7 @@ def assign_levels(rois: tf.Tensor, min_level: int, max_level: int) -> tf.Tensor:
     return tf.clip_by_value(tf.cast(tf.floor(level), tf.int32), min_level, max_level)
 
 
+@in_scope("roi_align")
 def roi_align(
     pyramid: Sequence[tf.Tensor],
     rois: tf.Tensor,
@@ -54,8 +95,10 @@ def roi_align(
     output_size: int,
     sampling_ratio: int,
     static: bool,
+    training: bool = True,
     aligned: bool = True,
     min_level: int = 2,
+    levels: tf.Tensor | None = None,
 ) -> tf.Tensor:
     """Pools each RoI from the level its size asks for.
 
@@ -66,8 +109,11 @@ def roi_align(
         output_size: bins along a side.
         sampling_ratio: samples along a side of a bin; 0: as many as it has cells.
         static: use gathers that XLA can compile instead of one op a level.
+        training: of the two ways to gather, take the one whose gradient is fast, not the one that
+            is itself fast and needs little memory.
         aligned: move the RoIs by half a cell.
         min_level: level of `pyramid[0]`, which has stride 2 ** min_level.
+        levels: int32 [N], positions in `pyramid`, where sizes are not to decide.
 
     Returns:
         [N, output_size, output_size, C] in the dtype of the pyramid.
@@ -75,43 +121,14 @@ def roi_align(
     Raises:
         ValueError: `static` with `sampling_ratio` 0, whose samples no static shape can hold.
     """
-    levels = assign_levels(rois, min_level, min_level + len(pyramid) - 1) - min_level
-    return pool_rois(
-        pyramid,
-        rois,
-        image_index,
-        levels,
-        output_size=output_size,
-        sampling_ratio=sampling_ratio,
-        static=static,
-        aligned=aligned,
-        min_level=min_level,
-    )
-
-
-@in_scope("roi_align")
-def pool_rois(
-    pyramid: Sequence[tf.Tensor],
-    rois: tf.Tensor,
-    image_index: tf.Tensor,
-    levels: tf.Tensor,
-    *,
-    output_size: int,
-    sampling_ratio: int,
-    static: bool,
-    aligned: bool = True,
-    min_level: int = 2,
-) -> tf.Tensor:
-    """Pools each RoI from a given level: int32 `levels` [N], positions in `pyramid`.
-
-    The other arguments, the result and the errors are those of `roi_align`.
-    """
     if static and sampling_ratio == 0:
         raise ValueError("sampling_ratio 0 takes as many samples as a RoI has cells: not static.")
     rois = tf.stop_gradient(rois)
-    pool = _pool_static if static else _pool_by_level
+    if levels is None:
+        levels = assign_levels(rois, min_level, min_level + len(pyramid) - 1) - min_level
     strides = [2 ** (min_level + level) for level in range(len(pyramid))]
-    return pool(pyramid, strides, levels, rois, image_index, output_size, sampling_ratio, aligned)
+    where = (pyramid, strides, levels, rois, image_index, output_size, sampling_ratio, aligned)
+    return _pool_static(*where, training) if static else _pool_by_level(*where)
 
 
 def _corner_and_side(rois, stride, aligned):
@@ -214,7 +231,9 @@ def _warn_of_races(features: tf.Tensor):
     return tf.identity(features), gradient
 
 
-def _pool_static(pyramid, strides, levels, rois, image_index, output_size, sampling_ratio, aligned):
+def _pool_static(
+    pyramid, strides, levels, rois, image_index, output_size, sampling_ratio, aligned, training
+):
     """Gathers the four neighbours of every sample from the flattened pyramid."""
     shapes = np.array([level.shape[1:3] for level in pyramid], np.int32)
     cells = np.prod(shapes, axis=1)
@@ -222,6 +241,7 @@ def _pool_static(pyramid, strides, levels, rois, image_index, output_size, sampl
     flat = tf.concat(
         [tf.reshape(p, [p.shape[0], n, p.shape[3]]) for p, n in zip(pyramid, cells, strict=True)], 1
     )
+    flat = tf.reshape(flat, [-1, flat.shape[2]])
 
     stride = tf.gather(tf.constant(strides, tf.float32), levels)[:, None]
     corner, side = _corner_and_side(rois, stride, aligned)
@@ -229,30 +249,47 @@ def _pool_static(pyramid, strides, levels, rois, image_index, output_size, sampl
     centres = tf.range(samples, dtype=tf.float32) + 0.5
     positions = corner[:, None, :] + centres[None, :, None] * (side / samples)[:, None, :]
     sizes = tf.gather(tf.constant(shapes), levels)
-    rows, row_weights = _neighbours(positions[..., 0], sizes[:, 0], sampling_ratio)
-    columns, column_weights = _neighbours(positions[..., 1], sizes[:, 1], sampling_ratio)
-
-    start = tf.gather(tf.constant(starts), levels) + image_index * int(cells.sum())
-    index = rows[:, :, None] * sizes[:, None, None, 1] + columns[:, None, :]
-    corners = tf.gather(tf.reshape(flat, [-1, flat.shape[2]]), start[:, None, None] + index)
-    taps = 2 * sampling_ratio
     count = rois.shape[0] if rois.shape[0] is not None else tf.shape(rois)[0]
-    corners = tf.reshape(corners, [count, output_size, taps, output_size, taps, flat.shape[2]])
-    row_weights = tf.reshape(tf.cast(row_weights, flat.dtype), [count, output_size, taps])
-    column_weights = tf.reshape(tf.cast(column_weights, flat.dtype), [count, output_size, taps])
+    taps = [count, output_size, 2 * sampling_ratio]
+    rows, row_weights = _neighbours(positions[..., 0], sizes[:, 0], sampling_ratio, taps)
+    columns, column_weights = _neighbours(positions[..., 1], sizes[:, 1], sampling_ratio, taps)
+    start = tf.gather(tf.constant(starts), levels) + image_index * int(cells.sum())
+    rows = start[:, None, None] + rows * sizes[:, None, None, 1]
+    combine = _combine_at_once if training else _combine_by_tap
+    return combine(flat, rows, columns, row_weights, column_weights)
+
+
+def _combine_at_once(flat, rows, columns, row_weights, column_weights):
+    """One gather and one product, whose gradient is one scatter."""
+    index = rows[:, :, :, None, None] + columns[:, None, None, :, :]
+    corners = tf.gather(flat, index)
+    row_weights, column_weights = (
+        tf.cast(weights, flat.dtype) for weights in (row_weights, column_weights)
+    )
     return tf.einsum("niajbc,nia,njb->nijc", corners, row_weights, column_weights)
 
 
-def _neighbours(position, size, sampling_ratio):
+def _combine_by_tap(flat, rows, columns, row_weights, column_weights):
+    """The same sum term by term, each fused into one pass that holds nothing but the result."""
+    total = 0.0
+    for row, column in itertools.product(range(rows.shape[2]), range(columns.shape[2])):
+        corners = tf.gather(flat, rows[:, :, None, row] + columns[:, None, :, column])
+        weights = row_weights[:, :, None, row] * column_weights[:, None, :, column]
+        total += tf.cast(corners, tf.float32) * weights[..., None]
+    return tf.cast(total, flat.dtype)
+
+
+def _neighbours(position, size, sampling_ratio, shape):
     """The two cells beside each sample along one axis and their weights.
 
     Args:
         position: float32 [N, S] in cells.
         size: int32 [N], cells of the RoI's level.
         sampling_ratio: samples a bin averages along the axis.
+        shape: of the results, [N, bins, 2 sampling_ratio].
 
     Returns:
-        int32 [N, 2 S] and float32 [N, 2 S], neighbours of one sample side by side.
+        int32 and float32, neighbours of one sample side by side.
     """
     size = size[:, None]
     limit = tf.cast(size, tf.float32)
@@ -261,7 +298,70 @@ def _neighbours(position, size, sampling_ratio):
     low = tf.cast(tf.floor(position), tf.int32)
     high = tf.minimum(low + 1, size - 1)
     fraction = position - tf.cast(low, tf.float32)
-    shape = [-1, 2 * position.shape[1]]
     indices = tf.reshape(tf.stack([low, high], -1), shape)
     weights = tf.stack([(1.0 - fraction) * inside, fraction * inside], -1)
     return indices, tf.reshape(weights, shape)
+
+
+def ends_in_cells(
+    boxes: tf.Tensor, windows: tf.Tensor, cells: int, axis: int
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """Where boxes begin and end on arrays of `cells` cells that cover windows, along one axis.
+
+    Args:
+        boxes: float32 [N, 4] in pixels.
+        windows: float32 [N, 4] in pixels.
+        cells: of the arrays along the axis; cell j covers [j, j + 1).
+        axis: 0 for rows, 1 for columns.
+
+    Returns:
+        Two float32 [N], in cells. Where a cell is a pixel they are exact.
+    """
+    low, high = windows[:, axis], windows[:, axis + 2]
+    scale = cells / tf.maximum(high - low, 1e-6)
+    return (boxes[:, axis] - low) * scale, (boxes[:, axis + 2] - low) * scale
+
+
+def sample_weights(
+    start: tf.Tensor,
+    stop: tf.Tensor,
+    bins: int,
+    cells: int,
+    shift: float,
+    snapped: tf.Tensor | None = None,
+) -> tf.Tensor:
+    """What RoIAlign takes of each cell of a row for each bin of an interval, along one axis.
+
+    A bin averages ⌈side / bins⌉ linear interpolations between the centres of the cells, or
+    2 ⌈cells / bins⌉ if that is less: an interval that half overlaps the row is no longer than
+    twice the row. A sample within half a cell of the row's end takes the value of the last cell,
+    and one outside the row counts 0.
+
+    Args:
+        start: float32 [N], where the interval begins, in cells; cell j covers [j, j + 1).
+        stop: float32 [N], where it ends.
+        bins: equal parts the interval is cut into.
+        cells: cells of the row.
+        shift: where RoIAlign believes the centre of cell 0 to be.
+        snapped: bool [N], intervals whose samples move to the nearest multiple of `SNAP` cells.
+
+    Returns:
+        float32 [N, bins, cells]; the weights of a bin within the row add up to 1.
+    """
+    most = 2 * -(-cells // bins)
+    first = start - shift
+    # The difference of the moved ends, as in the references, whose counts are to be met.
+    step = (stop - shift - first) / bins
+    count = tf.clip_by_value(tf.math.ceil(step - COUNT_SLACK), 1.0, float(most))
+    bin_starts = first[:, None] + tf.range(bins, dtype=tf.float32) * step[:, None]
+    weights = tf.zeros([tf.shape(start)[0], bins, cells])
+    for sample in range(most):
+        position = bin_starts + ((sample + 0.5) / count * step)[:, None]
+        if snapped is not None:
+            nearest = tf.round(position / SNAP) * SNAP
+            position = tf.where(snapped[:, None], nearest, position)
+        inside = (position >= -shift) & (position <= cells - shift) & (sample < count)[:, None]
+        position = tf.clip_by_value(position, 0.0, cells - 1.0)[..., None]
+        share = tf.maximum(1.0 - tf.abs(position - tf.range(cells, dtype=tf.float32)), 0.0)
+        weights += tf.where(inside, 1.0 / count[:, None], 0.0)[..., None] * share
+    return weights

@@ -5,35 +5,47 @@ Axes: B images, A anchors of all levels in the order of `AnchorGrid`, S sampled 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
 
-import keras
 import numpy as np
 import tensorflow as tf
 
-from model.layers import OUTPUT_DTYPE, Conv, LayerList, normal
+from data.anchors import AnchorGrid
+from model.layers import OUTPUT_DTYPE, Conv, LayerList, Part, normal
 from model.losses import global_sum, num_replicas, smooth_l1
+from model.proposals import Proposals, RPNOutputs, generate_proposals
 from model.scopes import in_scope
 
 
-class RPNOutputs(NamedTuple):
-    """Objectness and box deltas of every anchor."""
+class RPNHead(Part):
+    """3×3 convolutions, one in the paper, and two 1×1 convolutions, shared by all levels.
 
-    logits: tf.Tensor  # float32 [B, A]
-    deltas: tf.Tensor  # float32 [B, A, 4], [dy, dx, dh, dw]
-
-
-class RPNHead(keras.layers.Layer):
-    """3×3 convolutions, one in the paper, and two 1×1 convolutions, shared by all levels."""
+    Args:
+        rng: source of the initial weights.
+        channels: of every level.
+        make_grid: the anchors of a canvas (H, W).
+        anchors_per_cell: how many they are at each cell.
+        num_convs: 3×3 convolutions.
+        pre_nms, post_nms: see `generate_proposals`; in training and at test.
+        nms_iou, clip_below: see `generate_proposals`.
+        box_loss_beta, loss_normaliser: see `rpn_losses`.
+        dtype: Keras dtype policy.
+    """
 
     def __init__(
         self,
         rng: np.random.Generator,
         channels: int,
+        make_grid: Callable[[tuple[int, int]], AnchorGrid],
         anchors_per_cell: int,
         *,
         num_convs: int = 1,
+        pre_nms: tuple[int, int] = (2000, 1000),
+        post_nms: tuple[int, int] = (1000, 1000),
+        nms_iou: float = 0.7,
+        clip_below: bool = False,
+        box_loss_beta: float = 0.0,
+        loss_normaliser: str = "slots",
         dtype: str = "float32",
     ):
         super().__init__(dtype=dtype, autocast=False)
@@ -43,7 +55,46 @@ class RPNHead(keras.layers.Layer):
         )
         self.objectness = Conv(rng, channels, anchors_per_cell, 1, dtype=OUTPUT_DTYPE, **kwargs)
         self.deltas = Conv(rng, channels, anchors_per_cell * 4, 1, dtype=OUTPUT_DTYPE, **kwargs)
+        self.make_grid, self.pre_nms, self.post_nms = make_grid, pre_nms, post_nms
+        self.nms_iou, self.clip_below = nms_iou, clip_below
+        self.box_loss_beta, self.loss_normaliser = box_loss_beta, loss_normaliser
         self.built = True
+
+    def propose(
+        self,
+        maps: Sequence[tf.Tensor],
+        features: dict[str, tf.Tensor],
+        *,
+        training: bool,
+        static: bool = False,
+    ) -> tuple[RPNOutputs, Proposals]:
+        """The outputs of every anchor and the proposals made of them.
+
+        Args:
+            maps: [P2, …, P6], each [B, H, W, channels].
+            features: `image` [B, H, W, 3], of which the size is read, and `image_info`.
+            training: whose numbers of proposals to use.
+            static: see `model.nms.suppress`.
+        """
+        outputs = self(maps)
+        phase = 0 if training else 1
+        proposals = generate_proposals(
+            outputs,
+            self.make_grid(tuple(features["image"].shape[1:3])),
+            features["image_info"],
+            pre_nms=self.pre_nms[phase],
+            post_nms=self.post_nms[phase],
+            nms_iou=self.nms_iou,
+            static=static,
+            clip_below=self.clip_below,
+        )
+        return outputs, proposals
+
+    def compute_losses(
+        self, outputs: RPNOutputs, labels: dict[str, tf.Tensor]
+    ) -> dict[str, tf.Tensor]:
+        """See `rpn_losses`."""
+        return rpn_losses(outputs, labels, self.box_loss_beta, self.loss_normaliser)
 
     def call(self, pyramid: Sequence[tf.Tensor]) -> RPNOutputs:
         """Scores the anchors of [P2, …, P6], each [B, H, W, channels]."""

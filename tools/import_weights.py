@@ -86,7 +86,7 @@ def import_weights(params: Params, options: ImportOptions) -> None:
     from model.importers.report import explain_refusal, explain_unusable, itemise, summarise
     from model.importers.tensor_files import read_tensors
     from model.importers.translate import count_classes, recognise, translate
-    from model.mask_scoring_rcnn import build_network
+    from model.systems import build_network
     from model.variables import named_variables
 
     tensors = read_tensors(source)

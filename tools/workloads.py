@@ -330,7 +330,7 @@ def _input_of(params: Params, values: flags.FlagValues):
 
 
 def _build(params: Params):
-    from model.mask_scoring_rcnn import build_network
+    from model.systems import build_network
     from trainer.strategy import make_strategy, prepare_runtime
 
     prepare_runtime(params)

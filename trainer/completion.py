@@ -280,8 +280,8 @@ def _check_training_records(params: Params, facts) -> None:
         )
     if params.model.include_mask and not facts.include_masks:
         raise UserError(
-            f"The records {pattern} have objects without masks: give --noinclude_mask "
-            "--noinclude_maskiou to train boxes alone, or convert them with masks."
+            f"The records {pattern} have objects without masks: give --system=faster_rcnn "
+            "to train boxes alone, or convert them with masks."
         )
     if params.model.include_polygons:
         _check_polygons(params, facts)

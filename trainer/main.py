@@ -19,6 +19,7 @@ from collections.abc import Callable, Sequence
 from data import files
 from data.errors import UserError
 from data.progress import with_progress
+from data.settings import SettingError
 from data.tensorflow_log import quieten_tensorflow
 from trainer import categories
 from trainer.completion import (
@@ -53,6 +54,8 @@ def main(argv: Sequence[str]) -> int:
         check_required(command.params)
         params = resolve_schedule(command.params, command.literal)
         execute(complete_from_manifests(params))
+    except SettingError as error:
+        refuse_flags(str(error))
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -112,8 +115,8 @@ def _execute(params: Params) -> None:
     import tensorflow as tf
 
     from data.input_fn import input_fn
-    from model.mask_scoring_rcnn import build_network
     from model.model_fn import model_fn
+    from model.systems import build_network
     from trainer.estimator import Estimator
     from trainer.relabelling import relabel
     from trainer.strategy import make_strategy, prepare_runtime

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from data import files
+from model.config import SYSTEMS
 from trainer.categories import Category
 from trainer.config import Params
 from trainer.optimizer import WarmupSchedule, peak_learning_rate
@@ -101,15 +102,9 @@ def describe_system(
     """
     model = params.model
     return (
-        f"{_system(params)}, {model.backbone}, {model.precision}, on {devices}, "
+        f"{SYSTEMS[model.system].title}, {model.backbone}, {model.precision}, on {devices}, "
         f"{weights}; {_describe_classes(categories, model.num_classes - 1)}."
     )
-
-
-def _system(params: Params) -> str:
-    if params.model.include_maskiou:
-        return "Mask Scoring R-CNN"
-    return "Mask R-CNN" if params.model.include_mask else "Faster R-CNN"
 
 
 def _describe_classes(categories: Sequence[Category], count: int) -> str:

@@ -1,9 +1,6 @@
-"""The programs whose weights can be imported: their names beside this project's.
+"""The detectors whose weights can be imported: their names beside this project's.
 
-A line of a table is: name in the file, path of the variable here, layout. In names `{i}` stands for
-a number, `{i:1}` for one that counts from 1 there and from 0 here, `{path}` for anything, `{bn}`
-for the four vectors of a batch norm, `{wb}` for a weight (kernel here) or bias. A path that ends in
-`folded_bias` is the bias of a convolution that has a norm here, see `translate`.
+For the notation see `model.importers.family`.
 
 Source: the key lists of the published checkpoints and the programs' own code.
 """
@@ -12,8 +9,14 @@ from __future__ import annotations
 
 import dataclasses
 
+from model.importers.classifiers import (
+    EFFICIENTNET_LITE,
+    KERAS_RESNET,
+    MSRA_RESNET,
+    TORCHVISION_RESNET,
+)
+from model.importers.family import BLOCK, CAFFE, RGB, Family, Line, resnet_lines
 from model.importers.layouts import (
-    Layout,
     anchor_deltas,
     background_absent,
     background_first,
@@ -24,73 +27,7 @@ from model.importers.layouts import (
     flat_dense,
     same,
 )
-from model.layers import BATCH_NORM_EPSILON
-
-Line = tuple[str, str, Layout]
-
-BLOCK = "backbone/stages/{stage}/{block}/"
-RGB = {"pixel_mean": (123.675, 116.28, 103.53), "pixel_std": (58.395, 57.12, 57.375)}
-CAFFE = {
-    "pixel_mean": (123.675, 116.28, 103.53),
-    "pixel_std": (1.0, 1.0, 1.0),
-    "resnet_stride_in_1x1": True,
-}
-
-
-@dataclasses.dataclass(frozen=True)
-class Family:
-    """One program's files.
-
-    Attributes:
-        name: what messages call it.
-        signature: a name that only its files have, in the notation of the tables.
-        lines: the table.
-        ignored: names that are left out on purpose.
-        settings: what the network's settings were when the weights were trained; others work, but
-            give other numbers.
-        channel_order: of the images it takes, "rgb" or "bgr".
-        batch_norm_epsilon: what the program adds to variances.
-        folded_statistics: its batch norms are a scale and an offset alone.
-        scope: path prefixes of what the files are expected to hold.
-        note: what to tell everybody who imports its files.
-    """
-
-    name: str
-    signature: str
-    lines: tuple[Line, ...]
-    ignored: tuple[str, ...] = ()
-    settings: dict = dataclasses.field(default_factory=dict)
-    channel_order: str = "rgb"
-    batch_norm_epsilon: float = 1e-5
-    folded_statistics: bool = False
-    scope: tuple[str, ...] = ("",)
-    note: str = ""
-
-
-def _resnet(prefix: str, stem: str = "") -> tuple[Line, ...]:
-    """PyTorch's names of a ResNet; conv biases stand in files whose batch norm is folded in."""
-    block = prefix + "layer{stage:1}.{block}."
-    return (
-        (prefix + stem + "conv1.weight", "backbone/stem/conv/kernel", conv),
-        (prefix + stem + "conv1.bias", "backbone/stem/conv/folded_bias", same),
-        (prefix + stem + "bn1.{bn}", "backbone/stem/norm/{bn}", same),
-        (block + "conv{n}.weight", BLOCK + "conv{n}/conv/kernel", conv),
-        (block + "conv{n}.bias", BLOCK + "conv{n}/conv/folded_bias", same),
-        (block + "bn{n}.{bn}", BLOCK + "conv{n}/norm/{bn}", same),
-        (block + "downsample.0.weight", BLOCK + "shortcut/conv/kernel", conv),
-        (block + "downsample.0.bias", BLOCK + "shortcut/conv/folded_bias", same),
-        (block + "downsample.1.{bn}", BLOCK + "shortcut/norm/{bn}", same),
-    )
-
-
-TORCHVISION_RESNET = Family(
-    name="torchvision ResNet",
-    signature="layer1.0.conv1.weight",
-    lines=_resnet(""),
-    ignored=("fc.weight", "fc.bias", "{path}.num_batches_tracked"),
-    settings=RGB | {"resnet_stride_in_1x1": False},
-    scope=("backbone/",),
-)
+from model.norms import BATCH_NORM_EPSILON
 
 _TORCHVISION_HEADS: tuple[Line, ...] = (
     ("backbone.fpn.inner_blocks.{i}.0.{wb}", "fpn/laterals/{i}/conv/{wb}", conv),
@@ -124,7 +61,7 @@ _TORCHVISION_HEADS: tuple[Line, ...] = (
 TORCHVISION = Family(
     name="torchvision Faster or Mask R-CNN",
     signature="backbone.body.layer1.0.conv1.weight",
-    lines=_resnet("backbone.body.") + _TORCHVISION_HEADS,
+    lines=resnet_lines("backbone.body.") + _TORCHVISION_HEADS,
     ignored=("{path}.num_batches_tracked",),
     settings=RGB
     | {
@@ -192,44 +129,11 @@ DETECTRON2 = Family(
     channel_order="bgr",
 )
 
-_MSRA_BLOCK = "res{stage:2}_{block}_branch"
-
-# The ImageNet ResNets that Detectron and Detectron2 start from, in Caffe2's names. Their batch norm
-# is a scale and an offset, the statistics being folded in.
-MSRA_RESNET = Family(
-    name="Detectron2 ImageNet ResNet (MSRA)",
-    signature="res2_0_branch2a_w",
-    lines=(
-        ("conv1_w", "backbone/stem/conv/kernel", conv),
-        ("res_conv1_bn_s", "backbone/stem/norm/gamma", same),
-        ("res_conv1_bn_b", "backbone/stem/norm/beta", same),
-        *(
-            line
-            for theirs, ours in (
-                ("1", "shortcut"),
-                ("2a", "conv1"),
-                ("2b", "conv2"),
-                ("2c", "conv3"),
-            )
-            for line in (
-                (f"{_MSRA_BLOCK}{theirs}_w", f"{BLOCK}{ours}/conv/kernel", conv),
-                (f"{_MSRA_BLOCK}{theirs}_bn_s", f"{BLOCK}{ours}/norm/gamma", same),
-                (f"{_MSRA_BLOCK}{theirs}_bn_b", f"{BLOCK}{ours}/norm/beta", same),
-            )
-        ),
-    ),
-    ignored=("conv1_b", "fc1000_w", "fc1000_b"),
-    settings=CAFFE,
-    channel_order="bgr",
-    folded_statistics=True,
-    scope=("backbone/",),
-)
-
 
 MMDETECTION = Family(
     name="mmdetection, PyTorch style",
     signature="roi_head.bbox_head.fc_cls.weight",
-    lines=_resnet("backbone.")
+    lines=resnet_lines("backbone.")
     + (
         ("neck.lateral_convs.{i}.conv.{wb}", "fpn/laterals/{i}/conv/{wb}", conv),
         ("neck.fpn_convs.{i}.conv.{wb}", "fpn/outputs/{i}/conv/{wb}", conv),
@@ -285,7 +189,7 @@ _AUTHORS_MASKIOU = "roi_heads.maskiou."
 AUTHORS = Family(
     name="the Mask Scoring R-CNN authors' code or maskrcnn-benchmark",
     signature="roi_heads.box.feature_extractor.fc6.weight",
-    lines=_resnet("backbone.body.", stem="stem.")
+    lines=resnet_lines("backbone.body.", stem="stem.")
     + (
         ("backbone.fpn.fpn_inner{i:1}.{wb}", "fpn/laterals/{i}/conv/{wb}", conv),
         ("backbone.fpn.fpn_layer{i:1}.{wb}", "fpn/outputs/{i}/conv/{wb}", conv),
@@ -351,32 +255,6 @@ AUTHORS = Family(
     "these are not reproduced, so train on before you rely on the detections.",
 )
 
-_KERAS_BLOCK = "conv{stage:2}_block{block:1}_"
-
-KERAS_RESNET = Family(
-    name="Keras ResNet",
-    signature="conv2_block1_1_conv/kernel",
-    lines=(
-        ("conv1_conv/kernel", "backbone/stem/conv/kernel", same),
-        ("conv1_conv/bias", "backbone/stem/conv/folded_bias", same),
-        ("conv1_bn/{keras_bn}", "backbone/stem/norm/{keras_bn}", same),
-        (_KERAS_BLOCK + "0_conv/kernel", BLOCK + "shortcut/conv/kernel", same),
-        (_KERAS_BLOCK + "0_conv/bias", BLOCK + "shortcut/conv/folded_bias", same),
-        (_KERAS_BLOCK + "0_bn/{keras_bn}", BLOCK + "shortcut/norm/{keras_bn}", same),
-        (_KERAS_BLOCK + "{n}_conv/kernel", BLOCK + "conv{n}/conv/kernel", same),
-        (_KERAS_BLOCK + "{n}_conv/bias", BLOCK + "conv{n}/conv/folded_bias", same),
-        (_KERAS_BLOCK + "{n}_bn/{keras_bn}", BLOCK + "conv{n}/norm/{keras_bn}", same),
-    ),
-    ignored=("predictions/kernel", "predictions/bias", "probs/kernel", "probs/bias"),
-    settings={
-        "pixel_mean": (123.68, 116.779, 103.939),
-        "pixel_std": (1.0, 1.0, 1.0),
-        "resnet_stride_in_1x1": True,
-    },
-    channel_order="bgr",
-    batch_norm_epsilon=1.001e-5,
-    scope=("backbone/",),
-)
 
 OWN = Family(
     name="this project",
@@ -396,4 +274,5 @@ FAMILIES = (
     MSRA_RESNET,
     KERAS_RESNET,
     TORCHVISION_RESNET,
+    EFFICIENTNET_LITE,
 )

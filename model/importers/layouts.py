@@ -39,6 +39,11 @@ def deconv(tensor: np.ndarray) -> np.ndarray:
     return tensor.transpose(2, 3, 0, 1) if tensor.ndim == 4 else tensor
 
 
+def depthwise(tensor: np.ndarray) -> np.ndarray:
+    """[C, 1, H, W] → [H, W, C, 1]."""
+    return tensor.transpose(2, 3, 0, 1)
+
+
 def dense(tensor: np.ndarray) -> np.ndarray:
     """[O, I] → [I, O]; biases as they are."""
     return tensor.T if tensor.ndim == 2 else tensor

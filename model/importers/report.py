@@ -71,7 +71,7 @@ def explain_refusal(result: Translation, source: str) -> str:
     )
     if not result.unexpected and all(path.startswith("maskiou_head/") for path in result.missing):
         advice = (
-            "give --noinclude_maskiou to use the network as it is, or --allow_partial to train "
+            "give --system=mask_rcnn to use the network as it is, or --allow_partial to train "
             "that head from its initial values"
         )
     return f"{source} fits this network only in part: {'; '.join(parts)}; {advice}."

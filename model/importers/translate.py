@@ -8,9 +8,10 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
-from model.importers.families import FAMILIES, MMDETECTION, MMDETECTION_CAFFE, Family, Line
+from model.importers.families import FAMILIES, MMDETECTION, MMDETECTION_CAFFE
+from model.importers.family import Family, Line
 from model.importers.layouts import Layout, same, swap_colours
-from model.layers import BATCH_NORM_EPSILON
+from model.norms import BATCH_NORM_EPSILON
 from model.variables import CLASSWISE_LAYERS
 
 _BATCH_NORM = {

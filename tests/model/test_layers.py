@@ -6,19 +6,21 @@ import pytest
 import tensorflow as tf
 
 from model.layers import (
-    BATCH_NORM_EPSILON,
-    GROUP_NORM_EPSILON,
     Conv,
-    ConvNorm,
     ConvTranspose,
     Dense,
-    FrozenBatchNorm,
-    GroupNorm,
     interleave,
     kaiming_normal,
     kaiming_uniform,
-    make_norm,
     normal,
+)
+from model.norms import (
+    BATCH_NORM_EPSILON,
+    GROUP_NORM_EPSILON,
+    ConvNorm,
+    FrozenBatchNorm,
+    GroupNorm,
+    make_norm,
 )
 
 

@@ -60,7 +60,8 @@ from model.box_head import BoxOutputs, box_losses
 from model.mask_head import mask_loss
 from model.maskiou_head import maskiou_loss
 from model.roi_sampling import SampledRoIs
-from model.rpn import RPNOutputs, rpn_losses
+from model.proposals import RPNOutputs
+from model.rpn import rpn_losses
 
 rng = np.random.default_rng(0)
 f = lambda *shape: tf.constant(rng.normal(size=shape), tf.float32)

@@ -6,8 +6,7 @@ import tensorflow as tf
 from greedy_nms import greedy_nms, iou_matrix
 
 from data.anchors import AnchorGrid
-from model.proposals import generate_proposals
-from model.rpn import RPNOutputs
+from model.proposals import RPNOutputs, generate_proposals
 
 GRID = AnchorGrid(64, 64, 2, 6, (8, 16, 32, 64, 128), (0.5, 1, 2))
 INFO = np.array([[60, 52, 1, 60, 52], [64, 64, 1, 64, 64]], np.float32)

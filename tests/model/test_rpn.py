@@ -7,15 +7,21 @@ import pytest
 import tensorflow as tf
 
 from data.anchors import AnchorGrid
-from model.rpn import RPNHead, RPNOutputs, rpn_losses
+from model.proposals import RPNOutputs
+from model.rpn import RPNHead, rpn_losses
 
 
 def rng(seed=0):
     return np.random.default_rng(seed)
 
 
+def make_head(channels, **settings):
+    """With three anchors a cell; these tests propose nothing, so it has no grid."""
+    return RPNHead(rng(), channels, None, 3, **settings)
+
+
 def test_outputs_follow_level_row_column_and_ratio():
-    head = RPNHead(rng(), 1, 3)
+    head = make_head(1)
     centre = np.zeros((3, 3, 1, 1), np.float32)
     centre[1, 1] = 1.0
     head.convs[0].kernel.assign(centre)
@@ -36,7 +42,7 @@ def test_outputs_follow_level_row_column_and_ratio():
 
 def test_one_output_for_every_anchor():
     grid = AnchorGrid(64, 96, 2, 6, (8, 16, 32, 64, 128), (0.5, 1, 2))
-    head = RPNHead(rng(), 4, 3, dtype="mixed_bfloat16")
+    head = make_head(4, dtype="mixed_bfloat16")
     pyramid = [tf.ones([2, *shape, 4], tf.bfloat16) for shape in grid.level_shapes]
     outputs = head(pyramid)
     assert outputs.logits.shape == (2, grid.num_anchors)
@@ -45,7 +51,7 @@ def test_one_output_for_every_anchor():
 
 
 def test_levels_share_their_weights():
-    head = RPNHead(rng(), 4, 3)
+    head = make_head(4)
     assert len(head.trainable_variables) == 6
     level = tf.constant(rng().normal(size=(1, 4, 4, 4)), tf.float32)
     logits = head([level, level]).logits

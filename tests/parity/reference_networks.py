@@ -14,11 +14,13 @@ import numpy as np
 import tensorflow as tf
 from fixtures import ROOT, Fixture, fixture, key_list, yx
 
+from data.config import DataConfig
 from model.config import ModelConfig
-from model.importers.families import Family
+from model.detector import Detector
+from model.importers.family import Family
 from model.importers.report import explain_refusal
 from model.importers.translate import count_classes, recognise, translate
-from model.mask_scoring_rcnn import MaskScoringRCNN
+from model.systems import build_network
 from model.variables import named_variables
 from trainer.config import Params
 from trainer.flags import parse_flags
@@ -54,12 +56,15 @@ class Reference(NamedTuple):
         fixture: its numbers.
         family: what the importer took its weights for.
         network: ours.
+        config, data: its settings.
     """
 
     library: str
     fixture: Fixture
     family: Family
-    network: MaskScoringRCNN
+    network: Detector
+    config: ModelConfig
+    data: DataConfig
 
     @property
     def is_bgr(self) -> bool:
@@ -121,7 +126,7 @@ def load(file: str) -> Reference:
     settings = flagfile(_FLAGFILES[library])
     family = recognise(weights, settings.model.resnet_stride_in_1x1)
     config = _model_config(opened, library, weights, family, settings.model)
-    network = MaskScoringRCNN(config, settings.data)
+    network = build_network(Params(model=config, data=settings.data))
     variables = named_variables(network)
     shapes = {path: tuple(variable.shape) for path, variable in variables.items()}
     result = translate(weights, family, shapes)
@@ -129,16 +134,16 @@ def load(file: str) -> Reference:
     assert not result.initial
     for path, value in result.values.items():
         variables[path].assign(value)
-    return Reference(library, opened, family, network)
+    return Reference(library, opened, family, network, config, settings.data)
 
 
-def network_like(reference: Reference, **settings) -> MaskScoringRCNN:
-    """A copy of the network, with its weights, under other settings of the model."""
-    config = dataclasses.replace(reference.network.config, **settings)
-    copy = MaskScoringRCNN(config, reference.network.data)
+def with_settings(reference: Reference, **settings) -> Reference:
+    """The same with a copy of the network, and of its weights, under other settings of it."""
+    config = dataclasses.replace(reference.config, **settings)
+    copy = build_network(Params(model=config, data=reference.data))
     for ours, theirs in zip(copy.variables, reference.network.variables, strict=True):
         ours.assign(theirs)
-    return copy
+    return reference._replace(network=copy, config=config)
 
 
 def flagfile(name: str) -> Params:
@@ -167,7 +172,7 @@ def _model_config(opened, library, weights, family, settings: ModelConfig) -> Mo
         head_dim=_outputs(weights, r"(fc6|shared_fcs\.0|box_head\.fc1)\.weight$"),
         norm="frozen_bn",
         freeze_at=2,
-        include_maskiou=library in ("mm", "ms"),
+        system="mask_scoring_rcnn" if library in ("mm", "ms") else "mask_rcnn",
         **stated,
     )
 

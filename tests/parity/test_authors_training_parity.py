@@ -45,7 +45,7 @@ class Positives:
         for index, image in enumerate(images):
             proposals = case[f"proposals{index}"]
             ious = inclusive_ious(proposals, case[f"gt{index}_boxes"])
-            positive = np.flatnonzero(ious.max(axis=1) >= network.config.roi_positive_iou)
+            positive = np.flatnonzero(ious.max(axis=1) >= reference.config.roi_positive_iou)
             match = ious[positive].argmax(axis=1)
             boxes = yx(proposals[positive])
             vertices, parts = (rows[match] for rows in polygon_rows(case, f"gt{index}/"))
@@ -59,13 +59,13 @@ class Positives:
         self.ratios = tf.constant(np.concatenate(ratios), tf.float32)
         pyramid = network.extract_features(features["image"], features["image_info"], True)
         rois, image_index = tf.constant(np.concatenate(rois)), tf.constant(image_index)
-        pooled = network.pool(pyramid, rois, image_index, self.mask_size // 2)
+        pooled = network.regions(pyramid, rois, image_index, output_size=self.mask_size // 2)
         self.logits = network.mask_head(pooled, tf.constant(self.classes))
         self.predicted = network.maskiou_head(pooled, self.logits, tf.constant(self.classes))
 
     @property
     def mask_size(self):
-        return self.reference.network.config.mask_size
+        return self.reference.config.mask_size
 
     def expected_loss(self, name):
         names = [one.decode() for one in self.case["loss_names"]]

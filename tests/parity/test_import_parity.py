@@ -8,26 +8,27 @@ from fixtures import FOLDER, fixture, key_list
 from reference_networks import flagfile
 
 from model.importers.translate import count_classes, recognise, translate
-from model.layers import BATCH_NORM_EPSILON
-from model.mask_scoring_rcnn import MaskScoringRCNN
+from model.norms import BATCH_NORM_EPSILON
+from model.systems import build_network
 from model.variables import named_variables
 from tools.import_weights import parse_classes
+from trainer.config import Params
 
 fixture("i_mm_tiny.npz")
 # The network that each list is of: flagfile, and what else its name says.
 NETWORKS = {
     "detectron2_R-50_pkl": ("detectron2", {"num_classes": 2}),
-    "detectron2_mask_rcnn_R_50_FPN": ("detectron2", {"include_maskiou": False}),
+    "detectron2_mask_rcnn_R_50_FPN": ("detectron2", {"system": "mask_rcnn"}),
     "maskscoring_rcnn_R_50_FPN": ("authors", {}),
-    "mmdet_mask_rcnn_r50_fpn_1x_coco": ("mmdetection", {"include_maskiou": False}),
+    "mmdet_mask_rcnn_r50_fpn_1x_coco": ("mmdetection", {"system": "mask_rcnn"}),
     "mmdet_ms_rcnn_r50_caffe_fpn_1x_coco": ("mmdetection_caffe", {}),
     "mmdet_ms_rcnn_r50_fpn_1x_coco": ("mmdetection", {}),
     "torchvision_fasterrcnn_resnet50_fpn": (
         "torchvision",
-        {"include_mask": False, "include_maskiou": False},
+        {"system": "faster_rcnn"},
     ),
-    "torchvision_maskrcnn_resnet50_fpn": ("torchvision", {"include_maskiou": False}),
-    "torchvision_maskrcnn_resnet50_fpn_v2": ("torchvision_v2", {"include_maskiou": False}),
+    "torchvision_maskrcnn_resnet50_fpn": ("torchvision", {"system": "mask_rcnn"}),
+    "torchvision_maskrcnn_resnet50_fpn_v2": ("torchvision_v2", {"system": "mask_rcnn"}),
     "torchvision_resnet50": ("torchvision", {"num_classes": 2}),
 }
 LISTS = sorted(path.stem for path in (FOLDER / "keys").glob("*.json"))
@@ -51,7 +52,7 @@ def shapes_of():
         if key not in made:
             params = flagfile(name)
             config = dataclasses.replace(params.model, norm="frozen_bn", **settings)
-            variables = named_variables(MaskScoringRCNN(config, params.data))
+            variables = named_variables(build_network(Params(model=config, data=params.data)))
             made[key] = {path: tuple(variable.shape) for path, variable in variables.items()}
         return made[key]
 
@@ -108,7 +109,7 @@ def test_torchvision_s_outputs_for_unused_ids_can_be_left_out(shapes_of):
         )
     kept = parse_classes("coco91", 91)
     assert len(kept) == 80 and kept[:12] == [*range(1, 12), 13] and kept[-1] == 90
-    settings = {"num_classes": 81, "include_maskiou": False}
+    settings = {"num_classes": 81, "system": "mask_rcnn"}
     family = recognise(tensors, stride_in_1x1=False)
     result = translate(tensors, family, shapes_of("torchvision", settings), kept)
     assert result.complete

@@ -14,8 +14,9 @@ from model.box_head import BoxOutputs, box_losses
 from model.losses import smooth_l1
 from model.mask_head import mask_loss
 from model.maskiou_head import maskiou_loss
+from model.proposals import RPNOutputs
 from model.roi_sampling import SampledRoIs
-from model.rpn import RPNOutputs, rpn_losses
+from model.rpn import rpn_losses
 
 FILE = fixture("h2_losses.npz")
 TOLERANCE = {key: FILE.tolerance[key] for key in ("atol", "rtol")}

@@ -21,12 +21,12 @@ from bitmap_masks import average, check_bitmaps, whole_images
 from fixtures import agree, channels_last, fixture
 from polygon_rows import authors_ratios, on_grids, rows_of_rois
 
-from model.detections import mask_scores
 from model.mask_head import mask_loss, mask_targets
 from model.maskiou_head import (
     MaskIoUHead,
     area_ratios,
     closed_full_areas,
+    mask_scores,
     maskiou_loss,
     maskiou_targets,
     ratio_full_areas,

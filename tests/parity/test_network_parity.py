@@ -21,6 +21,7 @@ from reference_networks import box_tolerance, image_features, load
 from data.anchors import AnchorGrid
 from model.box_head import ROI_SIZE
 from model.paste import paste_rle
+from model.pixels import normalise
 
 fixture("i_mm_tiny.npz")
 FILES = sorted(path.name for path in FOLDER.glob("i_*.npz"))
@@ -45,7 +46,7 @@ def run(request):
     reference = load(request.param)
     features = image_features(*picture(reference))
     network = reference.network
-    pixels = network.normalise(features["image"], features["image_info"])
+    pixels = normalise(features["image"], features["image_info"], network.pixels, "float32")
     stages = network.backbone(pixels)
     pyramid = network.fpn(stages)
     return reference, features, pixels, stages, pyramid, network.rpn_head(pyramid)
@@ -107,7 +108,7 @@ def test_maps_of_the_backbone_and_the_pyramid(run):
 @pytest.mark.parametrize("level", range(len(LEVELS)))
 def test_rpn_outputs(run, level):
     reference, features, *_, rpn = run
-    grid = AnchorGrid.from_config(reference.network.data, tuple(features["image"].shape[1:3]))
+    grid = AnchorGrid.from_config(reference.data, tuple(features["image"].shape[1:3]))
     rows, columns = grid.level_shapes[level]
     first = sum(grid.level_sizes[:level])
     here = slice(first, first + grid.level_sizes[level])
@@ -131,7 +132,7 @@ def test_box_head_on_the_reference_s_proposals(run):
     reference, _, _, _, pyramid, _ = run
     infer = reference.fixture["infer"]
     boxes, image_index = reference_boxes(run, "proposals")
-    pooled = reference.network.pool(pyramid, boxes, image_index, ROI_SIZE)
+    pooled = reference.network.regions(pyramid, boxes, image_index, output_size=ROI_SIZE)
     outputs = reference.network.box_head(pooled)
     count = len(infer["cls_logits"])
     logits = reference.class_columns(outputs.class_logits.numpy()[:count])
@@ -158,7 +159,9 @@ def test_mask_and_maskiou_heads_on_the_reference_s_detections(run):
     network, infer = reference.network, reference.fixture["infer"]
     boxes, image_index = reference_boxes(run, "det_boxes")
     classes = tf.constant(reference.to_classes(infer["det_labels"]))
-    pooled = network.pool(pyramid, boxes, image_index, network.config.mask_size // 2)
+    pooled = network.regions(
+        pyramid, boxes, image_index, output_size=reference.config.mask_size // 2
+    )
     logits = network.mask_head(pooled, classes)
     close(run, logits.numpy(), "mask_logits", "mask logits", "mask_logits")
     if "mask_feats_slice" in infer:
@@ -166,7 +169,7 @@ def test_mask_and_maskiou_heads_on_the_reference_s_detections(run):
         step = int(re.search(r"::(\d+)", infer.doc("mask_feats_slice")).group(1))
         ours = pooled.numpy()[: len(expected), :, :, ::step].transpose(0, 3, 1, 2)
         close(run, ours, "mask_feats_slice", "mask RoIAlign")
-    if network.maskiou_head is not None:
+    if "maskiou_head" in network.head_names:
         predicted = network.maskiou_head.predict_all_classes(pooled, logits).numpy()
         columns = predicted if reference.library == "ms" else predicted[:, 1:]
         close(run, columns, "mask_iou_pred", "MaskIoU", "scores")
@@ -187,12 +190,7 @@ def overlaps(ours, theirs):
 def detected(request):
     reference = load(request.param)
     features = image_features(*picture(reference))
-    _, _, proposals = reference.network.propose(
-        features,
-        reference.network.config.rpn_pre_nms_test,
-        reference.network.config.rpn_post_nms_test,
-        training=False,
-    )
+    _, _, proposals = reference.network.propose(features, training=False)
     return reference, features, proposals, reference.network.detect(features)
 
 
@@ -247,7 +245,7 @@ def test_detections_from_end_to_end(detected):
 
     compare(boxes, "det_boxes", "detected boxes, pixels", atol=box_tolerance(tolerance))
     compare(ours["box_scores"], "det_scores", "class scores", atol=tolerance["scores_atol"])
-    if "mask_scores" in infer and reference.network.maskiou_head is not None:
+    if "mask_scores" in infer and "maskiou_head" in reference.network.head_names:
         agree(
             ours["mask_scores"][match],
             clipped_mask_scores(infer),
@@ -262,7 +260,7 @@ def test_detections_from_end_to_end(detected):
             ours["detection_boxes"][index],
             height,
             width,
-            rule=reference.network.config.mask_paste,
+            rule=reference.config.mask_paste,
         )
         for index in match
     ]

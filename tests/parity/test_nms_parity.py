@@ -17,11 +17,9 @@ import tensorflow as tf
 from fixtures import agree, fixture, yx
 from reference_grids import usual_grid
 
-from model.box_head import DELTA_WEIGHTS, BoxOutputs
-from model.detections import detect_boxes
+from model.box_head import DELTA_WEIGHTS, BoxOutputs, detect_boxes
 from model.nms import suppress
-from model.proposals import Proposals, generate_proposals
-from model.rpn import RPNOutputs
+from model.proposals import Proposals, RPNOutputs, generate_proposals
 
 FILE = fixture("d_nms.npz")
 # Of padding, and of the classes that a box is not of; below all scores.

@@ -14,7 +14,7 @@ import pytest
 import tensorflow as tf
 from fixtures import agree, channels_last, fixture, yx
 
-from model.roi_align import assign_levels, pool_rois, roi_align
+from model.roi_align import assign_levels, roi_align
 
 FILE = fixture("e_roialign.npz")
 TOLERANCE = FILE.tolerance
@@ -142,11 +142,11 @@ def test_levels_of_the_others_away_from_boundaries(reference):
 
 def pool_levels(levels, name, static):
     reference = name[:2]
-    return pool_rois(
+    return roi_align(
         levels,
         tf.constant(yx(MANY["boxes"])),
         tf.constant(MANY["image_index"]),
-        tf.constant(MANY[f"levels_{reference}"]),
+        levels=tf.constant(MANY[f"levels_{reference}"]),
         static=static,
         aligned=ALIGNED[reference],
         min_level=level_of(MANY.params["strides"][0]),

@@ -14,7 +14,6 @@ for its mask branch (test_authors_training_parity); its losses' formulas are com
 test_loss_parity.
 """
 
-import dataclasses
 import math
 from typing import NamedTuple
 
@@ -23,7 +22,7 @@ import pytest
 import tensorflow as tf
 from fixtures import FOLDER, agree, fixture, yx
 from polygon_rows import polygon_rows
-from reference_networks import Reference, batch_features, box_tolerance, load, network_like
+from reference_networks import Reference, batch_features, box_tolerance, load, with_settings
 
 from data.anchor_matching import TIE_TOLERANCE, match
 from data.anchors import AnchorGrid
@@ -68,9 +67,13 @@ class Run(NamedTuple):
     reference: Reference
     case: object
     images: object
-    network: object
     features: dict
     labels: dict
+
+    @property
+    def network(self):
+        """The copy."""
+        return self.reference.network
 
     def tolerance(self, name: str) -> float:
         """One of the manifest's tolerances."""
@@ -84,14 +87,14 @@ def run(request):
     case, images = reference.fixture[name], reference.fixture["train"]
     config = reference.fixture["config"].params
     threshold = 1 / (1 + math.exp(-0.5)) if (reference.library, name) == ("mm", "train") else 0.5
-    network = network_like(
+    reference = with_settings(
         reference,
-        rpn_pre_nms_train=reference.network.config.rpn_pre_nms_test,
-        rpn_post_nms_train=reference.network.config.rpn_post_nms_test,
+        rpn_pre_nms_train=reference.config.rpn_pre_nms_test,
+        rpn_post_nms_train=reference.config.rpn_post_nms_test,
         rois_per_image=config.get("roi_batch", 10**6),
         roi_positive_fraction=1.0,
         maskiou_target_threshold=threshold,
-        mask_target="bitmap" if "bitmask" in name else reference.network.config.mask_target,
+        mask_target="bitmap" if "bitmask" in name else reference.config.mask_target,
     )
     sizes = [images[f"image{index}_rgb"].shape[:2] for index in range(2)]
     multiple = config.get("size_divisible", 32)
@@ -99,22 +102,22 @@ def run(request):
         math.ceil(max(sides) / multiple) * multiple for sides in zip(*sizes, strict=True)
     )
     features = batch_features([images[f"image{index}_rgb"] for index in range(2)], canvas)
-    labels = batch_labels(reference, images, network, canvas, config.get("rpn_batch"))
-    return Run(reference, case, images, network, features, labels)
+    labels = batch_labels(reference, images, canvas, config.get("rpn_batch"))
+    return Run(reference, case, images, features, labels)
 
 
-def batch_labels(reference, images, network, canvas, rpn_samples):
+def batch_labels(reference, images, canvas, rpn_samples):
     """Ground truth padded to equal counts, and every anchor that is positive or negative."""
     boxes = [yx(images[f"gt{index}_boxes"]) for index in range(2)]
     most = max(map(len, boxes))
     polygons = [polygon_rows(images, f"gt{index}/") for index in range(2)]
     longest = max(parts.shape[1] for _, parts in polygons)
     room = [[[0, most - len(parts)], [0, longest - parts.shape[1]]] for _, parts in polygons]
-    anchors = AnchorGrid.from_config(network.data, canvas).boxes()
+    anchors = AnchorGrid.from_config(reference.data, canvas).boxes()
     images_labels = []
     for index, gt_boxes in enumerate(boxes):
-        labels, matches = dense_labels(anchors, gt_boxes, network.data)
-        check_our_matcher(labels, gt_boxes, network.data, canvas)
+        labels, matches = dense_labels(anchors, gt_boxes, reference.data)
+        check_our_matcher(labels, gt_boxes, reference.data, canvas)
         sampled = np.concatenate([np.flatnonzero(labels == 1), np.flatnonzero(labels == 0)])
         spare_slots = (rpn_samples or len(anchors)) - len(sampled)
         deltas = encode(gt_boxes[matches[sampled]], anchors[sampled]).numpy()
@@ -218,11 +221,7 @@ def loss_names(run):
 
 
 def test_proposals_of_both_images(run):
-    network = run.network
-    config = network.config
-    _, _, proposals = network.propose(
-        run.features, config.rpn_pre_nms_train, config.rpn_post_nms_train, training=True
-    )
+    _, _, proposals = run.network.propose(run.features, training=True)
     for index in range(2):
         theirs = run.images[f"proposals{index}"]
         ours = yx(proposals.boxes.numpy()[index][: len(theirs)])
@@ -316,7 +315,7 @@ def test_positive_rois_and_their_maskiou_targets(run):
     if "mask_iou_targets" not in run.case:
         assert run.reference.library != "mm"
         return
-    network, labels = run.network, run.labels
+    network, labels, config = run.network, run.labels, run.reference.config
     pyramid = network.extract_features(run.features["image"], run.features["image_info"], True)
     start = 0
     for index in range(2):
@@ -328,12 +327,12 @@ def test_positive_rois_and_their_maskiou_targets(run):
 
         classes = take("gt_classes")
         image_index = tf.fill([len(gt)], index)
-        pooled = network.pool(pyramid, rois, image_index, network.config.mask_size // 2)
+        pooled = network.regions(pyramid, rois, image_index, output_size=config.mask_size // 2)
         logits = network.mask_head(pooled, classes)
         masks, windows = take("gt_masks"), take("gt_windows")
-        targets = mask_targets(masks, windows, rois, network.config.mask_size, "bitmap")
+        targets = mask_targets(masks, windows, rois, config.mask_size, "bitmap")
         full = ratio_full_areas(targets, area_ratios(masks, windows, rois))
-        threshold = network.config.maskiou_target_threshold
+        threshold = config.maskiou_target_threshold
         ours = maskiou_targets(logits, targets, full, threshold).numpy()
         # A cell whose logit lies within float noise of the threshold may be on either side of it.
         distance = np.abs(logits.numpy() - math.log(threshold / (1 - threshold)))
@@ -353,12 +352,10 @@ def test_positive_rois_and_their_maskiou_targets(run):
 
 def three_steps(run, noise_seed=None):
     """Losses [3, losses] of three steps of SGD on a copy of the network."""
-    config = run.network.config
-    copy = network_like(run.reference, **dataclasses.asdict(config))
-    run = run._replace(network=copy)
+    run = run._replace(reference=with_settings(run.reference))
     if noise_seed is not None:
         draw = np.random.default_rng(noise_seed).standard_normal
-        for variable in copy.trainable_variables:
+        for variable in run.network.trainable_variables:
             variable.assign(variable.numpy() * (1 + WEIGHT_NOISE * draw(variable.shape)))
     velocities, rows = {}, []
     for _ in range(3):

@@ -12,9 +12,10 @@ from resnet_tensors import WIDTH, resnet18_tensors  # noqa: E402
 from data.config import DataConfig
 from data.errors import UserError
 from model.config import ModelConfig
-from model.mask_scoring_rcnn import MaskScoringRCNN
+from model.systems import build_network
 from tools.import_weights import parse_classes, run
 from trainer.checkpoints import load_network
+from trainer.config import Params
 
 SMALL = {
     "backbone": "resnet18",
@@ -37,7 +38,7 @@ def source(tmp_path):
 
 
 def imported(path, **settings):
-    network = MaskScoringRCNN(ModelConfig(**SMALL, **settings), DataConfig(seed=9))
+    network = build_network(Params(model=ModelConfig(**SMALL, **settings), data=DataConfig(seed=9)))
     load_network(network, str(path))
     return network
 

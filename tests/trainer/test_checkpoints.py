@@ -12,7 +12,7 @@ from toy_model import ToyNetwork, toy_params, weights_of
 from data.config import DataConfig
 from data.errors import UserError
 from model.config import ModelConfig
-from model.mask_scoring_rcnn import MaskScoringRCNN
+from model.systems import build_network
 from trainer.checkpoints import (
     Checkpoints,
     check_fit,
@@ -20,6 +20,7 @@ from trainer.checkpoints import (
     load_network,
     require_every_variable,
 )
+from trainer.config import Params
 from trainer.optimizer import Updater
 
 
@@ -229,14 +230,16 @@ def test_networks_that_would_not_be_saved_whole_are_refused():
         {"backbone": "resnet18", "norm": "bn", "fpn_norm": "bn"},
         {"backbone": "resnet50", "norm": "frozen_bn"},
         {"backbone": "resnet18", "head_norm": "frozen_bn", "box_num_convs": 4, "box_num_fcs": 1},
-        {"backbone": "resnet18", "rpn_num_convs": 2, "include_maskiou": False},
+        {"backbone": "resnet18", "rpn_num_convs": 2, "system": "mask_rcnn"},
     ],
     ids=lambda settings: "-".join(map(str, settings.values())),
 )
 def test_every_variable_of_the_real_network_comes_back(tmp_path, settings):
     narrow = {"num_classes": 3, "backbone_width": 8, "fpn_channels": 8, "head_dim": 8}
     config = ModelConfig(**narrow, **settings)
-    saved, restored = (MaskScoringRCNN(config, DataConfig(seed=seed)) for seed in (1, 2))
+    saved, restored = (
+        build_network(Params(model=config, data=DataConfig(seed=seed))) for seed in (1, 2)
+    )
     rng = np.random.default_rng(0)
     for variable in saved.variables:
         variable.assign(rng.uniform(0.5, 1.5, variable.shape).astype(variable.dtype))

@@ -242,9 +242,9 @@ def test_the_background_is_no_label(tmp_path):
 def test_boxes_alone_need_a_network_of_boxes_alone(tmp_path):
     train = write_foreign(tmp_path, "train", 1, 2, with_masks=False)
     for given in (0, 9):
-        with pytest.raises(UserError, match="--noinclude_mask --noinclude_maskiou"):
+        with pytest.raises(UserError, match="--system=faster_rcnn"):
             complete(tmp_path, "train", train_file_pattern=train, num_classes=given)
-    boxes_alone = {"include_mask": False, "include_maskiou": False}
+    boxes_alone = {"system": "faster_rcnn"}
     assert num_classes(tmp_path, "train", train_file_pattern=train, **boxes_alone) == 3
     assert num_classes(tmp_path, "eval", eval_file_pattern=train) == 3
 
@@ -272,7 +272,7 @@ def test_real_records_of_others(tmp_path, shared_data):
     assert num_classes(tmp_path, "train", train_file_pattern=masks) == 91
     pets = f"{shared_data}/records/pets_examples.record"
     assert num_classes(tmp_path, "eval", eval_file_pattern=pets) == 38
-    with pytest.raises(UserError, match="--noinclude_mask --noinclude_maskiou"):
+    with pytest.raises(UserError, match="--system=faster_rcnn"):
         complete(tmp_path, "train", train_file_pattern=pets)
 
 
@@ -283,7 +283,7 @@ def test_polygon_targets_need_polygons_and_room_for_them(tmp_path):
     with pytest.raises(UserError, match=f"{own} have objects without polygons.*=bitmap"):
         complete(tmp_path, "train", **polygons)
     complete(tmp_path, "eval", eval_file_pattern=own, mask_target="polygon")
-    boxes_alone = {"include_mask": False, "include_maskiou": False}
+    boxes_alone = {"system": "faster_rcnn"}
     complete(tmp_path, "train", **polygons, **boxes_alone)
 
     facts = {"num_without_polygons": 0, "max_polygon_vertices": 600}

@@ -63,7 +63,8 @@ def test_each_kind_of_value_is_parsed():
         "--anchor_ratios=0.5,1,2,3",
         "--learning_rate_steps=1,2",
         "--canvases=64x64, 64x96",
-        "--noinclude_maskiou",
+        "--system=mask_rcnn",
+        "--norescore",
         "--deterministic",
     )
     assert params.model.num_classes == 81
@@ -72,7 +73,8 @@ def test_each_kind_of_value_is_parsed():
     assert params.data.anchor_ratios == (0.5, 1.0, 2.0, 3.0)
     assert params.train.learning_rate_steps == (1, 2)
     assert params.data.canvases == ("64x64", "64x96")
-    assert params.model.include_maskiou is False
+    assert params.model.system == "mask_rcnn"
+    assert params.model.rescore is False
     assert params.data.deterministic is True
 
 
@@ -92,7 +94,7 @@ def test_flags_of_the_process_work_too():
 def test_flagfile_round_trip(tmp_path_factory, rate, steps, deterministic, seed):
     params = Params(
         data=DataConfig(deterministic=deterministic, seed=seed, canvases=("64x96",)),
-        model=ModelConfig(include_mask=False, include_maskiou=False, pixel_std=(1.0, 0.1, 3e-7)),
+        model=ModelConfig(system="faster_rcnn", pixel_std=(1.0, 0.1, 3e-7)),
         train=TrainConfig(learning_rate=rate, learning_rate_steps=tuple(sorted(steps))),
     )
     path = str(tmp_path_factory.mktemp("flags") / "config.flags")
@@ -120,6 +122,7 @@ ACCEPTED = {
         "input_threads": "left to tf.data",
         "num_classes": "taken from the records",
         "freeze_at": "nothing is frozen",
+        "backbone_width": "as published",
         "pixel_mean": "nothing is subtracted",
         "rpn_nms_iou": "proposals do not overlap",
         "nms_iou": "detections of a class do not overlap",
@@ -192,7 +195,8 @@ def test_numbers_are_refused_in_one_sentence_or_have_a_meaning(capsys, number):
     accepted = set()
     for setting, kind in numeric_settings():
         text = "1000000000" if (kind, number) == (int, "1e9") else number
-        count = len(setting.default) if isinstance(setting.default, tuple) else 1
+        default = getattr(getattr(Params(), setting.room), setting.name)
+        count = len(default) if isinstance(default, tuple) else 1
         flag = f"--{setting.name}={','.join([text] * count)}"
         try:
             parse(flag)
@@ -293,7 +297,7 @@ def test_a_setting_of_the_network_changes_predictions_or_concerns_training_alone
         ("--train_steps=many", "--train_steps=many: expected a whole number."),
         ("--learning_rate=fast", "--learning_rate=fast: expected a number."),
         ("--anchor_ratios=1,x", "--anchor_ratios=1,x: expected a comma list, each item a number."),
-        ("--include_mask=perhaps", "--include_mask=perhaps: expected true or false."),
+        ("--rescore=perhaps", "--rescore=perhaps: expected true or false."),
         ("--model_dir=a\nb", "--model_dir has a line break"),
     ],
 )

@@ -57,7 +57,7 @@ def toy_input_fn(mode, params, context=None, start_step=0):
 def workplace(tmp_path, monkeypatch):
     """Records, an annotation file, and the toy in the place of the real network and input."""
     parts = {
-        "model.mask_scoring_rcnn": {"build_network": build_network},
+        "model.systems": {"build_network": build_network},
         "model.model_fn": {"model_fn": toy_model_fn},
         "data.input_fn": {"input_fn": toy_input_fn},
     }
@@ -171,8 +171,8 @@ def test_too_few_classes_are_refused(workplace, capsys):
 def test_records_without_masks_are_refused_for_a_mask_network(workplace, capsys):
     write_records(workplace, "train", include_masks=False)
     assert run(workplace, "train") == 1
-    assert "--noinclude_mask --noinclude_maskiou" in refusal(capsys)
-    assert run(workplace, "train", "--noinclude_mask", "--noinclude_maskiou") == 0
+    assert "--system=faster_rcnn" in refusal(capsys)
+    assert run(workplace, "train", "--system=faster_rcnn") == 0
 
 
 def test_crowded_images_are_warned_about(workplace, capsys):

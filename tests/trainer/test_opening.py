@@ -27,11 +27,11 @@ def test_the_first_line_has_steps_epochs_images_and_rate(tmp_path):
 
 
 def test_the_second_line_has_network_devices_weights_and_classes(tmp_path):
-    params = toy_params(tmp_path, num_classes=8, backbone="resnet18", include_maskiou=False)
+    params = toy_params(tmp_path, num_classes=8, backbone="resnet18", system="mask_rcnn")
     assert describe_system(params, CATEGORIES, "2 x GPU", "random weights") == (
         "Mask R-CNN, resnet18, float32, on 2 x GPU, random weights; 7 classes (a, b, c, d, e, ...)."
     )
-    params = toy_params(tmp_path, include_mask=False, include_maskiou=False)
+    params = toy_params(tmp_path, system="faster_rcnn")
     said = describe_system(params, [], "the CPU", "from step 4, weights of m/ckpt-4")
     assert said.startswith("Faster R-CNN, resnet50, float32, on the CPU, from step 4, weights of m")
     assert said.endswith("; 1 class.")

@@ -11,8 +11,9 @@ from data.config import DataConfig
 from model.config import ModelConfig
 from model.importers.tensor_files import read_tensors
 from model.importers.translate import recognise, translate
-from model.mask_scoring_rcnn import MaskScoringRCNN
+from model.systems import build_network
 from model.variables import named_variables
+from trainer.config import Params
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +36,7 @@ def test_features_are_keras(keras_network, tmp_path):
         legacy_h5_format.save_weights_to_hdf5_group(file, keras_network)
     tensors = read_tensors(str(path))
     config = ModelConfig(norm="frozen_bn", num_classes=2, resnet_stride_in_1x1=True)
-    network = MaskScoringRCNN(config, DataConfig())
+    network = build_network(Params(model=config, data=DataConfig()))
     variables = named_variables(network)
     shapes = {name: tuple(variable.shape) for name, variable in variables.items()}
     family = recognise(tensors, stride_in_1x1=True)

@@ -14,8 +14,9 @@ from model.config import ModelConfig
 from model.importers import families
 from model.importers.report import explain_refusal, explain_unusable, itemise, summarise
 from model.importers.translate import count_classes, recognise, translate
-from model.mask_scoring_rcnn import MaskScoringRCNN
+from model.systems import build_network
 from model.variables import named_variables
+from trainer.config import Params
 from trainer.flags import parse_flags
 
 ROOT = pathlib.Path(__file__).resolve().parents[3]
@@ -24,7 +25,9 @@ SMALL = {"backbone_width": WIDTH, "fpn_channels": 8, "head_dim": 8, "num_classes
 
 def make_network(**settings):
     defaults = {"backbone": "resnet18", "norm": "frozen_bn"}
-    return MaskScoringRCNN(ModelConfig(**SMALL, **(defaults | settings)), DataConfig())
+    return build_network(
+        Params(model=ModelConfig(**SMALL, **(defaults | settings)), data=DataConfig())
+    )
 
 
 @pytest.fixture(scope="module")
@@ -206,7 +209,7 @@ def test_a_network_without_its_maskiou_head_gets_advice(network):
     tensors = {path: variable.numpy() for path, variable in named_variables(network).items()}
     tensors = {path: t for path, t in tensors.items() if not path.startswith("maskiou_head/")}
     sentence = explain_refusal(translate(tensors, families.OWN, shapes_of(network)), "f.npz")
-    assert "--noinclude_maskiou" in sentence and "--allow_partial" in sentence
+    assert "--system=mask_rcnn" in sentence and "--allow_partial" in sentence
 
 
 def test_batch_norm_does_not_become_group_norm():

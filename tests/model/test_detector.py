@@ -1,6 +1,5 @@
 """The whole network on a synthetic batch: training losses, detections, and their variants."""
 
-import dataclasses
 import operator
 import random
 
@@ -11,7 +10,7 @@ import tensorflow as tf
 from toy_batch import NUM_CLASSES, toy_features, toy_labels, toy_params, toy_polygons
 
 from model.layers import Conv, ConvTranspose, Dense
-from model.mask_scoring_rcnn import build_network, choose_slots
+from model.systems import build_network
 
 LOSSES = {
     "rpn_objectness_loss",
@@ -29,47 +28,28 @@ def network():
 
 
 def variant(network, **settings):
-    """The same layers under other settings."""
-    network.config = dataclasses.replace(network.config, **settings)
-    return network
+    """A network with the same weights under other settings."""
+    copy = build_network(toy_params(**settings))
+    for ours, theirs in zip(copy.variables, network.variables, strict=True):
+        ours.assign(theirs)
+    return copy
 
 
-@pytest.fixture(autouse=True)
-def restore_settings(network):
-    settings = network.config
-    yield
-    network.config = settings
+@pytest.fixture(scope="module")
+def finding(network):
+    """The network without a threshold, so that it finds as much as it may."""
+    return variant(network, score_threshold=0.0)
 
 
 def numbers(losses):
     return {name: float(value) for name, value in losses.items()}
 
 
-def losses_and_gradients(network, labels, watched):
+def losses_and_gradients(network, labels, watched, static=False):
     with tf.GradientTape() as tape:
-        losses, metrics = network.compute_losses(toy_features(), labels)
+        losses, metrics = network.compute_losses(toy_features(), labels, static)
         loss = tf.add_n(list(losses.values()))
     return losses, metrics, tape.gradient(loss, [variable.value for variable in watched])
-
-
-def test_choose_slots_takes_the_wanted():
-    wanted = tf.constant([[True, True, False, False], [True, False, False, False]])
-    slots = choose_slots(wanted, 2, static=False)
-    np.testing.assert_array_equal(slots.index, [[0, 0], [0, 1], [1, 0]])
-    np.testing.assert_array_equal(slots.valid, [True] * 3)
-    np.testing.assert_array_equal(slots.image, [0, 0, 1])
-    values = tf.constant([[1, 2, 3, 4], [5, 6, 7, 8]])
-    np.testing.assert_array_equal(slots.take(values), [1, 2, 5])
-
-    static = choose_slots(wanted, 2, static=True)
-    np.testing.assert_array_equal(static.take(values), [1, 2, 5, 6])
-    np.testing.assert_array_equal(static.valid, [True, True, True, False])
-
-
-def test_choose_slots_keeps_one_when_none_is_wanted():
-    slots = choose_slots(tf.zeros([2, 4], tf.bool), 3, static=False)
-    np.testing.assert_array_equal(slots.index, [[0, 0]])
-    np.testing.assert_array_equal(slots.valid, [False])
 
 
 def test_every_loss_trains_its_part(network):
@@ -99,8 +79,8 @@ def test_settings_of_the_losses(network):
     assert plain == numbers(network.compute_losses(features, labels)[0])
     weighted = variant(network, maskiou_loss_weight=3.0).compute_losses(features, labels)[0]
     assert float(weighted["maskiou_loss"]) == pytest.approx(3 * plain["maskiou_loss"])
-    variant(network, maskiou_loss_weight=1.0, maskiou_target_area="ratio")
-    ratio = numbers(network.compute_losses(features, labels)[0])
+    by_ratio = variant(network, maskiou_target_area="ratio")
+    ratio = numbers(by_ratio.compute_losses(features, labels)[0])
     assert ratio["maskiou_loss"] == pytest.approx(plain["maskiou_loss"], rel=0.5)
     del ratio["maskiou_loss"]
     assert ratio == {name: plain[name] for name in ratio}
@@ -108,7 +88,7 @@ def test_settings_of_the_losses(network):
 
 @pytest.mark.parametrize("stopped", [False, True])
 def test_maskiou_gradient_stops_only_when_asked(network, stopped):
-    variant(network, maskiou_stop_gradient=stopped)
+    network = variant(network, maskiou_stop_gradient=stopped)
     with tf.GradientTape() as tape:
         loss = network.compute_losses(toy_features(), toy_labels())[0]["maskiou_loss"]
     watched = [
@@ -154,7 +134,7 @@ def test_padding_of_the_image_is_not_seen(network):
 def test_pixels_are_normalised(network):
     seen = []
     backbone = network.backbone.call
-    network.backbone.call = lambda x, training: seen.append(x) or backbone(x, training)
+    network.backbone.call = lambda x, **kwargs: seen.append(x) or backbone(x, **kwargs)
     try:
         image = np.zeros((1, 64, 64, 3), np.uint8)
         image[0, 0, 0] = [255, 0, 124]
@@ -166,9 +146,8 @@ def test_pixels_are_normalised(network):
     assert not np.any(seen[0][0, 2:]) and not np.any(seen[0][0, :, 2:])
 
 
-def test_detections(network):
-    variant(network, score_threshold=0.0)
-    found = network.detect(toy_features())
+def test_detections(finding):
+    found = finding.detect(toy_features())
     expected = {
         "num_detections": ((2,), tf.int32),
         "detection_boxes": ((2, 6, 4), tf.float32),
@@ -190,21 +169,22 @@ def test_detections(network):
     assert (found["detection_boxes"] >= 0).all()
 
 
-def test_rescoring_can_be_switched_off(network):
-    variant(network, score_threshold=0.0)
-    rescored = network.detect(toy_features())
-    plain = variant(network, rescore=False).detect(toy_features())
+def test_rescoring_can_be_switched_off(finding, monkeypatch):
+    rescored = finding.detect(toy_features())
+    monkeypatch.setattr(finding.maskiou_head, "rescore", False)
+    plain = finding.detect(toy_features())
     np.testing.assert_array_equal(plain["mask_scores"], plain["box_scores"])
     for name in set(rescored) - {"mask_scores"}:
         np.testing.assert_array_equal(plain[name], rescored[name])
 
 
 @pytest.mark.parametrize("static", [False, True])
-def test_detections_may_be_none_or_few(network, static):
-    scores = variant(network, score_threshold=0.0, jit_compile=static).detect(toy_features())
+def test_detections_may_be_none_or_few(finding, static, monkeypatch):
+    scores = finding.detect(toy_features(), static)
     between = float(scores["box_scores"][0, 1:3].numpy().mean())
     for threshold, first in ((1.0, 0), (between, 2)):
-        found = variant(network, score_threshold=threshold).detect(toy_features())
+        monkeypatch.setattr(finding.box_head, "score_threshold", threshold)
+        found = finding.detect(toy_features(), static)
         count = found["num_detections"].numpy()
         assert count[0] == first
         empty = np.arange(6)[None] >= count[:, None]
@@ -212,24 +192,20 @@ def test_detections_may_be_none_or_few(network, static):
             assert not found[name].numpy()[empty].any(), name
 
 
-def test_images_do_not_influence_each_other(network):
-    variant(network, score_threshold=0.0)
+def test_images_do_not_influence_each_other(finding):
     features = toy_features()
-    together = network.detect(features)
-    alone = network.detect({name: values[1:] for name, values in features.items()})
+    together = finding.detect(features)
+    alone = finding.detect({name: values[1:] for name, values in features.items()})
     for name in together:
         np.testing.assert_allclose(together[name][1], alone[name][0], rtol=1e-3, atol=1e-4)
 
 
-def test_static_slots_give_the_same_losses_and_detections(network):
+def test_static_shapes_give_the_same_losses_and_detections(finding):
     labels = toy_labels()
-    watched = network.trainable_variables
-    plain, metrics, gradients = losses_and_gradients(network, labels, watched)
-    detections = variant(network, score_threshold=0.0).detect(toy_features())
-
-    static = build_network(toy_params(jit_compile=True))
+    watched = finding.trainable_variables
+    plain, metrics, gradients = losses_and_gradients(finding, labels, watched)
     theirs, static_metrics, static_gradients = losses_and_gradients(
-        static, labels, static.trainable_variables
+        finding, labels, watched, static=True
     )
     assert numbers(theirs) == pytest.approx(numbers(plain), rel=1e-5)
     assert numbers(metrics) == numbers(static_metrics)
@@ -237,8 +213,8 @@ def test_static_slots_give_the_same_losses_and_detections(network):
         a, b = (tf.convert_to_tensor(gradient).numpy() for gradient in (a, b))
         np.testing.assert_allclose(a, b, atol=1e-3 * np.abs(a).max() + 1e-7, err_msg=variable.path)
 
-    static_detections = variant(static, score_threshold=0.0).detect(toy_features())
-    for name, values in detections.items():
+    static_detections = finding.detect(toy_features(), static=True)
+    for name, values in finding.detect(toy_features()).items():
         np.testing.assert_allclose(static_detections[name], values, rtol=1e-4, atol=1e-4)
 
 
@@ -246,19 +222,19 @@ def test_static_slots_give_the_same_losses_and_detections(network):
 def test_xla_gives_the_same(mask_target):
     # Frozen norms and a frozen backbone keep the compilation short; the heads all train.
     settings = {"norm": "frozen_bn", "freeze_at": 5, "mask_target": mask_target}
-    plain = build_network(toy_params(**settings))
-    compiled = build_network(toy_params(jit_compile=True, **settings))
+    network = build_network(toy_params(**settings))
+    watched = network.trainable_variables
     labels = toy_labels() | toy_polygons(toy_labels())
 
     @tf.function(jit_compile=True)
     def step():
-        losses, _, gradients = losses_and_gradients(compiled, labels, compiled.trainable_variables)
+        losses, _, gradients = losses_and_gradients(network, labels, watched, static=True)
         return losses, [tf.convert_to_tensor(gradient) for gradient in gradients]
 
-    losses, _, gradients = losses_and_gradients(plain, labels, plain.trainable_variables)
+    losses, _, gradients = losses_and_gradients(network, labels, watched)
     xla_losses, xla_gradients = step()
     assert numbers(xla_losses) == pytest.approx(numbers(losses), rel=1e-4)
-    for variable, a, b in zip(plain.trainable_variables, gradients, xla_gradients, strict=True):
+    for variable, a, b in zip(watched, gradients, xla_gradients, strict=True):
         a = tf.convert_to_tensor(a).numpy()
         np.testing.assert_allclose(a, b, atol=1e-2 * np.abs(a).max() + 1e-6, err_msg=variable.path)
 
@@ -273,9 +249,10 @@ def test_losses_and_gradients_in_half_precision_are_close(network, precision, to
     mixed = build_network(toy_params(precision=precision, **settings))
     assert {variable.dtype for variable in mixed.variables} == {"float32"}
     kernels = ("backbone.stem.conv", "mask_head.deconv", "box_head.classes")
+    network = variant(network, **settings)
     watched = [
         [operator.attrgetter(f"{path}.kernel")(each) for path in kernels]
-        for each in (variant(network, **settings), mixed)
+        for each in (network, mixed)
     ]
     exact, _, gradients = losses_and_gradients(network, labels, watched[0])
     close, _, mixed_gradients = losses_and_gradients(mixed, labels, watched[1])
@@ -290,7 +267,7 @@ def test_losses_and_gradients_in_half_precision_are_close(network, precision, to
 @pytest.mark.parametrize("precision", ["mixed_bfloat16", "mixed_float16"])
 def test_outputs_in_half_precision_hardly_tie(precision):
     mixed = build_network(toy_params(precision=precision))
-    pyramid, rpn, _ = mixed.propose(toy_features(batch=1), 30, 20, training=False)
+    _, rpn, _ = mixed.propose(toy_features(batch=1), training=False)
     draw = np.random.default_rng(0).standard_normal
     pooled = tf.constant(draw((250, 7, 7, 32)), mixed.compute_dtype)
     classes = tf.ones([25], tf.int32)
@@ -341,8 +318,8 @@ def test_decayed_variables_are_the_trainable_kernels(network):
 
 
 def test_without_maskiou_head():
-    network = build_network(toy_params(include_maskiou=False, score_threshold=0.0))
-    assert network.maskiou_head is None
+    network = build_network(toy_params(system="mask_rcnn", score_threshold=0.0))
+    assert network.head_names == ("box_head", "mask_head")
     losses, _ = network.compute_losses(toy_features(), toy_labels())
     assert set(losses) == LOSSES - {"maskiou_loss"}
     found = network.detect(toy_features())
@@ -356,19 +333,19 @@ def test_polygon_targets_are_the_rois_discs(network):
     labels = toy_labels() | toy_polygons(toy_labels())
     plain = numbers(network.compute_losses(toy_features(), labels)[0])
     for area in ("closed", "ratio"):
-        variant(network, mask_target="polygon", maskiou_target_area=area)
-        losses = numbers(network.compute_losses(toy_features(), labels)[0])
+        drawn = variant(network, mask_target="polygon", maskiou_target_area=area)
+        losses = numbers(drawn.compute_losses(toy_features(), labels)[0])
         assert losses["mask_loss"] == pytest.approx(plain["mask_loss"], rel=0.05)
         assert losses["maskiou_loss"] == pytest.approx(plain["maskiou_loss"], rel=0.3)
     empty = labels | {"gt_polygon_parts": tf.zeros_like(labels["gt_polygon_parts"])}
-    losses = numbers(network.compute_losses(toy_features(), empty)[0])
+    losses = numbers(drawn.compute_losses(toy_features(), empty)[0])
     assert losses["maskiou_loss"] == 0 < losses["mask_loss"]
 
 
 def test_without_mask_head_masks_are_not_read(network):
-    settings = {"include_mask": False, "include_maskiou": False, "score_threshold": 0.0}
+    settings = {"system": "faster_rcnn", "score_threshold": 0.0}
     part = build_network(toy_params(**settings))
-    assert part.mask_head is None
+    assert part.head_names == ("box_head",)
     for a, b in zip(part.box_head.variables, network.box_head.variables, strict=True):
         np.testing.assert_array_equal(a, b)
     labels = toy_labels()
@@ -397,9 +374,9 @@ def test_settings_of_rois_and_targets_reach_their_losses(network, settings, chan
     # Of few corners, so that polygons differ from the masks in some cell.
     labels = toy_labels() | toy_polygons(toy_labels(), corners=4)
     plain = numbers(network.compute_losses(toy_features(), labels)[0])
-    watched = network.trainable_variables
-    variant(network, **settings)
-    losses, _, gradients = losses_and_gradients(network, labels, watched)
+    changed_network = variant(network, **settings)
+    watched = changed_network.trainable_variables
+    losses, _, gradients = losses_and_gradients(changed_network, labels, watched)
     losses = numbers(losses)
     assert {name for name in LOSSES if losses[name] != plain[name]} == changed
     assert all(np.isfinite(tf.convert_to_tensor(gradient)).all() for gradient in gradients)

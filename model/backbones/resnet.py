@@ -1,4 +1,4 @@
-"""ResNet backbones (He et al., CVPR 2016, table 1).
+"""ResNets (He et al., CVPR 2016, table 1).
 
 Axes: B images, H W rows and columns of the input, C channels.
 """
@@ -9,7 +9,9 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from model.layers import ConvNorm, LayerList
+from data.settings import require
+from model.layers import LayerList, Part
+from model.norms import ConvNorm
 
 DEPTHS = {
     "resnet18": (2, 2, 2, 2),
@@ -92,7 +94,7 @@ def _shortcut(rng, in_channels, out_channels, stride, norm, dtype) -> ConvNorm |
     return ConvNorm(rng, in_channels, out_channels, 1, stride=stride, norm=norm, dtype=dtype)
 
 
-class ResNet(keras.layers.Layer):
+class ResNet(Part):
     """A ResNet without its classifier.
 
     Args:
@@ -101,11 +103,13 @@ class ResNet(keras.layers.Layer):
         width: channels of the stem and of the first stage's 3×3 convolutions, doubled each stage.
         stride_in_1x1: bottlenecks stride in their first 1×1 convolution, as in Caffe's and Keras'
             weights, instead of the 3×3 of torchvision's.
-        norm: see `model.layers.make_norm`.
+        norm: see `model.norms.make_norm`.
         freeze_at: stages that neither train nor pass gradients on: 1 the stem, 2 and res2, ….
             Their batch norm uses its moving statistics, as Keras does for layers that do not train.
-        static: use ops that XLA can compile in every mode.
         dtype: Keras dtype policy.
+
+    Attributes:
+        out_channels: of C2 … C5.
     """
 
     def __init__(
@@ -117,11 +121,15 @@ class ResNet(keras.layers.Layer):
         stride_in_1x1: bool = False,
         norm: str,
         freeze_at: int = 0,
-        static: bool = False,
         dtype: str = "float32",
     ):
         super().__init__(dtype=dtype, autocast=False)
-        self.pool = _pool_by_slices if static else _pool
+        require(
+            not (stride_in_1x1 and name in BASIC),
+            "resnet_stride_in_1x1",
+            True,
+            f"a backbone with bottlenecks, not {name}",
+        )
         kwargs = {"norm": norm, "dtype": dtype}
         self.stem = ConvNorm(rng, 3, width, 7, stride=2, **kwargs)
         stages = []
@@ -142,10 +150,16 @@ class ResNet(keras.layers.Layer):
             frozen.trainable = False
         self.built = True
 
-    def call(self, x: tf.Tensor, training: bool = False) -> list[tf.Tensor]:
-        """Returns C2 … C5 of strides 4, 8, 16, 32 for normalised pixels [B, H, W, 3]."""
+    def call(self, x: tf.Tensor, training: bool = False, static: bool = False) -> list[tf.Tensor]:
+        """C2 … C5 of strides 4, 8, 16, 32.
+
+        Args:
+            x: normalised pixels [B, H, W, 3].
+            training: whether batch norms take the batch's statistics.
+            static: use operations that XLA can compile and derive.
+        """
         x = tf.nn.relu(self.stem(x, training=training))
-        x = self.pool(x)
+        x = _pool_by_slices(x) if static else _pool(x)
         outputs = []
         for stage, blocks in enumerate(self.stages, start=2):
             for block in blocks:
@@ -154,6 +168,28 @@ class ResNet(keras.layers.Layer):
                 x = tf.stop_gradient(x)
             outputs.append(x)
         return outputs
+
+
+def make(
+    rng: np.random.Generator,
+    name: str,
+    *,
+    norm: str,
+    freeze_at: int,
+    width: int,
+    stride_in_1x1: bool,
+    dtype: str,
+) -> ResNet:
+    """See `model.backbones`."""
+    return ResNet(
+        rng,
+        name,
+        width=width or 64,
+        stride_in_1x1=stride_in_1x1,
+        norm=norm,
+        freeze_at=freeze_at,
+        dtype=dtype,
+    )
 
 
 def _pad_border(x: tf.Tensor) -> tf.Tensor:

@@ -5,8 +5,8 @@ import pytest
 import tensorflow as tf
 from greedy_nms import greedy_nms_by_class
 
-from model.box_head import BoxOutputs
-from model.detections import detect_boxes, mask_scores
+from model.box_head import BoxOutputs, detect_boxes
+from model.maskiou_head import mask_scores
 from model.proposals import Proposals
 
 INFO = np.array([[60, 90, 1, 60, 90], [100, 80, 1, 100, 80]], np.float32)

@@ -1,0 +1,50 @@
+"""The backbones by the name that `--backbone` has for them.
+
+A backbone is one file here and one line in `BACKBONES`. The file has a function
+
+    make(rng, name, *, norm, freeze_at, width, stride_in_1x1, dtype)
+
+that returns a `model.layers.Part`: called with normalised pixels [B, H, W, 3], `training` and
+`static` it gives C2 … C5, of strides 4, 8, 16 and 32, whose channels are its `out_channels`. It
+says which of its variables decay, freezes what is to be frozen, and refuses by
+`data.settings.require` the options that it does not have.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import NamedTuple
+
+
+class Pixels(NamedTuple):
+    """What a network takes of a photograph: (RGB - mean) / std."""
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+class Backbone(NamedTuple):
+    """Where a backbone is made, and the pixels that its weights for ImageNet were trained on."""
+
+    file: str
+    pixels: Pixels
+
+
+_IMAGENET = Pixels((123.675, 116.28, 103.53), (58.395, 57.12, 57.375))
+
+BACKBONES = {
+    "resnet18": Backbone("resnet", _IMAGENET),
+    "resnet34": Backbone("resnet", _IMAGENET),
+    "resnet50": Backbone("resnet", _IMAGENET),
+    "resnet101": Backbone("resnet", _IMAGENET),
+    "resnet152": Backbone("resnet", _IMAGENET),
+    "efficientnet_lite0": Backbone("efficientnet_lite", Pixels((127.0,) * 3, (128.0,) * 3)),
+    "mobilenet_v3_small": Backbone("mobilenet_v3", Pixels((127.5,) * 3, (127.5,) * 3)),
+    "mobilenet_v3_large": Backbone("mobilenet_v3", Pixels((127.5,) * 3, (127.5,) * 3)),
+}
+
+
+def make_backbone(rng, name: str, **options):
+    """The backbone of a name in `BACKBONES`; options and result are those of its `make`."""
+    module = importlib.import_module(f"model.backbones.{BACKBONES[name].file}")
+    return module.make(rng, name, **options)

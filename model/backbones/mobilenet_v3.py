@@ -1,0 +1,113 @@
+"""MobileNetV3 (Howard et al., ICCV 2019) as `keras.applications` has it.
+
+Axes: B images, H W rows and columns of the input, C channels.
+"""
+
+from __future__ import annotations
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from data.settings import require
+from model.layers import Part, kaiming_normal
+
+MODELS = {
+    "mobilenet_v3_small": keras.applications.MobileNetV3Small,
+    "mobilenet_v3_large": keras.applications.MobileNetV3Large,
+}
+STRIDES = (4, 8, 16, 32)
+# A picture of this side tells what stride each layer has.
+_PROBE = 64
+
+
+class MobileNetV3(Part):
+    """MobileNetV3 up to its last block.
+
+    Args:
+        rng: source of the initial weights.
+        name: a key of `MODELS`.
+        norm: "bn", or "frozen_bn" for norms that keep their statistics, scale and offset.
+        freeze_at: stages that neither train nor pass gradients on: 1 all up to stride 2, 2 all up
+            to C2, ….
+        dtype: Keras dtype policy.
+
+    Attributes:
+        out_channels: of C2 … C5.
+    """
+
+    def __init__(
+        self, rng: np.random.Generator, name: str, *, norm: str, freeze_at: int, dtype: str
+    ):
+        super().__init__(dtype=dtype, autocast=False)
+        whole = _build(MODELS[name], dtype)
+        ends = _ends_of_strides(whole)
+        outputs = [whole.layers[end].output for end in ends[1:]]
+        self.model = keras.Model(whole.input, outputs)
+        self.out_channels = tuple(output.shape[-1] for output in outputs)
+        self.freeze_at = freeze_at
+        frozen = set(whole.layers[: ends[freeze_at - 1] + 1] if freeze_at else ())
+        for layer in self.model.layers:
+            is_norm = isinstance(layer, keras.layers.BatchNormalization)
+            layer.trainable = not (layer in frozen or (is_norm and norm == "frozen_bn"))
+        for kernel in self._kernels():
+            kernel.assign(kaiming_normal(rng, tuple(kernel.shape)))
+        self.built = True
+
+    def _kernels(self) -> list[keras.Variable]:
+        return [layer.kernel for layer in self.model.layers if hasattr(layer, "kernel")]
+
+    def call(self, x: tf.Tensor, training: bool = False, static: bool = False) -> list[tf.Tensor]:
+        """C2 … C5 of strides 4, 8, 16, 32 for normalised pixels [B, H, W, 3]."""
+        outputs = self.model(x, training=training)
+        return [
+            tf.stop_gradient(output) if level <= self.freeze_at else output
+            for level, output in enumerate(outputs, start=2)
+        ]
+
+
+def _build(model, dtype: str) -> keras.Model:
+    """The whole network; its layers take the dtype policy of the process, so that is lent."""
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy(dtype)
+    try:
+        return model(
+            input_shape=(None, None, 3),
+            include_top=False,
+            weights=None,
+            include_preprocessing=False,
+        )
+    finally:
+        keras.config.set_dtype_policy(before)
+
+
+def _ends_of_strides(model: keras.Model) -> list[int]:
+    """The last layer of the last block of each stride, 2 to 16, and the last layer of all."""
+    outputs = [layer.output for layer in model.layers]
+    shapes = keras.Model(model.input, outputs).compute_output_shape((1, _PROBE, _PROBE, 3))
+    names = [layer.name for layer in model.layers]
+    first = next(index for index, name in enumerate(names) if name.startswith("expanded_conv"))
+    strides = {
+        index: _PROBE // shapes[index][1]
+        for index, name in enumerate(names)
+        if index < first or name.endswith(("project_bn", "_add"))
+    }
+    ends = [max(i for i in strides if strides[i] == stride) for stride in (2, *STRIDES[:-1])]
+    return [*ends, len(names) - 1]
+
+
+def make(
+    rng: np.random.Generator,
+    name: str,
+    *,
+    norm: str,
+    freeze_at: int,
+    width: int,
+    stride_in_1x1: bool,
+    dtype: str,
+) -> MobileNetV3:
+    """See `model.backbones`."""
+    require(not stride_in_1x1, "resnet_stride_in_1x1", True, f"a ResNet, not {name}")
+    require(norm in ("bn", "frozen_bn"), "norm", norm, f"bn or frozen_bn for {name}")
+    require(width == 0, "backbone_width", width, f"0 for {name}, whose widths are as published")
+    return MobileNetV3(rng, name, norm=norm, freeze_at=freeze_at, dtype=dtype)

@@ -1,0 +1,141 @@
+"""A detector of parts: image → maps → proposals → RoIs → heads.
+
+    image → pixels → backbone → neck ─┬→ proposer → sampler (in training) ─→ RoIs
+                                      └→ regions ─→ head → head → head ←──────┘
+
+Which parts make which system of the R-CNN family stands in `model/systems.py`. A part is
+
+    neck      maps of the backbone's maps: `neck(maps, training=…)`.
+    proposer  `propose(maps, features, training=…, static=…)` → (outputs, `Proposals`) and
+              `compute_losses(outputs, labels)` → losses by name.
+    sampler   `sampler(proposals, gt_boxes, gt_classes, seeds)` → `SampledRoIs`.
+    regions   how a box is pooled from the maps, see `model.view.View`.
+    head      `compute_losses(view, rois, labels)` → (RoIs for the next head, losses by name) and
+              `detect(view, found)` → (what is found, for the next head; outputs by name). The first
+              head starts from the sampled RoIs, at test from the proposals.
+
+Axes: B images, H W pixels, D detections an image, M side of a mask.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from model.backbones import Pixels
+from model.layers import Part
+from model.pixels import normalise
+from model.proposals import Proposals
+from model.view import View
+
+Tensors = dict[str, tf.Tensor]
+
+
+class Detector(Part):
+    """The network. `compute_losses` trains it, `detect` uses it.
+
+    Args:
+        pixels: what the backbone takes.
+        backbone, neck, proposer, sampler, regions: see above.
+        heads: the heads in order, by the names that checkpoints have for them.
+        dtype: Keras dtype policy.
+    """
+
+    def __init__(
+        self,
+        *,
+        pixels: Pixels,
+        backbone: keras.layers.Layer,
+        neck: keras.layers.Layer,
+        proposer: keras.layers.Layer,
+        sampler: Callable,
+        regions: Callable,
+        heads: Mapping[str, keras.layers.Layer],
+        dtype: str = "float32",
+    ):
+        super().__init__(dtype=dtype, autocast=False)
+        self.pixels, self.sampler, self.regions = pixels, sampler, regions
+        # Attributes that hold layers are named as checkpoints spell them.
+        self.backbone, self.fpn, self.rpn_head = backbone, neck, proposer
+        self.head_names = tuple(heads)
+        for name, head in heads.items():
+            setattr(self, name, head)
+        self.built = True
+
+    @property
+    def heads(self) -> list[keras.layers.Layer]:
+        """The heads in order."""
+        return [getattr(self, name) for name in self.head_names]
+
+    @property
+    def decayed_variables(self) -> list[keras.Variable]:
+        """What weight decay applies to, as each part says: its trainable kernels."""
+        parts = [self.backbone, self.fpn, self.rpn_head, *self.heads]
+        return [variable for part in parts for variable in part.decayed_variables]
+
+    def compute_losses(
+        self, features: Tensors, labels: Tensors, static: bool = False
+    ) -> tuple[Tensors, Tensors]:
+        """Losses of one batch.
+
+        Args:
+            features: `image` uint8 [B, H, W, 3], `image_id` int64 [B], `image_info` float32 [B, 5].
+            labels: what `data.input_fn` gives in training. `gt_windows` float32 [B, G, 4] may say
+                which part of the image `gt_masks` cover, if not `gt_boxes`; `gt_polygons` and
+                `gt_polygon_parts` are needed if mask targets are drawn from polygons.
+            static: see `View`.
+
+        Returns:
+            The losses, float32 scalars that are this replica's shares of global means, and counts
+            to watch: `num_positive_rois`.
+        """
+        view, outputs, proposals = self.propose(features, training=True, static=static)
+        losses = self.rpn_head.compute_losses(outputs, labels)
+        rois = self.sampler(
+            proposals, labels["gt_boxes"], labels["gt_classes"], labels["sample_seeds"]
+        )
+        positives = tf.math.count_nonzero(rois.positive, dtype=tf.int32)
+        for head in self.heads:
+            rois, head_losses = head.compute_losses(view, rois, labels)
+            losses |= head_losses
+        return losses, {"num_positive_rois": tf.cast(positives, tf.float32)}
+
+    def detect(self, features: Tensors, static: bool = False) -> Tensors:
+        """Detections of one batch.
+
+        Args:
+            features: as for `compute_losses`.
+            static: see `View`.
+
+        Returns:
+            `num_detections` int32 [B]; `detection_boxes` float32 [B, D, 4] in pixels of the
+            network's input; `detection_classes` int32 [B, D], 0 for empty slots; `box_scores`;
+            with a mask head `detection_masks` float32 [B, D, M, M], probabilities over the box,
+            and `mask_scores` float32 [B, D]; with a MaskIoU head `mask_ious` float32 [B, D] in
+            0..1. Without one, masks are ranked by `box_scores`.
+        """
+        view, _, found = self.propose(features, training=False, static=static)
+        detections: Tensors = {}
+        for head in self.heads:
+            found, outputs = head.detect(view, found)
+            detections |= outputs
+        return detections
+
+    def propose(
+        self, features: Tensors, training: bool, static: bool = False
+    ) -> tuple[View, Any, Proposals]:
+        """What the heads see of a batch, the proposer's outputs, and the proposals."""
+        image, image_info = features["image"], features["image_info"]
+        maps = self.extract_features(image, image_info, training, static)
+        outputs, proposals = self.rpn_head.propose(maps, features, training=training, static=static)
+        return View(maps, image_info, self.regions, static, training), outputs, proposals
+
+    def extract_features(
+        self, image: tf.Tensor, image_info: tf.Tensor, training: bool, static: bool = False
+    ) -> list[tf.Tensor]:
+        """The neck's maps of uint8 images [B, H, W, 3]."""
+        pixels = normalise(image, image_info, self.pixels, self.compute_dtype)
+        return self.fpn(self.backbone(pixels, training=training, static=static), training=training)

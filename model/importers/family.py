@@ -1,0 +1,69 @@
+"""How the files of a program are described: its names beside this project's.
+
+A line of a table is: name in the file, path of the variable here, layout. In names `{i}` stands for
+a number, `{i:1}` for one that counts from 1 there and from 0 here, `{path}` for anything, `{bn}`
+for the four vectors of a batch norm, `{wb}` for a weight (kernel here) or bias. A path that ends in
+`folded_bias` is the bias of a convolution that has a norm here, see `translate`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+from model.importers.layouts import Layout, conv, same
+
+Line = tuple[str, str, Layout]
+
+BLOCK = "backbone/stages/{stage}/{block}/"
+RGB = {"pixel_mean": (123.675, 116.28, 103.53), "pixel_std": (58.395, 57.12, 57.375)}
+CAFFE = {
+    "pixel_mean": (123.675, 116.28, 103.53),
+    "pixel_std": (1.0, 1.0, 1.0),
+    "resnet_stride_in_1x1": True,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Family:
+    """One program's files.
+
+    Attributes:
+        name: what messages call it.
+        signature: a name that only its files have, in the notation of the tables.
+        lines: the table.
+        ignored: names that are left out on purpose.
+        settings: what the network's settings were when the weights were trained; others work, but
+            give other numbers.
+        channel_order: of the images it takes, "rgb" or "bgr".
+        batch_norm_epsilon: what the program adds to variances.
+        folded_statistics: its batch norms are a scale and an offset alone.
+        scope: path prefixes of what the files are expected to hold.
+        note: what to tell everybody who imports its files.
+    """
+
+    name: str
+    signature: str
+    lines: tuple[Line, ...]
+    ignored: tuple[str, ...] = ()
+    settings: dict = dataclasses.field(default_factory=dict)
+    channel_order: str = "rgb"
+    batch_norm_epsilon: float = 1e-5
+    folded_statistics: bool = False
+    scope: tuple[str, ...] = ("",)
+    note: str = ""
+
+
+def resnet_lines(prefix: str, stem: str = "") -> tuple[Line, ...]:
+    """PyTorch's names of a ResNet; conv biases stand in files whose batch norm is folded in."""
+    block = prefix + "layer{stage:1}.{block}."
+    return (
+        (prefix + stem + "conv1.weight", "backbone/stem/conv/kernel", conv),
+        (prefix + stem + "conv1.bias", "backbone/stem/conv/folded_bias", same),
+        (prefix + stem + "bn1.{bn}", "backbone/stem/norm/{bn}", same),
+        (block + "conv{n}.weight", BLOCK + "conv{n}/conv/kernel", conv),
+        (block + "conv{n}.bias", BLOCK + "conv{n}/conv/folded_bias", same),
+        (block + "bn{n}.{bn}", BLOCK + "conv{n}/norm/{bn}", same),
+        (block + "downsample.0.weight", BLOCK + "shortcut/conv/kernel", conv),
+        (block + "downsample.0.bias", BLOCK + "shortcut/conv/folded_bias", same),
+        (block + "downsample.1.{bn}", BLOCK + "shortcut/norm/{bn}", same),
+    )

@@ -1,0 +1,169 @@
+"""Normalisation layers, and the convolution with one behind it that networks are made of.
+
+Axes: B images (or RoIs), H W rows and columns, C channels.
+"""
+
+from __future__ import annotations
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from model.layers import Conv, DepthwiseConv, Initializer, Parameterised, kaiming_normal
+
+BATCH_NORM_EPSILON = 1e-5
+GROUP_NORM_EPSILON = 1e-5
+MAX_GROUPS = 32
+
+
+class FrozenBatchNorm(Parameterised):
+    """Batch normalisation whose four vectors never change: an affine map of the channels.
+
+    It is not called: `ConvNorm` folds its `scale` and `offset` into the convolution before it.
+    """
+
+    def __init__(self, channels: int, *, dtype: str = "float32"):
+        super().__init__(dtype)
+        ones, zeros = np.ones(channels, np.float32), np.zeros(channels, np.float32)
+        self.gamma = self._variable("gamma", ones, trainable=False)
+        self.beta = self._variable("beta", zeros, trainable=False)
+        self.moving_mean = self._variable("moving_mean", zeros, trainable=False)
+        self.moving_variance = self._variable("moving_variance", ones, trainable=False)
+
+    def affine(self) -> tuple[tf.Tensor, tf.Tensor]:
+        """Returns scale and offset, float32 [C] each, of y = x * scale + offset."""
+        scale = self.gamma * tf.math.rsqrt(self.moving_variance + BATCH_NORM_EPSILON)
+        return scale, self.beta - self.moving_mean * scale
+
+
+class GroupNorm(Parameterised):
+    """Group normalisation (Wu and He, ECCV 2018, section 3.1), statistics in float32."""
+
+    def __init__(self, channels: int, *, dtype: str = "float32"):
+        super().__init__(dtype)
+        self.gamma = self._variable("gamma", np.ones(channels, np.float32))
+        self.beta = self._variable("beta", np.zeros(channels, np.float32))
+        self.groups = next(g for g in range(MAX_GROUPS, 0, -1) if channels % g == 0)
+
+    def call(self, x: tf.Tensor) -> tf.Tensor:
+        """Normalises [B, H, W, C] over rows, columns and the channels of each group."""
+        gamma, beta = tf.convert_to_tensor(self.gamma), tf.convert_to_tensor(self.beta)
+        return _group_norm(x, gamma, beta, self.groups)
+
+
+def _group_norm(x: tf.Tensor, gamma: tf.Tensor, beta: tf.Tensor, groups: int) -> tf.Tensor:
+    """y = x · scale + offset with a scale and an offset for each image and channel.
+
+    The gradient is written out so that both directions touch the activations as rarely as the
+    algebra allows: sums over rows and columns, then one multiply-add with [B, C] coefficients.
+    """
+    batch, channels = tf.shape(x)[0], x.shape[-1]
+    cells = x.shape[1] * x.shape[2]
+    count = tf.cast(cells * channels // groups, tf.float32)
+
+    def sum_cells(tensor: tf.Tensor) -> tf.Tensor:
+        return tf.reduce_sum(tf.cast(tensor, tf.float32), axis=[1, 2])
+
+    def over_group(per_channel: tf.Tensor) -> tf.Tensor:
+        """Mean over each group of values summed over cells, for every channel of the group."""
+        grouped = tf.reshape(per_channel, [batch, groups, channels // groups])
+        mean = tf.reduce_sum(grouped, -1, keepdims=True) / count
+        return tf.reshape(tf.broadcast_to(mean, tf.shape(grouped)), [batch, channels])
+
+    def affine(tensor: tf.Tensor, scale: tf.Tensor) -> tf.Tensor:
+        return tensor * tf.cast(scale, x.dtype)[:, None, None, :]
+
+    @tf.custom_gradient
+    def normalise(x, gamma, beta):
+        mean = over_group(sum_cells(x))
+        # E[(x - mean)²] as E[x²] - mean² would cancel; the shifted form does not.
+        centred = tf.cast(x, tf.float32) - mean[:, None, None, :]
+        inverse = tf.math.rsqrt(over_group(sum_cells(tf.square(centred))) + GROUP_NORM_EPSILON)
+        scale = gamma * inverse
+        y = affine(tf.cast(centred, x.dtype), scale) + tf.cast(beta, x.dtype)
+
+        def gradient(dy):
+            sum_dy = sum_cells(dy)
+            sum_dy_centred = sum_cells(tf.cast(dy, tf.float32) * centred)
+            mean_g = over_group(gamma * sum_dy)
+            mean_gc = over_group(gamma * sum_dy_centred)
+            slope = -inverse * inverse * inverse * mean_gc
+            dx = (
+                affine(dy, scale)
+                + affine(tf.cast(centred, x.dtype), slope)
+                - tf.cast(inverse * mean_g, x.dtype)[:, None, None, :]
+            )
+            dgamma = tf.reduce_sum(sum_dy_centred * inverse, 0)
+            return dx, dgamma, tf.reduce_sum(sum_dy, 0)
+
+        return y, gradient
+
+    return normalise(x, gamma, beta)
+
+
+def make_norm(norm: str, channels: int, dtype: str) -> keras.layers.Layer:
+    """The normalisation layer that `--norm` names, with variables for `channels` channels."""
+    if norm == "frozen_bn":
+        return FrozenBatchNorm(channels, dtype=dtype)
+    if norm == "gn":
+        return GroupNorm(channels, dtype=dtype)
+    layer = keras.layers.BatchNormalization(
+        momentum=0.9,
+        epsilon=BATCH_NORM_EPSILON,
+        synchronized=norm == "sync_bn",
+        dtype=dtype,
+    )
+    layer.build((None, None, None, channels))
+    return layer
+
+
+class ConvNorm(keras.layers.Layer):
+    """A convolution and the normalisation after it, which takes the place of a bias.
+
+    Args:
+        rng, in_channels, out_channels, size, stride, padding, kernel_init, dtype: as of `Conv`.
+        norm: see `make_norm`; "none" leaves it out and gives the convolution a bias.
+        depthwise: a filter for each channel (`DepthwiseConv`), in place of one for all.
+    """
+
+    def __init__(
+        self,
+        rng: np.random.Generator,
+        in_channels: int,
+        out_channels: int,
+        size: int,
+        *,
+        stride: int = 1,
+        padding: str = "symmetric",
+        norm: str,
+        kernel_init: Initializer = kaiming_normal,
+        depthwise: bool = False,
+        dtype: str = "float32",
+    ):
+        super().__init__(dtype=dtype, autocast=False)
+        if depthwise:
+            self.conv = DepthwiseConv(rng, in_channels, size, stride=stride, dtype=dtype)
+        else:
+            self.conv = Conv(
+                rng,
+                in_channels,
+                out_channels,
+                size,
+                stride=stride,
+                padding=padding,
+                bias=norm == "none",
+                kernel_init=kernel_init,
+                dtype=dtype,
+            )
+        self.norm = None if norm == "none" else make_norm(norm, out_channels, dtype)
+        self.built = True
+
+    def call(self, x: tf.Tensor, training: bool = False) -> tf.Tensor:
+        """[B, H, W, in_channels] → [B, H / stride, W / stride, out_channels]."""
+        if isinstance(self.norm, FrozenBatchNorm):
+            scale, offset = self.norm.affine()
+            return self.conv(x, scale=scale, offset=offset)
+        x = self.conv(x)
+        if self.norm is None or isinstance(self.norm, GroupNorm):
+            return x if self.norm is None else self.norm(x)
+        return self.norm(x, training=training)

@@ -1,0 +1,185 @@
+"""The R-CNN family: which parts make which system. The only reader of `ModelConfig`.
+
+    faster_rcnn          Ren et al., NIPS 2015, over the pyramid of Lin et al., CVPR 2017
+    └ mask_rcnn          He et al., ICCV 2017: + a mask of each box
+      └ mask_scoring_rcnn  Huang et al., CVPR 2019: + the IoU that each mask is expected to have
+
+A system is a row of functions that make its parts from the settings; most differ from their
+parent in one.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+import numpy as np
+
+from data.anchors import AnchorGrid
+from data.config import DataConfig
+from model.backbones import Pixels, make_backbone
+from model.box_head import BoxHead
+from model.config import ModelConfig
+from model.detector import Detector
+from model.fpn import FPN
+from model.mask_head import MaskHead
+from model.maskiou_head import MaskIoUHead
+from model.roi_align import RoIAlign
+from model.roi_sampling import sample_rois
+from model.rpn import RPNHead
+
+
+class Settings(NamedTuple):
+    """What the makers of parts read, and the source of the initial weights."""
+
+    model: ModelConfig
+    data: DataConfig
+    rng: np.random.Generator
+
+
+class System(NamedTuple):
+    """What makes a system's parts of `Settings`, the neck also of the backbone's channels.
+
+    Weights are drawn part by part in this order, after the backbone's.
+    """
+
+    neck: Callable
+    proposer: Callable
+    sampler: Callable
+    regions: Callable
+    heads: Mapping[str, Callable]
+
+    def with_head(self, name: str, make: Callable) -> System:
+        """The system with one more head, after the others."""
+        return self._replace(heads={**self.heads, name: make})
+
+
+def _fpn(settings: Settings, in_channels: tuple[int, ...]) -> FPN:
+    model = settings.model
+    return FPN(
+        settings.rng, in_channels, model.fpn_channels, norm=model.fpn_norm, dtype=model.precision
+    )
+
+
+def _rpn(settings: Settings) -> RPNHead:
+    model, data = settings.model, settings.data
+    return RPNHead(
+        settings.rng,
+        model.fpn_channels,
+        functools.partial(AnchorGrid.from_config, data),
+        len(data.anchor_ratios),
+        num_convs=model.rpn_num_convs,
+        pre_nms=(model.rpn_pre_nms_train, model.rpn_pre_nms_test),
+        post_nms=(model.rpn_post_nms_train, model.rpn_post_nms_test),
+        nms_iou=model.rpn_nms_iou,
+        clip_below=model.box_delta_clip == "both",
+        box_loss_beta=model.rpn_box_loss_beta,
+        loss_normaliser=model.rpn_loss_normaliser,
+        dtype=model.precision,
+    )
+
+
+def _roi_sampler(settings: Settings):
+    model = settings.model
+    return functools.partial(
+        sample_rois,
+        num_rois=model.rois_per_image,
+        positive_fraction=model.roi_positive_fraction,
+        positive_iou=model.roi_positive_iou,
+    )
+
+
+def _roi_align(settings: Settings) -> RoIAlign:
+    return RoIAlign(settings.model.roi_sampling_ratio, settings.model.roi_aligned)
+
+
+def _box_head(settings: Settings) -> BoxHead:
+    model = settings.model
+    return BoxHead(
+        settings.rng,
+        model.fpn_channels,
+        model.head_dim,
+        model.num_classes,
+        num_convs=model.box_num_convs,
+        num_fcs=model.box_num_fcs,
+        norm=model.head_norm,
+        box_loss_beta=model.box_loss_beta,
+        score_threshold=model.score_threshold,
+        nms_iou=model.nms_iou,
+        max_detections=model.detections_per_image,
+        clip_below=model.box_delta_clip == "both",
+        dtype=model.precision,
+    )
+
+
+def _mask_head(settings: Settings) -> MaskHead:
+    model = settings.model
+    return MaskHead(
+        settings.rng,
+        model.fpn_channels,
+        model.num_classes,
+        mask_size=model.mask_size,
+        max_rois=int(model.rois_per_image * model.roi_positive_fraction),
+        target=model.mask_target,
+        norm=model.head_norm,
+        dtype=model.precision,
+    )
+
+
+def _maskiou_head(settings: Settings) -> MaskIoUHead:
+    model = settings.model
+    return MaskIoUHead(
+        settings.rng,
+        model.fpn_channels,
+        model.head_dim,
+        model.num_classes,
+        model.mask_size,
+        target_area=model.maskiou_target_area,
+        target_threshold=model.maskiou_target_threshold,
+        stop_gradient=model.maskiou_stop_gradient,
+        loss_weight=model.maskiou_loss_weight,
+        rescore=model.rescore,
+        dtype=model.precision,
+    )
+
+
+_FASTER_RCNN = System(_fpn, _rpn, _roi_sampler, _roi_align, {"box_head": _box_head})
+_MASK_RCNN = _FASTER_RCNN.with_head("mask_head", _mask_head)
+_MASK_SCORING_RCNN = _MASK_RCNN.with_head("maskiou_head", _maskiou_head)
+
+SYSTEMS = {
+    "faster_rcnn": _FASTER_RCNN,
+    "mask_rcnn": _MASK_RCNN,
+    "mask_scoring_rcnn": _MASK_SCORING_RCNN,
+}
+
+
+def build_network(params) -> Detector:
+    """The network that `params.model` and `params.data` describe, its variables created.
+
+    Raises:
+        ValueError: the backbone does not have an option that the settings ask for.
+    """
+    model = params.model
+    system = SYSTEMS[model.system]
+    settings = Settings(model, params.data, np.random.default_rng(params.data.seed))
+    backbone = make_backbone(
+        settings.rng,
+        model.backbone,
+        norm=model.norm,
+        freeze_at=model.freeze_at,
+        width=model.backbone_width,
+        stride_in_1x1=model.resnet_stride_in_1x1,
+        dtype=model.precision,
+    )
+    return Detector(
+        pixels=Pixels(model.pixel_mean, model.pixel_std),
+        backbone=backbone,
+        neck=system.neck(settings, backbone.out_channels),
+        proposer=system.proposer(settings),
+        sampler=system.sampler(settings),
+        regions=system.regions(settings),
+        heads={name: make(settings) for name, make in system.heads.items()},
+        dtype=model.precision,
+    )
