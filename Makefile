@@ -10,7 +10,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-ROOMS := data model trainer tools tests setup.py
+ROOMS := data model trainer tools tests setup.py msrcnn.py
 
 RUN := runs/quickstart
 SHAPES := $(RUN)/shapes

@@ -21,6 +21,7 @@ setup(
         "tools",
         "tools.peers",
     ],
+    py_modules=["msrcnn"],
     python_requires=">=3.10",
     # The lock file brings tensorflow-cpu, which is a distribution of its own: the Makefile
     # therefore installs this package without its dependencies.
@@ -58,6 +59,7 @@ setup(
             "msrcnn-benchmark=tools.benchmark:run",
             "msrcnn-draw-benchmarks=tools.draw_benchmarks:run",
             "msrcnn-draw-shapes=tools.draw_shapes:run",
+            "msrcnn-predict=tools.predict:run",
             "msrcnn-profile-steps=tools.profile_steps:run",
             "msrcnn-write-samples=tools.write_samples:run",
         ]

@@ -1,0 +1,16 @@
+"""Mask Scoring R-CNN for TensorFlow 2: outlines, and how good each of them is.
+
+from msrcnn import load
+
+found = load("runs/photos")("street.jpg")
+found.boxes, found.names, found.box_scores, found.mask_ious, found.mask_scores, found.masks
+"""
+
+from data.tensorflow_log import quieten_tensorflow
+
+quieten_tensorflow()
+
+from data.errors import UserError  # noqa: E402
+from trainer.predictor import Detections, Predictor, load  # noqa: E402
+
+__all__ = ["Detections", "Predictor", "UserError", "load"]

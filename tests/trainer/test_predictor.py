@@ -1,0 +1,207 @@
+"""A model_dir called on photographs: pixels, paths and lists of them."""
+
+import concurrent.futures
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from PIL import Image
+from pycocotools import mask as coco_mask
+
+import msrcnn
+from data.config import DataConfig
+from data.examples import eval_example
+from data.records import encode_example
+from model.config import ModelConfig
+from model.systems import build_network
+from trainer.categories import write_categories
+from trainer.config import Params
+from trainer.flags import write_flagfile
+
+DATA = DataConfig(
+    canvases=("64x96", "96x64"),
+    short_side=64,
+    long_side=96,
+    train_short_side_min=64,
+    anchor_sizes=(8.0, 16.0, 32.0, 64.0, 128.0),
+)
+MODEL = ModelConfig(
+    num_classes=3,
+    backbone="resnet18",
+    backbone_width=8,
+    fpn_channels=16,
+    head_dim=16,
+    mask_size=8,
+    rpn_pre_nms_test=30,
+    rpn_post_nms_test=20,
+    detections_per_image=6,
+    score_threshold=0.0,
+)
+CATEGORIES = [{"label": 1, "id": 7, "name": "cat"}, {"label": 2, "id": 9, "name": "dog"}]
+
+
+def make_model_dir(folder, **settings):
+    params = Params(data=DATA, model=dataclasses.replace(MODEL, **settings))
+    folder.mkdir()
+    write_flagfile(params, str(folder / "config.flags"))
+    write_categories(CATEGORIES, str(folder))
+    network = build_network(params)
+    if "maskiou_head" in network.head_names:
+        # Of random weights all are below 0, where there is no order to see.
+        network.maskiou_head.maskiou.bias.assign([0.0, 0.3, 0.6])
+    checkpoint = tf.train.Checkpoint(network=network)
+    tf.train.CheckpointManager(checkpoint, str(folder), 1, checkpoint_name="ckpt").save()
+    return folder
+
+
+@pytest.fixture(scope="module")
+def model_dir(tmp_path_factory):
+    return make_model_dir(tmp_path_factory.mktemp("model") / "run")
+
+
+@pytest.fixture(scope="module")
+def predictor(model_dir):
+    return msrcnn.load(model_dir)
+
+
+def photograph(height=40, width=60, seed=0):
+    coarse = np.random.default_rng(seed).integers(0, 256, (height // 4, width // 4, 3), np.uint8)
+    return np.kron(coarse, np.ones((4, 4, 1), np.uint8))
+
+
+def save(folder, name, pixels, **options):
+    path = folder / name
+    Image.fromarray(pixels).save(path, **options)
+    return path
+
+
+def assert_equal(ours, theirs, atol=0.0):
+    assert ours.names == theirs.names and (ours.height, ours.width) == (theirs.height, theirs.width)
+    for name in ("boxes", "box_scores", "mask_ious", "mask_scores", "probabilities"):
+        np.testing.assert_allclose(getattr(ours, name), getattr(theirs, name), atol=atol)
+
+
+def test_what_is_found_in_a_photograph(predictor):
+    image = photograph()
+    found = predictor(image)
+    assert len(found) == 6 and (found.height, found.width) == (40, 60)
+    assert found.boxes.shape == (6, 4) and found.boxes.max() > 1
+    assert (found.boxes >= 0).all() and (found.boxes <= [40, 60, 40, 60]).all()
+    assert found.names == [{1: "cat", 2: "dog"}[label] for label in found.classes]
+    np.testing.assert_allclose(found.mask_scores, found.box_scores * found.mask_ious)
+    assert (np.diff(found.mask_scores) <= 0).all() and (np.diff(found.box_scores) > 0).any()
+    assert found.masks.shape == (6, 40, 60) and found.masks.dtype == bool and found.masks.any()
+    assert found.draw(image, min_score=0.0).shape == image.shape
+    assert (found.draw(image, min_score=1.0) == image).all()
+
+
+def test_entries_of_coco_say_the_same(predictor):
+    found = predictor(photograph())
+    entries = json.loads(json.dumps(found.to_coco(image_id=3, file_name="a.jpg")))
+    for index, entry in enumerate(entries):
+        y1, x1, y2, x2 = found.boxes[index]
+        assert entry["image_id"] == 3 and entry["file_name"] == "a.jpg"
+        assert entry["category_id"] == {"cat": 7, "dog": 9}[found.names[index]]
+        np.testing.assert_allclose(entry["bbox"], [x1, y1, x2 - x1, y2 - y1], atol=1e-3)
+        assert np.float32(entry["score"]) == found.mask_scores[index]
+        assert np.float32(entry["box_score"]) == found.box_scores[index]
+        np.testing.assert_array_equal(
+            coco_mask.decode(entry["segmentation"]).astype(bool), found.masks[index]
+        )
+
+
+def test_a_file_gives_what_its_pixels_give(predictor, tmp_path):
+    pixels = photograph()
+    path = save(tmp_path, "a.png", pixels)
+    np.testing.assert_array_equal(predictor.read(path), pixels)
+    assert_equal(predictor(path), predictor(pixels))
+    assert_equal(predictor(str(path)), predictor(pixels))
+
+
+@pytest.mark.parametrize("exif", ["apply", "ignore"])
+def test_files_are_turned_as_in_training(model_dir, tmp_path, exif):
+    predictor = msrcnn.load(model_dir, exif=exif)
+    told = Image.Exif()
+    told[0x0112] = 6
+    pixels = photograph()
+    path = save(tmp_path, "a.png", pixels, exif=told)
+    expected = np.rot90(pixels, -1) if exif == "apply" else pixels
+    np.testing.assert_array_equal(predictor.read(path), expected)
+    found = predictor(path)
+    assert (found.height, found.width) == expected.shape[:2]
+
+
+def test_the_network_sees_what_it_sees_in_evaluation(predictor, tmp_path):
+    pixels = photograph(50, 36)
+    path = save(tmp_path, "a.jpg", pixels, quality=90)
+    record = encode_example(
+        encoded=path.read_bytes(), image_format="jpeg", height=50 // 4 * 4, width=36,
+        file_name="a.jpg", image_id=1, instances=(), include_masks=False,
+    )  # fmt: skip
+    features = eval_example(tf.constant(record), DATA)
+    ours = predictor._lay_out(predictor.read(path))
+    assert features["image"].shape == (96, 64, 3)
+    for name, values in ours.items():
+        np.testing.assert_array_equal(values, features[name], err_msg=name)
+
+
+def test_lists_keep_their_order_and_canvases_do_not_mix(predictor, model_dir):
+    images = [photograph(*size, seed=seed) for seed, size in enumerate([(40, 60), (60, 40)] * 3)]
+    alone = [predictor(image) for image in images]
+    for batch_size in (1, 2):
+        together = msrcnn.load(model_dir, batch_size=batch_size)(images)
+        assert [found.height for found in together] == [40, 60] * 3
+        for ours, theirs in zip(together, alone, strict=True):
+            assert_equal(ours, theirs, atol=1e-4)
+    assert predictor([]) == []
+
+
+def test_threads_share_it_and_a_canvas_is_traced_once(model_dir):
+    predictor = msrcnn.load(model_dir)
+    images = [photograph(seed=seed) for seed in range(4)] * 3
+    expected = [predictor(image) for image in images[:4]] * 3
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:
+        for ours, theirs in zip(pool.map(predictor, images), expected, strict=True):
+            assert_equal(ours, theirs)
+    predictor(photograph(44, 60))  # another size on the same canvas
+    assert predictor._detect.experimental_get_tracing_count() == 1
+    assert predictor._lay_out.experimental_get_tracing_count() == 1
+
+
+def test_settings_can_be_given(model_dir, predictor):
+    few = msrcnn.load(model_dir, detections_per_image=2, rescore=False)(photograph())
+    assert len(few) == 2
+    np.testing.assert_array_equal(few.mask_scores, few.box_scores)
+    assert few.box_scores.max() == predictor(photograph()).box_scores.max()
+
+
+@pytest.mark.parametrize("system", ["faster_rcnn", "mask_rcnn"])
+def test_systems_without_all_heads(tmp_path, system):
+    found = msrcnn.load(make_model_dir(tmp_path / "run", system=system))(photograph())
+    assert found.mask_ious is None and (np.diff(found.box_scores) <= 0).all()
+    assert (found.masks is None) == (found.mask_scores is None) == (system == "faster_rcnn")
+    entry = found.to_coco()[0]
+    assert ("segmentation" in entry) == (system == "mask_rcnn") and "mask_iou" not in entry
+    assert found.draw(photograph(), min_score=0.0).shape == (40, 60, 3)
+
+
+def test_what_is_no_photograph_is_refused(predictor, tmp_path):
+    for array in (np.zeros((4, 4), np.uint8), np.zeros((4, 4, 3)), np.zeros((0, 4, 3), np.uint8)):
+        with pytest.raises(ValueError, match=r"a uint8 array \[height, width, 3\]"):
+            predictor(array)
+    (tmp_path / "a.jpg").write_bytes(b"nothing")
+    with pytest.raises(msrcnn.UserError, match="a.jpg: the file is neither JPEG nor PNG"):
+        predictor(tmp_path / "a.jpg")
+    with pytest.raises(msrcnn.UserError, match="b.jpg cannot be read"):
+        predictor([tmp_path / "b.jpg"])
+
+
+def test_what_is_no_model_is_refused(model_dir, tmp_path):
+    with pytest.raises(msrcnn.UserError, match="There is no trained model in"):
+        msrcnn.load(tmp_path)
+    with pytest.raises(TypeError, match="there is no setting colour"):
+        msrcnn.load(model_dir, colour="red")
+    with pytest.raises(ValueError, match="^--score_threshold=2.0: expected 0 to 1"):
+        msrcnn.load(model_dir, score_threshold=2.0)

@@ -1,0 +1,306 @@
+"""A trained network, called on photographs.
+
+Axes: B images of a batch, N detections of an image, h w rows and columns of a photograph, H W its
+canvas, M side of a mask.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import functools
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from data import augment, files
+from data.config import DataConfig
+from data.decoding import decode_image
+from data.errors import UserError
+from data.images import InvalidImage, inspect_image
+from model.paste import paste_mask, paste_rle
+from model.systems import build_network
+from trainer.categories import load_categories
+from trainer.checkpoints import find_checkpoint, load_network
+from trainer.coco_metrics import boxes_in_original
+from trainer.config import Params
+from trainer.flags import list_settings, make_params
+from trainer.overlays import Instance, draw_instances
+from trainer.run_record import has_checkpoint, load_record
+
+Photograph = np.ndarray | str | os.PathLike
+_DECIMALS = 3  # of a pixel, in COCO's boxes
+
+
+@dataclasses.dataclass(frozen=True)
+class Detections:
+    """What was found in one photograph, best first: by `mask_scores`, else by `box_scores`.
+
+    Attributes:
+        height, width: of the photograph, pixels.
+        boxes: float32 [N, 4], y1, x1, y2, x2 in pixels of the photograph.
+        classes: int32 [N], labels from 1 on.
+        names: N class names.
+        category_ids: N ids that the classes had in the COCO file trained on.
+        box_scores: float32 [N], probability of the class.
+        mask_ious: float32 [N], expected IoU of each mask, 0 to 1; None without a MaskIoU head.
+        mask_scores: float32 [N], box_score × mask_iou; None without a mask head.
+        probabilities: float32 [N, M, M], each mask over its box; None without a mask head.
+        mask_paste: the rule of `model.paste` by which masks are made of them.
+    """
+
+    height: int
+    width: int
+    boxes: np.ndarray
+    classes: np.ndarray
+    names: list[str]
+    category_ids: list[int]
+    box_scores: np.ndarray
+    mask_ious: np.ndarray | None = None
+    mask_scores: np.ndarray | None = None
+    probabilities: np.ndarray | None = None
+    mask_paste: str = "exact"
+
+    def __len__(self) -> int:
+        return len(self.classes)
+
+    @functools.cached_property
+    def masks(self) -> np.ndarray | None:
+        """bool [N, h, w], made when first asked for; None without a mask head."""
+        if self.probabilities is None:
+            return None
+        size = self.height, self.width
+        masks = np.zeros([len(self), *size], bool)
+        for mask, probabilities, box in zip(masks, self.probabilities, self.boxes, strict=True):
+            mask[:] = paste_mask(probabilities, box, *size, rule=self.mask_paste)
+        return masks
+
+    def to_coco(self, image_id: int = 0, file_name: str = "") -> list[dict]:
+        """Entries in COCO results format, with `bbox` and, with masks, `segmentation` (RLE).
+
+        `score` is the mask score where there is one, else the box score; the single scores stand
+        beside it.
+        """
+        image = {"image_id": image_id} | ({"file_name": file_name} if file_name else {})
+        limits = [self.height, self.width] * 2
+        entries = []
+        for index, box in enumerate(self.boxes):
+            y1, x1, y2, x2 = np.clip(box, 0, limits).tolist()
+            scores = self._scores(index)
+            entry = {
+                **image,
+                "category_id": self.category_ids[index],
+                "bbox": [round(side, _DECIMALS) for side in (x1, y1, x2 - x1, y2 - y1)],
+                "score": scores.get("mask_score", scores["box_score"]),
+                **scores,
+            }
+            if self.probabilities is not None:
+                size, rule = (self.height, self.width), self.mask_paste
+                entry["segmentation"] = paste_rle(self.probabilities[index], box, *size, rule=rule)
+            entries.append(entry)
+        return entries
+
+    def draw(self, image: np.ndarray, min_score: float = 0.3) -> np.ndarray:
+        """The photograph with the detections of at least this box score: uint8 [h, w, 3]."""
+        instances = [
+            Instance(
+                tuple(box),
+                " ".join([self.names[index], *(f"{s:.2f}" for s in self._scores(index).values())]),
+                None if self.masks is None else self.masks[index].astype(np.uint8),
+            )
+            for index, box in enumerate(self.boxes)
+            if self.box_scores[index] >= min_score
+        ]
+        return draw_instances(image, instances, enlargement=1)
+
+    def _scores(self, index: int) -> dict[str, float]:
+        scores = {
+            "box_score": self.box_scores,
+            "mask_iou": self.mask_ious,
+            "mask_score": self.mask_scores,
+        }
+        return {name: float(str(v[index])) for name, v in scores.items() if v is not None}
+
+
+class Predictor:
+    """Finds the objects of photographs. It may be called from several threads at once.
+
+    Args:
+        params: the network's settings.
+        network: with its weights.
+        categories: {"label", "id", "name"} of each class.
+        batch_size: photographs of one canvas that go through the network together.
+    """
+
+    def __init__(self, params: Params, network, categories: Sequence[Mapping], batch_size: int = 1):
+        self.params = params
+        self.names = {category["label"]: str(category["name"]) for category in categories}
+        self._ids = {category["label"]: category["id"] for category in categories}
+        self._network = network
+        self._batch_size = batch_size
+        config = params.data
+        pixels = tf.TensorSpec([None, None, 3], tf.uint8)
+        self._lay_out = tf.function(
+            functools.partial(_lay_out, config=config), input_signature=[pixels], autograph=False
+        )
+        self._decode = tf.function(
+            functools.partial(decode_image, exif=config.exif), autograph=False
+        )
+        # A trace for each canvas and number of photographs: one, or a full batch.
+        self._detect = tf.function(network.detect, autograph=False)
+
+    def __call__(self, images: Photograph | Sequence[Photograph]) -> Detections | list[Detections]:
+        """Finds the objects of a photograph, or of each of a list.
+
+        Args:
+            images: a uint8 array [h, w, 3] (RGB), a path of a JPEG or PNG file, or a list of them.
+                An EXIF orientation is applied to files as in training.
+
+        Raises:
+            ValueError: an array is none of those.
+            UserError: a file cannot be read as a picture.
+        """
+        if isinstance(images, Sequence) and not isinstance(images, str):
+            return self._find(images)
+        return self._find([images])[0]
+
+    def read(self, path: str | os.PathLike) -> np.ndarray:
+        """The pixels of a file as training sees them: uint8 [h, w, 3], turned as EXIF says.
+
+        Raises:
+            UserError: the file is missing, or neither JPEG nor PNG, or broken.
+        """
+        try:
+            with files.open_file(path, "rb") as file:
+                encoded = file.read()
+            facts = inspect_image(encoded)
+        except OSError as error:
+            raise UserError(f"{path} cannot be read ({error.strerror or error}).") from None
+        except InvalidImage as error:
+            raise UserError(f"{path}: {error}.") from None
+        size = [facts.height, facts.width]
+        turned = self.params.data.exif == "apply" and facts.orientation >= 5
+        height, width = reversed(size) if turned else size
+        record = {
+            "encoded": encoded,
+            "image_id": 0,
+            "height": height,
+            "width": width,
+            "orientation": facts.orientation,
+        }
+        tensors = {
+            name: tf.constant(value, tf.string if name == "encoded" else tf.int64)
+            for name, value in record.items()
+        }
+        return self._decode(tensors).numpy()
+
+    def _find(self, images: Sequence[Photograph]) -> list[Detections]:
+        found: list[Any] = [None] * len(images)
+        waiting = collections.defaultdict(list)
+        for index, image in enumerate(images):
+            features = self._lay_out(_check_pixels(image) if _is_array(image) else self.read(image))
+            canvas = tuple(features["image"].shape[:2])
+            waiting[canvas].append((index, features))
+            if len(waiting[canvas]) == self._batch_size:
+                self._run(waiting.pop(canvas), found)
+        for left in waiting.values():
+            for one in left:
+                self._run([one], found)
+        return found
+
+    def _run(self, batch: list[tuple[int, dict]], found: list) -> None:
+        """Detects in a batch of one canvas, and files what was found under its places."""
+        features = {
+            name: tf.stack([one[name] for _, one in batch]) for name in ("image", "image_info")
+        }
+        outputs = {name: value.numpy() for name, value in self._detect(features).items()}
+        outputs["image_info"] = features["image_info"].numpy()
+        for row, (index, _) in enumerate(batch):
+            found[index] = self._gather({name: value[row] for name, value in outputs.items()})
+
+    def _gather(self, prediction: Mapping[str, np.ndarray]) -> Detections:
+        count = int(prediction["num_detections"])
+        scores = prediction.get("mask_scores", prediction["box_scores"])[:count]
+        order = np.argsort(-scores, kind="stable")
+
+        def take(name: str) -> np.ndarray | None:
+            return prediction[name][order] if name in prediction else None
+
+        classes = take("detection_classes")
+        height, width = (int(side) for side in prediction["image_info"][3:])
+        return Detections(
+            height=height,
+            width=width,
+            boxes=boxes_in_original(prediction)[order].astype(np.float32),
+            classes=classes,
+            names=[self.names.get(int(label), str(label)) for label in classes],
+            category_ids=[self._ids.get(int(label), int(label)) for label in classes],
+            box_scores=take("box_scores"),
+            mask_ious=take("mask_ious"),
+            mask_scores=take("mask_scores"),
+            probabilities=take("detection_masks"),
+            mask_paste=self.params.model.mask_paste,
+        )
+
+
+def load(folder: str | os.PathLike, *, batch_size: int = 1, checkpoint: str = "", **settings):
+    """Opens a trained model.
+
+    Args:
+        folder: a model_dir, or the folder `best` in one.
+        batch_size: see `Predictor`.
+        checkpoint: of the folder; the latest by default.
+        settings: in place of the recorded ones, by the names of their flags, such as
+            `score_threshold=0.5` or `precision="float32"`.
+
+    Returns:
+        `Predictor`.
+
+    Raises:
+        UserError: the folder holds no trained model.
+        TypeError: there is no setting of such a name.
+        ValueError: a setting has a value that it cannot have.
+    """
+    folder = files.expand(folder)
+    home = os.path.dirname(folder) if os.path.basename(folder) == "best" else folder
+    recorded = load_record(home)
+    if not recorded or not (checkpoint or has_checkpoint(folder)):
+        raise UserError(
+            f"There is no trained model in {folder}: name the --model_dir of a training."
+        )
+    known = {setting.name: setting.default for setting in list_settings()}
+    for name in settings:
+        if name not in known:
+            raise TypeError(f"there is no setting {name}; settings have the names of flags.")
+    params = make_params(known | recorded | {"jit_compile": False} | settings)
+    network = build_network(params)
+    load_network(network, find_checkpoint(checkpoint or folder))
+    return Predictor(params, network, load_categories(home), batch_size)
+
+
+def _is_array(image: Photograph) -> bool:
+    return not isinstance(image, str | os.PathLike)
+
+
+def _check_pixels(image) -> np.ndarray:
+    pixels = np.asarray(image)
+    if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3 or not pixels.size:
+        raise ValueError(
+            f"a photograph is a uint8 array [height, width, 3] in RGB, not {pixels.dtype} "
+            f"{list(pixels.shape)}."
+        )
+    return pixels
+
+
+def _lay_out(pixels: tf.Tensor, config: DataConfig) -> dict[str, tf.Tensor]:
+    """Puts a photograph, uint8 [h, w, 3], on its canvas, as `data.examples.eval_example` does."""
+    size = tf.shape(pixels, tf.int64)[:2]
+    canvas = tf.gather(
+        tf.constant(config.canvas_sizes, tf.int64), augment.choose_canvas(size, config)
+    )
+    geometry = augment.fit_geometry(size, canvas, config)
+    image = augment.render_image(pixels, geometry, canvas)
+    return {"image": image, "image_info": geometry.image_info}
