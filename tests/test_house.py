@@ -20,17 +20,14 @@ NOT_FILES = {
     *("os.kill", "os.pipe", "os.read", "os.close", "os.set_blocking"),
 }
 FILE_MODULES = {"glob", "pathlib", "shutil", "tempfile"}
+# Benchmarks read /proc, start programs and keep their data in temporary folders.
+BENCHMARKS = "tools/benchmarks/"
 LOCAL_FILES = {
     "data/files.py": "is the file layer",
     "model/importers/hdf5_process.py": "starts a program on a local copy",
     "model/importers/keras_files.py": "is that program",
-    "tools/benchmark.py": "reads /proc, and works in a temporary folder",
-    "tools/contestants.py": "reads /proc, and starts programs",
-    "tools/measurements.py": "reads measurements of this machine",
+    "tools/benchmark.py": "works in a temporary folder",
     "tools/profile_steps.py": "reads a profile in a temporary folder",
-    "tools/stand_ins.py": "works in a temporary folder",
-    "tools/workload_data.py": "works in a temporary folder",
-    "tools/workloads.py": "works in a temporary folder",
 }
 
 
@@ -115,7 +112,7 @@ def file_accesses(tree):
 @pytest.mark.parametrize("path", FILES, ids=name_of)
 def test_files_of_users_go_through_the_file_layer(path):
     found = file_accesses(parse(path))
-    if name_of(path).startswith("tools/peers/") or name_of(path) in LOCAL_FILES:
+    if name_of(path).startswith(BENCHMARKS) or name_of(path) in LOCAL_FILES:
         assert found or name_of(path) not in LOCAL_FILES, "needs no exception"
     else:
         assert not found, f"{name_of(path)} uses {found}: data.files has what reads gs:// too"

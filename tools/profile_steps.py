@@ -24,7 +24,8 @@ from absl import flags
 
 from data.errors import UserError
 from data.tensorflow_log import quieten_tensorflow
-from tools import workloads
+from tools.benchmarks import workloads
+from tools.benchmarks.stages import Workload
 from trainer.flags import parse_flags_with, refuse_flags
 
 _PROFILED = ("train", "predict")
@@ -46,7 +47,7 @@ def main(argv: Sequence[str]) -> int:
     params, values = parse_flags_with([argv[0], *rest], __doc__, _define_flags)
     quieten_tensorflow()
     try:
-        work = workloads.make(what, params, values)
+        work = workloads.make(what, params, workloads.read_settings(values))
     except (UserError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -103,7 +104,7 @@ def _define_flags(values: flags.FlagValues) -> None:
     flags.DEFINE_string("trace_dir", "", "Folder to keep the trace in.", flag_values=values)
 
 
-def _profile(work: workloads.Workload, folder: str) -> dict[tuple[str, str], float]:
+def _profile(work: Workload, folder: str) -> dict[tuple[str, str], float]:
     """Seconds of a run by the name and the type of the operation."""
     import tensorflow as tf
     from tensorflow.tsl.profiler.protobuf import xplane_pb2

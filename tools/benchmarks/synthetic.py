@@ -1,6 +1,6 @@
-"""What a benchmark works on so that its work is the same whatever random weights see.
+"""The COCO files of benchmarks, and synthetic boxes, annotations and results; needs NumPy alone.
 
-Axes: B images, G objects of an image, N RoIs, K classes with the background.
+Axes: G objects of an image.
 """
 
 from __future__ import annotations
@@ -9,70 +9,21 @@ import atexit
 import itertools
 import json
 import math
+import os
 import shutil
 import tempfile
 
 import numpy as np
 
+from data.errors import UserError
+from tools.benchmarks.stages import Settings
+
 DETECTIONS_PER_IMAGE = 30
 SCORED_CLASSES = 3
-PROPOSALS_NEAR_OBJECTS = 200
+# Objects of a drawn image where no number is asked for.
+FEW_OBJECTS = 8
+_BOX_SETS = 32
 _VERTICES = 22
-
-
-class PinnedClasses:
-    """A box head whose scores name three classes a RoI, as a trained network roughly does.
-
-    Random weights find nothing or everything; with three scores above the threshold each, NMS and
-    the mask branch have the work that they have in earnest.
-    """
-
-    def __init__(self, head):
-        self._head = head
-
-    def __call__(self, features):
-        """The head's outputs on [N, 7, 7, C], its logits replaced and its deltas damped."""
-        import tensorflow as tf
-
-        outputs = self._head(features)
-        count, classes = tf.shape(outputs.class_logits)[0], outputs.class_logits.shape[1]
-        shape, seed = [count, SCORED_CLASSES], [1, 2]
-        chosen = tf.random.stateless_uniform(shape, seed, 1, classes, tf.int32)
-        heights = tf.random.stateless_uniform(shape, seed, 4.0, 6.0)
-        raised = tf.reduce_max(tf.one_hot(chosen, classes) * heights[..., None], axis=1)
-        return outputs._replace(
-            class_logits=outputs.class_logits * 0.0 + raised - 4.0,
-            box_deltas=outputs.box_deltas * 0.01,
-        )
-
-
-def pin_positives(network, gt_boxes):
-    """Makes a network propose boxes near the objects, so that it has all positives it may have.
-
-    Args:
-        network: whose `propose` is changed.
-        gt_boxes: float32 [B, G, 4] of the one batch that it will see, zeros where there is none.
-    """
-    import tensorflow as tf
-
-    boxes, count = np.asarray(gt_boxes), PROPOSALS_NEAR_OBJECTS
-    rng = np.random.default_rng(0)
-    near = np.zeros([len(boxes), count, 4], np.float32)
-    for image, objects in zip(near, boxes, strict=True):
-        objects = objects[objects[:, 2] > objects[:, 0]]
-        chosen = objects[np.arange(count) % max(len(objects), 1)] if len(objects) else image
-        sides = np.tile(chosen[:, 2:] - chosen[:, :2], 2)
-        # An edge moved by a twentieth of the side leaves an IoU well above one half.
-        image[:] = chosen + rng.uniform(-0.05, 0.05, sides.shape) * sides
-    propose = network.propose
-
-    def propose_near_objects(*args, **kwargs):
-        pyramid, outputs, proposals = propose(*args, **kwargs)
-        pinned = tf.concat([near, proposals.boxes[:, count:]], axis=1)
-        valid = tf.concat([tf.ones(near.shape[:2], tf.bool), proposals.valid[:, count:]], axis=1)
-        return pyramid, outputs, proposals._replace(boxes=pinned, valid=valid)
-
-    network.propose = propose_near_objects
 
 
 def scratch() -> str:
@@ -82,13 +33,31 @@ def scratch() -> str:
     return folder
 
 
-def read_coco(path: str, instances: int) -> dict:
-    """A COCO file, its objects drawn anew if a number of them an image is asked for."""
-    with open(path, encoding="utf-8") as file:
-        coco = json.load(file)
-    if instances:
-        coco = draw_annotations(coco, instances, np.random.default_rng(0))
+def read_coco(settings: Settings) -> dict:
+    """The COCO file to work on, its objects drawn anew if a number of them an image is asked for.
+
+    Raises:
+      UserError: no file is named, or it cannot be read.
+    """
+    path = settings.object_annotations_file
+    if not path:
+        raise UserError("--object_annotations_file and --image_dir name the data to work on.")
+    try:
+        with open(path, encoding="utf-8") as file:
+            coco = json.load(file)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read as JSON ({error}).") from error
+    if settings.instances:
+        coco = draw_annotations(coco, settings.instances, np.random.default_rng(0))
     return coco
+
+
+def write_coco(coco: dict) -> str:
+    """Path of a file that goes with the process and holds `coco`."""
+    path = os.path.join(scratch(), "annotations.json")
+    with open(path, "w", encoding="utf-8") as file:
+        json.dump(coco, file)
+    return path
 
 
 def draw_boxes(rng: np.random.Generator, count: int, size: int) -> np.ndarray:
@@ -100,6 +69,23 @@ def draw_boxes(rng: np.random.Generator, count: int, size: int) -> np.ndarray:
     sides = np.minimum(np.stack([side / stretch, side * stretch], -1), 0.95 * size)
     corner = rng.uniform(0.0, 1.0, (count, 2)) * (size - sides)
     return np.concatenate([corner, corner + sides], -1).astype(np.float32)
+
+
+def near_objects(boxes: np.ndarray, count: int) -> np.ndarray:
+    """Copies of boxes, each edge moved by up to a twentieth of the side: float32 [count, 4].
+
+    Their IoU with the boxes, [G, 4] with G > 0, is well above one half.
+    """
+    copies = boxes[np.arange(count) % len(boxes)]
+    sides = np.tile(copies[:, 2:] - copies[:, :2], 2)
+    moves = np.random.default_rng(0).uniform(-0.05, 0.05, sides.shape)
+    return (copies + moves * sides).astype(np.float32)
+
+
+def draw_box_sets(instances: int, size: int, seed: int) -> np.ndarray:
+    """Boxes of 32 images, `FEW_OBJECTS` each for 0 instances: float32 [32, G, 4], pixels."""
+    rng = np.random.default_rng(seed)
+    return np.stack([draw_boxes(rng, instances or FEW_OBJECTS, size) for _ in range(_BOX_SETS)])
 
 
 def draw_annotations(coco: dict, per_image: int, rng: np.random.Generator) -> dict:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from tools.peers import Settings, expect_detections, torch_work
-from tools.peers.scenes import Scene, draw_scenes
+from tools.benchmarks.peers import PeerSettings, expect_detections, torch_work
+from tools.benchmarks.peers.scenes import Scene, draw_scenes
+from tools.benchmarks.stages import Workload
 
 if TYPE_CHECKING:
     import torch
@@ -18,7 +18,7 @@ _CONFIG = "ms_rcnn/ms-rcnn_r50-caffe_fpn_1x_coco.py"
 _PIXEL_DEVIATION = 58.0
 
 
-def make_train(settings: Settings) -> Callable[[], int]:
+def make_train(settings: PeerSettings) -> Workload:
     """Training steps on one batch of noise, optimizer included."""
 
     model = _build(settings).train()
@@ -32,7 +32,7 @@ def make_train(settings: Settings) -> Callable[[], int]:
     return torch_work.make_step(settings, model, loss)
 
 
-def make_predict(settings: Settings) -> Callable[[], int]:
+def make_predict(settings: PeerSettings) -> Workload:
     """Detection with 100 detections an image; the masks are pasted and scored."""
     import torch
 
@@ -54,7 +54,7 @@ def make_predict(settings: Settings) -> Callable[[], int]:
 WORKLOADS = {"train": make_train, "predict": make_predict}
 
 
-def _build(settings: Settings) -> torch.nn.Module:
+def _build(settings: PeerSettings) -> torch.nn.Module:
     import mmdet
     from mmdet.registry import MODELS
     from mmdet.utils import register_all_modules
@@ -89,7 +89,7 @@ def _compute_rois_in_float(model: torch.nn.Module) -> None:
         extractor.register_forward_pre_hook(lambda module, inputs: in_float(inputs))
 
 
-def _batch(settings: Settings, model: torch.nn.Module) -> dict:
+def _batch(settings: PeerSettings, model: torch.nn.Module) -> dict:
     """The model's arguments, preprocessed."""
     import torch
 

@@ -9,17 +9,17 @@ import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from tools import stand_ins
-from tools.peers import Settings
+from tools.benchmarks import synthetic
+from tools.benchmarks.peers import PeerSettings
+from tools.benchmarks.stages import Workload
 
 if TYPE_CHECKING:
     import torch
 
 SAMPLED_ROIS = 512
-_JITTER = 0.05
 
 
-def set_up(settings: Settings) -> None:
+def set_up(settings: PeerSettings) -> None:
     """All cores that this process may use, and seeded weights."""
     import torch
 
@@ -27,7 +27,7 @@ def set_up(settings: Settings) -> None:
     torch.manual_seed(settings.seed)
 
 
-def autocast(settings: Settings) -> torch.autocast:
+def autocast(settings: PeerSettings) -> torch.autocast:
     """The context in which the precision is as set."""
     import torch
 
@@ -35,8 +35,8 @@ def autocast(settings: Settings) -> torch.autocast:
 
 
 def make_step(
-    settings: Settings, model: torch.nn.Module, loss: Callable[[], torch.Tensor]
-) -> Callable[[], int]:
+    settings: PeerSettings, model: torch.nn.Module, loss: Callable[[], torch.Tensor]
+) -> Workload:
     """A training step, optimizer included, on the batch that `loss` knows."""
     import torch
 
@@ -57,22 +57,11 @@ def make_step(
 
 
 def near_objects(boxes: torch.Tensor, proposals: torch.Tensor, count: int) -> torch.Tensor:
-    """The proposals, the first `count` of them replaced by positives.
-
-    Args:
-      boxes: [G, 4] of the objects.
-      proposals: [N, 4].
-      count: how many. Each is a copy of an object with its edges moved by up to a twentieth of the
-        side, so their IoU is well above one half.
-    """
+    """The proposals, [N, 4], the first `count` of them replaced by positives of boxes, [G, 4]."""
     import torch
 
-    generator = torch.Generator().manual_seed(0)
-    copies = boxes[torch.arange(count) % len(boxes)]
-    sides = (copies[:, 2:] - copies[:, :2]).repeat(1, 2)
-    moves = torch.rand(copies.shape, generator=generator) * 2 - 1
-    moved = (copies + _JITTER * moves * sides).clamp(min=0)
-    return torch.cat([moved.to(proposals.dtype), proposals[count:]])
+    near = torch.from_numpy(synthetic.near_objects(boxes.numpy(), count)).clamp(min=0)
+    return torch.cat([near.to(proposals.dtype), proposals[count:]])
 
 
 def name_classes(
@@ -87,7 +76,7 @@ def name_classes(
     import torch
 
     logits, deltas = outputs
-    shape = len(logits), stand_ins.SCORED_CLASSES
+    shape = len(logits), synthetic.SCORED_CLASSES
     generator = torch.Generator().manual_seed(1)
     last = first + logits.shape[1] - 1
     chosen = torch.randint(first, last, shape, generator=generator)

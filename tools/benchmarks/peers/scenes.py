@@ -9,8 +9,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from tools import stand_ins
-from tools.peers import CLASSES, FEW_OBJECTS, Settings
+from tools.benchmarks import synthetic
+from tools.benchmarks.peers import CLASSES, PeerSettings
 
 
 class Scene(NamedTuple):
@@ -29,7 +29,7 @@ class Scene(NamedTuple):
     masks: np.ndarray
 
 
-def draw_scenes(settings: Settings) -> list[Scene]:
+def draw_scenes(settings: PeerSettings) -> list[Scene]:
     """A batch of images."""
     rng = np.random.default_rng(settings.seed)
     return [_draw_scene(rng, settings) for _ in range(settings.batch_size)]
@@ -44,9 +44,9 @@ def draw_ellipses(boxes: np.ndarray, size: int) -> np.ndarray:
     return (across[:, None, :] + down[:, :, None] <= 1.0).astype(np.uint8)
 
 
-def _draw_scene(rng: np.random.Generator, settings: Settings) -> Scene:
-    count, size = settings.instances or FEW_OBJECTS, settings.image_size
-    boxes = stand_ins.draw_boxes(rng, count, size)[:, [1, 0, 3, 2]]
+def _draw_scene(rng: np.random.Generator, settings: PeerSettings) -> Scene:
+    count, size = settings.instances or synthetic.FEW_OBJECTS, settings.image_size
+    boxes = synthetic.draw_boxes(rng, count, size)[:, [1, 0, 3, 2]]
     return Scene(
         image=rng.integers(0, 256, (3, size, size), np.uint8),
         boxes=boxes,

@@ -4,22 +4,22 @@ from __future__ import annotations
 
 import contextlib
 import io
-from collections.abc import Callable
 
 import numpy as np
 
-from tools import stand_ins
-from tools.peers import Settings
+from tools.benchmarks import synthetic
+from tools.benchmarks.peers import PeerSettings
+from tools.benchmarks.stages import Workload
 
 PACKAGES = ("pycocotools", "numpy")
 
 
-def make_evaluate(settings: Settings) -> Callable[[], int]:
+def make_evaluate(settings: PeerSettings) -> Workload:
     """Evaluation of one kind, from dicts to the twelve numbers."""
     from pycocotools.coco import COCO
     from pycocotools.cocoeval import COCOeval
 
-    coco = stand_ins.read_coco(settings.object_annotations_file, settings.instances)
+    coco = synthetic.read_coco(settings)
     reference = COCO()
     reference.dataset = coco
     with contextlib.redirect_stdout(io.StringIO()):
@@ -27,7 +27,7 @@ def make_evaluate(settings: Settings) -> Callable[[], int]:
     for annotation in coco["annotations"]:
         # Results have to be compressed RLE.
         annotation["segmentation"] = reference.annToRLE(annotation)
-    results = stand_ins.draw_results(coco, np.random.default_rng(0))
+    results = synthetic.draw_results(coco, np.random.default_rng(0))
 
     def run() -> int:
         with contextlib.redirect_stdout(io.StringIO()):

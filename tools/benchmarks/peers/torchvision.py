@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from tools.peers import CLASSES, Settings, expect_detections, torch_work
-from tools.peers.scenes import draw_scenes
+from tools.benchmarks.peers import CLASSES, PeerSettings, expect_detections, torch_work
+from tools.benchmarks.peers.scenes import draw_scenes
+from tools.benchmarks.stages import Workload
 
 if TYPE_CHECKING:
     import torch
@@ -16,7 +16,7 @@ PACKAGES = ("torch", "torchvision", "numpy")
 _RESIDUAL_GAIN = 0.2
 
 
-def make_train(settings: Settings) -> Callable[[], int]:
+def make_train(settings: PeerSettings) -> Workload:
     """Training steps on one batch of noise, optimizer included."""
 
     model = _build(settings).train()
@@ -30,7 +30,7 @@ def make_train(settings: Settings) -> Callable[[], int]:
     return torch_work.make_step(settings, model, loss)
 
 
-def make_predict(settings: Settings) -> Callable[[], int]:
+def make_predict(settings: PeerSettings) -> Workload:
     """Detection with 100 detections an image; the masks are pasted."""
     import torch
 
@@ -52,7 +52,7 @@ def make_predict(settings: Settings) -> Callable[[], int]:
 WORKLOADS = {"train": make_train, "predict": make_predict}
 
 
-def _build(settings: Settings) -> torch.nn.Module:
+def _build(settings: PeerSettings) -> torch.nn.Module:
     from torchvision.models.detection import MaskRCNN
     from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
     from torchvision.models.resnet import Bottleneck
@@ -69,7 +69,7 @@ def _build(settings: Settings) -> torch.nn.Module:
     return MaskRCNN(backbone, CLASSES, min_size=size, max_size=size)
 
 
-def _batch(settings: Settings) -> tuple[list[torch.Tensor], list[dict[str, torch.Tensor]]]:
+def _batch(settings: PeerSettings) -> tuple[list[torch.Tensor], list[dict[str, torch.Tensor]]]:
     import torch
 
     scenes = draw_scenes(settings)

@@ -8,26 +8,13 @@ import math
 from collections.abc import Mapping, Sequence
 
 from data.errors import UserError
+from tools.benchmarks.stages import OURS, STAGES
 
-OURS = "ours"
-UNITS = ("images/s", "s/step", "s/image", "ms/image", "s")
 PEER_NAMES = {
     "model_garden": "Model Garden",
     "torchvision": "torchvision",
     "mmdetection": "mmdetection MS R-CNN",
     "pycocotools": "pycocotools",
-}
-# What is measured, in the order of the chart: its name and the settings that always stand with it.
-_WORK = {
-    "convert": ("Conversion", ("num_processes",)),
-    "decode": ("Image decoding", ("image_size",)),
-    "match": ("Anchor matching", ("image_size", "instances")),
-    "input": ("Input pipeline", ("image_size",)),
-    "backbone": ("Backbone", ("image_size", "batch_size", "precision", "kind")),
-    "train": ("Training", ("image_size", "batch_size", "precision")),
-    "predict": ("Prediction", ("image_size", "batch_size", "precision")),
-    "evaluate": ("COCO evaluation", ("kind",)),
-    "start": ("Start-up", ("image_size", "precision")),
 }
 _KINDS = {"segm": "masks", "bbox": "boxes", "both": "forward and backward"}
 _SETTINGS = {
@@ -39,10 +26,8 @@ _SETTINGS = {
     "kind": lambda value: _KINDS.get(value, str(value)),
     "num_processes": lambda value: f"{value} process{'' if value == 1 else 'es'}",
     "num_shards": lambda value: f"{value} shards",
-    "images": lambda value: "",  # how long a run is says nothing of its speed
     "backbone": str,
     "norm": lambda value: {"bn": "batch norm", "frozen_bn": "frozen norm"}.get(value, value),
-    "freeze_at": lambda value: "",  # the norm says it
     "jit_compile": lambda value: "XLA" if value else "no XLA",
 }
 
@@ -61,7 +46,7 @@ class Spread:
 
 
 @dataclasses.dataclass(frozen=True)
-class Contestant:
+class Program:
     """One program of a measurement, its figure in the measurement's unit."""
 
     name: str
@@ -76,29 +61,32 @@ class Measurement:
 
     Attributes:
       path: the file.
-      what: what is measured, a word of tools/benchmark.py.
-      unit: one of `UNITS`.
+      stage: one of `STAGES`.
       date: day of the measurement, YYYY-MM-DD.
       machine: the machine in words.
       sweep: the setting that varies, or an empty text.
-      contestants: the programs, ours first.
+      programs: ours first.
       speedups: for each peer, how many times as fast as it this project is.
     """
 
     path: str
-    what: str
-    unit: str
+    stage: str
     date: str
     machine: str
     sweep: str
-    contestants: tuple[Contestant, ...]
+    programs: tuple[Program, ...]
     speedups: Mapping[str, Spread]
 
-    def throughput(self, contestant: Contestant) -> Spread:
+    @property
+    def unit(self) -> str:
+        """Unit of the figures."""
+        return STAGES[self.stage].unit
+
+    def throughput(self, program: Program) -> Spread:
         """Images per second, or seconds where the unit does not count images."""
-        figure = contestant.figure
+        figure = program.figure
         if self.unit == "s/step":
-            return figure.inverse(_positive(contestant.settings, "batch_size"))
+            return figure.inverse(_positive(program.settings, "batch_size"))
         if self.unit in ("s/image", "ms/image"):
             return figure.inverse(1000.0 if self.unit == "ms/image" else 1.0)
         return figure
@@ -127,11 +115,12 @@ def read_measurement(path: str) -> Measurement:
 def _parse(path: str, content: dict) -> Measurement:
     if not isinstance(content, dict):
         raise ValueError("it holds no JSON object")
-    unit, sweep, machine = content["unit"], content["sweep"], content["machine"]
-    if unit not in UNITS:
-        raise ValueError(f"its unit {unit!r} is none of {', '.join(UNITS)}")
-    contestants = tuple(
-        Contestant(
+    stage, unit, sweep = content["what"], content["unit"], content["sweep"]
+    machine = content["machine"]
+    if stage not in STAGES or unit != STAGES[stage].unit:
+        raise ValueError(f"{stage!r} in {unit!r} is no figure of it")
+    programs = tuple(
+        Program(
             str(entry["name"]),
             dict(entry["settings"]),
             _spread(entry),
@@ -139,26 +128,25 @@ def _parse(path: str, content: dict) -> Measurement:
         )
         for entry in content["contestants"]
     )
-    if not contestants or contestants[0].name != OURS:
+    if not programs or programs[0].name != OURS:
         raise ValueError(f"its first contestant is not {OURS!r}")
-    peers = [] if sweep else [entry.name for entry in contestants[1:]]
+    peers = [] if sweep else [entry.name for entry in programs[1:]]
     ratios = {peer: _spread(content["ratios"][peer]) for peer in peers}
     measurement = Measurement(
         path=path,
-        what=str(content["what"]),
-        unit=unit,
+        stage=stage,
         date=str(content["date"]),
         machine=f"{_short_cpu(machine['cpu'])}, {machine['cpus']} CPU"
         f"{'' if machine['cpus'] == 1 else 's'}, {_positive(machine, 'memory_gb'):.0f} GB",
         sweep=str(sweep),
-        contestants=contestants,
+        programs=programs,
         speedups={
             peer: ratio if unit == "images/s" else ratio.inverse() for peer, ratio in ratios.items()
         },
     )
-    for entry in contestants if sweep else ():
-        if not isinstance(entry.settings[sweep], int | float | str):
-            raise ValueError(f"{sweep} is neither a number nor a word")
+    for entry in programs if sweep else ():
+        if not isinstance(entry.settings[sweep], int):
+            raise ValueError(f"{sweep} is no whole number")
         measurement.throughput(entry)
     return measurement
 
@@ -186,34 +174,25 @@ def describe(measurement: Measurement, others: Sequence[Measurement] = ()) -> st
 
     Args:
       measurement: what to describe.
-      others: where they measure the same work, the settings in which they differ are named too.
+      others: where they measure the same stage, the settings in which they differ are named too.
     """
-    settings = measurement.contestants[0].settings
-    always = _WORK.get(measurement.what, ("", ("image_size", "batch_size", "precision")))[1]
-    rivals = [other for other in others if other.what == measurement.what]
+    settings = measurement.programs[0].settings
+    always = STAGES[measurement.stage].settings
+    rivals = [other for other in others if other.stage == measurement.stage]
     words = []
     for key in (*always, *(key for key in _SETTINGS if key not in always)):
-        differs = any(
-            other.contestants[0].settings.get(key) != settings.get(key) for other in rivals
-        )
+        differs = any(other.programs[0].settings.get(key) != settings.get(key) for other in rivals)
         if key in settings and key != measurement.sweep and (key in always or differs):
             words.append(_SETTINGS[key](settings[key]))
     return ", ".join(word for word in words if word)
 
 
-def work_title(what: str) -> str:
-    """What people call the work, such as "Anchor matching"."""
-    return _WORK[what][0] if what in _WORK else what.capitalize()
-
-
 def chart_order(measurement: Measurement) -> tuple:
-    """The key that sorts measurements by work, precision and size."""
-    settings = measurement.contestants[0].settings
+    """The key that sorts measurements by stage, precision and size."""
+    settings = measurement.programs[0].settings
     numbers = [settings.get(key) for key in ("image_size", "batch_size", "instances")]
-    work = list(_WORK)
     return (
-        work.index(measurement.what) if measurement.what in work else len(work),
-        measurement.what,
+        list(STAGES).index(measurement.stage),
         settings.get("precision", "float32") != "float32",
         [number if isinstance(number, int | float) else 0 for number in numbers],
         measurement.path,

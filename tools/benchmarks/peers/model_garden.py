@@ -5,19 +5,17 @@ It trains on 128 masks an image whatever the image has, so there are no positive
 
 from __future__ import annotations
 
-import itertools
-import json
 import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tools import stand_ins
-from tools.peers import CLASSES, FEW_OBJECTS, Settings, expect_detections
+from tools.benchmarks import synthetic
+from tools.benchmarks.peers import CLASSES, PeerSettings, expect_detections
+from tools.benchmarks.stages import Workload, stream
 
 if TYPE_CHECKING:
     import tensorflow as tf
@@ -25,17 +23,14 @@ if TYPE_CHECKING:
 PACKAGES = ("tf-models-official", "tensorflow", "tensorflow-cpu", "tf_keras", "numpy")
 # With its own 10,000 the memory is that of the buffer.
 _SHUFFLED_RECORDS = 100
-_MATCHED_SETS = 32
 _LOGIT_DEVIATION = 3.0
 
 
-def make_convert(settings: Settings) -> Callable[[], int]:
+def make_convert(settings: PeerSettings) -> Workload:
     """The converter as a command, its start-up included."""
-    folder = stand_ins.scratch()
-    coco = stand_ins.read_coco(settings.object_annotations_file, settings.instances)
-    annotations_file = settings.object_annotations_file
-    if settings.instances:
-        annotations_file = _write(coco, stand_ins.scratch())
+    folder = synthetic.scratch()
+    coco = synthetic.read_coco(settings)
+    annotations_file = synthetic.write_coco(coco)
 
     def run() -> int:
         shutil.rmtree(folder, ignore_errors=True)
@@ -45,23 +40,16 @@ def make_convert(settings: Settings) -> Callable[[], int]:
     return run
 
 
-def make_input(settings: Settings) -> Callable[[], int]:
+def make_input(settings: PeerSettings) -> Workload:
     """Batches of the training input, from records that its converter made."""
     data = _experiment(settings).task
     data.train_data.input_path = _make_records(settings)
     data.train_data.shuffle_buffer_size = _SHUFFLED_RECORDS
     batches = iter(_task(data).build_inputs(data.train_data))
-    count = max(1, settings.images // settings.batch_size)
-
-    def run() -> int:
-        for _ in range(count):
-            next(batches)
-        return count * settings.batch_size
-
-    return run
+    return stream(batches, settings.images, settings.batch_size)
 
 
-def make_match(settings: Settings) -> Callable[[], int]:
+def make_match(settings: PeerSettings) -> Workload:
     """Anchor labels through Dataset.map, two images at a time."""
     import tensorflow as tf
     from official.vision.ops import anchor
@@ -81,8 +69,7 @@ def make_match(settings: Settings) -> Callable[[], int]:
         parser.rpn_batch_size_per_im,
         parser.rpn_fg_fraction,
     )
-    rng, count = np.random.default_rng(settings.seed), settings.instances or FEW_OBJECTS
-    boxes = [stand_ins.draw_boxes(rng, count, size) for _ in range(_MATCHED_SETS)]
+    boxes = synthetic.draw_box_sets(settings.instances, size, settings.seed)
 
     def match(gt_boxes: tf.Tensor):
         # The pipeline does not know G either.
@@ -91,21 +78,16 @@ def make_match(settings: Settings) -> Callable[[], int]:
         return labeler.label_anchors(anchors, gt_boxes, tf.ones_like(gt_boxes[:, :1]))
 
     labels = iter(
-        tf.data.Dataset.from_tensor_slices(np.stack(boxes))
+        tf.data.Dataset.from_tensor_slices(boxes)
         .repeat()
         .map(match, num_parallel_calls=2)
         .prefetch(2)
     )
 
-    def run() -> int:
-        for _ in itertools.islice(labels, settings.images):
-            pass
-        return settings.images
-
-    return run
+    return stream(labels, settings.images)
 
 
-def make_train(settings: Settings) -> Callable[[], int]:
+def make_train(settings: PeerSettings) -> Workload:
     """Training steps on one batch of its training input, optimizer included."""
     import tensorflow as tf
 
@@ -130,7 +112,7 @@ def make_train(settings: Settings) -> Callable[[], int]:
     return run
 
 
-def make_predict(settings: Settings) -> Callable[[], int]:
+def make_predict(settings: PeerSettings) -> Workload:
     """Its serving graph, with 100 detections an image; masks are 28 x 28, not pasted."""
     import tensorflow as tf
     from official.vision.serving import detection
@@ -182,7 +164,7 @@ def number_classes(coco: dict, most: int | None) -> dict:
     }
 
 
-def _experiment(settings: Settings):
+def _experiment(settings: PeerSettings):
     """Its recipe with our canvas, batch, classes and precision, and without ImageNet's weights."""
     import tensorflow as tf
     from official.modeling import performance
@@ -225,17 +207,15 @@ def _spread_logits(module, images: tf.Tensor) -> None:
     kernel.assign(kernel * (_LOGIT_DEVIATION / deviation))
 
 
-def _make_records(settings: Settings, most: int | None = None) -> str:
+def _make_records(settings: PeerSettings, most: int | None = None) -> str:
     """Pattern of records of the images, or of the first `most`, made by its converter."""
-    coco = number_classes(
-        stand_ins.read_coco(settings.object_annotations_file, settings.instances), most
-    )
-    folder = stand_ins.scratch()
-    _convert(settings, _write(coco, stand_ins.scratch()), folder)
+    coco = number_classes(synthetic.read_coco(settings), most)
+    folder = synthetic.scratch()
+    _convert(settings, synthetic.write_coco(coco), folder)
     return os.path.join(folder, "train-*")
 
 
-def _convert(settings: Settings, annotations_file: str, folder: str) -> None:
+def _convert(settings: PeerSettings, annotations_file: str, folder: str) -> None:
     command = [
         *(sys.executable, "-m", "official.vision.data.create_coco_tf_record"),
         "--include_masks",
@@ -249,10 +229,3 @@ def _convert(settings: Settings, annotations_file: str, folder: str) -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeError(f"the converter failed: {done.stderr.strip().splitlines()[-1:]}")
-
-
-def _write(coco: dict, folder: str) -> str:
-    path = os.path.join(folder, "annotations.json")
-    with open(path, "w", encoding="utf-8") as file:
-        json.dump(coco, file)
-    return path

@@ -1,20 +1,14 @@
 """What benchmarks work on is what they say it is."""
 
-import types
-
 import numpy as np
 import pytest
-import tensorflow as tf
 from pycocotools import mask as coco_mask
 
-from data import boxes as box_ops
-from model.proposals import Proposals
-from model.roi_sampling import sample_rois
-from tools import stand_ins
+from tools.benchmarks import synthetic
 
 
 def test_drawn_boxes_lie_on_the_canvas():
-    boxes = stand_ins.draw_boxes(np.random.default_rng(0), 2000, 640)
+    boxes = synthetic.draw_boxes(np.random.default_rng(0), 2000, 640)
     assert boxes.min() >= 0 and boxes.max() <= 640
     sides = boxes[:, 2:] - boxes[:, :2]
     assert sides.min() > 0
@@ -25,7 +19,7 @@ def test_drawn_boxes_lie_on_the_canvas():
 def test_drawn_annotations_are_ellipses_in_their_boxes():
     image = {"id": 7, "height": 300, "width": 400}
     coco = {"images": [image], "annotations": [], "categories": [{"id": 3}, {"id": 5}]}
-    drawn = stand_ins.draw_annotations(coco, 30, np.random.default_rng(0))["annotations"]
+    drawn = synthetic.draw_annotations(coco, 30, np.random.default_rng(0))["annotations"]
     assert [entry["category_id"] for entry in drawn[:3]] == [3, 5, 3]
     assert {entry["image_id"] for entry in drawn} == {7}
     assert len({entry["id"] for entry in drawn}) == 30
@@ -40,35 +34,12 @@ def test_drawn_annotations_are_ellipses_in_their_boxes():
         assert mask.sum() == pytest.approx(entry["area"], rel=0.1)
 
 
-def test_pinned_proposals_give_all_positives_there_may_be():
-    gt_boxes = np.zeros([2, 5, 4], np.float32)
-    gt_boxes[:, :3] = [[10, 10, 60, 50], [70, 20, 120, 90], [5, 80, 65, 125]]
-    far = np.tile(np.float32([[[0, 0, 4, 4]]]), [2, 300, 1])
-    proposals = Proposals(tf.constant(far), tf.zeros([2, 300]), tf.ones([2, 300], tf.bool))
-    network = types.SimpleNamespace(propose=lambda: ([], None, proposals))
-    stand_ins.pin_positives(network, gt_boxes)
-    pinned = network.propose()[2]
-    assert pinned.boxes.shape == (2, 300, 4)
-    overlaps = box_ops.pairwise_iou(pinned.boxes[0, :200], tf.constant(gt_boxes[0, :3]))
-    assert float(tf.reduce_min(tf.reduce_max(overlaps, axis=1))) > 0.7
-    rois = sample_rois(
-        pinned,
-        tf.constant(gt_boxes),
-        tf.constant([[1, 2, 3, 0, 0]] * 2),
-        tf.zeros([2, 2], tf.int32),
-        num_rois=256,
-        positive_fraction=0.25,
-        positive_iou=0.5,
-    )
-    assert np.count_nonzero(rois.positive, axis=1).tolist() == [64, 64]
-
-
 def test_results_are_thirty_an_image_and_right_as_often_as_there_are_objects():
     crowd = {"image_id": 1, "iscrowd": 1, "bbox": [0, 0, 9, 9]}
     plain = {"category_id": 2, "iscrowd": 0, "segmentation": "s"}
     objects = [{**plain, "image_id": image, "bbox": [10, 10, 30, 20]} for image in (1, 1, 2)]
     coco = {"annotations": [crowd, *objects], "categories": [{"id": k} for k in range(1, 81)]}
-    results = stand_ins.draw_results(coco, np.random.default_rng(0))
+    results = synthetic.draw_results(coco, np.random.default_rng(0))
     assert [entry["image_id"] for entry in results] == [1] * 30 + [2] * 30
     assert [entry["category_id"] for entry in results[:2]] == [2, 2]
     assert len({entry["category_id"] for entry in results}) > 20

@@ -1,35 +1,29 @@
 """The peers' settings, what is drawn for them, and that they load without their packages."""
 
 import dataclasses
-import importlib
 import subprocess
 import sys
 
 import numpy as np
 import pytest
 
-from tools.peers import CLASSES, DETECTIONS, FEW_OBJECTS, Settings, expect_detections
-from tools.peers.model_garden_peer import number_classes
-from tools.peers.scenes import draw_ellipses, draw_scenes
-
-PEERS = {
-    "model_garden": {"convert", "input", "match", "train", "predict"},
-    "torchvision": {"train", "predict"},
-    "mmdetection": {"train", "predict"},
-}
+from tools.benchmarks.peers import CLASSES, DETECTIONS, PEERS, PeerSettings, expect_detections
+from tools.benchmarks.peers.model_garden import number_classes
+from tools.benchmarks.peers.scenes import draw_ellipses, draw_scenes
+from tools.benchmarks.synthetic import FEW_OBJECTS
 
 
 def test_settings_leave_out_what_they_do_not_know():
-    settings = Settings.from_json({"image_size": 64, "seed": 3, "backbone": "resnet50"})
-    assert settings == Settings(image_size=64, seed=3)
-    assert Settings.from_json(dataclasses.asdict(settings)) == settings
+    settings = PeerSettings.from_dict({"image_size": 64, "seed": 3, "backbone": "resnet50"})
+    assert settings == PeerSettings(image_size=64, seed=3)
+    assert PeerSettings.from_dict(dataclasses.asdict(settings)) == settings
 
 
 def test_precision_is_one_of_two():
-    assert not Settings().bfloat16
-    assert Settings(precision="mixed_bfloat16").bfloat16
+    assert not PeerSettings().bfloat16
+    assert PeerSettings(precision="mixed_bfloat16").bfloat16
     with pytest.raises(ValueError, match="float16"):
-        _ = Settings(precision="mixed_float16").bfloat16
+        _ = PeerSettings(precision="mixed_float16").bfloat16
 
 
 def test_too_few_detections_are_refused():
@@ -41,23 +35,15 @@ def test_too_few_detections_are_refused():
 @pytest.mark.parametrize("name", PEERS)
 def test_peers_load_without_their_packages(name, repository):
     heavy = {"tensorflow", "torch", "torchvision", "official", "mmdet", "absl"}
-    code = f"import sys, tools.peers.{name}_peer; print(*{heavy} & set(sys.modules))"
+    code = f"import sys, tools.benchmarks.peers.{name}; print(*{heavy} & set(sys.modules))"
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=repository, capture_output=True, text=True, check=False
     )
     assert (done.returncode, done.stdout.strip()) == (0, ""), done.stderr
 
 
-@pytest.mark.parametrize("name", PEERS)
-def test_peers_offer_their_workloads(name):
-    peer = importlib.import_module(f"tools.peers.{name}_peer")
-    assert peer.WORKLOADS.keys() == PEERS[name]
-    assert all(callable(make) for make in peer.WORKLOADS.values())
-    assert peer.PACKAGES
-
-
 def test_scenes_are_as_asked_for():
-    scenes = draw_scenes(Settings(image_size=96, batch_size=2, instances=5))
+    scenes = draw_scenes(PeerSettings(image_size=96, batch_size=2, instances=5))
     assert len(scenes) == 2
     for scene in scenes:
         assert scene.image.shape == (3, 96, 96) and scene.image.dtype == np.uint8
@@ -70,7 +56,7 @@ def test_scenes_are_as_asked_for():
 
 
 def test_scenes_come_from_the_seed():
-    settings = Settings(image_size=32, seed=7)
+    settings = PeerSettings(image_size=32, seed=7)
     first, again = draw_scenes(settings)[0], draw_scenes(settings)[0]
     assert all(np.array_equal(one, other) for one, other in zip(first, again, strict=True))
     assert len(first.boxes) == FEW_OBJECTS

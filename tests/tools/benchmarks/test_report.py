@@ -1,0 +1,34 @@
+"""The figures: medians, ratios of turns, and nothing of the machine's folders."""
+
+from tools.benchmarks.report import summarise
+from tools.benchmarks.turns import Result
+from tools.benchmarks.worker import Job, Sample
+
+
+def make_result(name: str, *seconds: float, **settings) -> Result:
+    job = Job(name, "predict", "python", (), settings)
+    samples = [Sample(2, wall, wall / 2) for wall in seconds]
+    return Result(job, {"numpy": "2"}, 3.0, 4.0, samples, peak_rss_mb=100.0)
+
+
+def test_the_summary_quotes_the_median():
+    (entry,) = summarise("predict", [make_result("ours", 3.0, 1.0, 2.0)])["contestants"]
+    assert (entry["median"], entry["min"], entry["max"]) == (1.0, 0.5, 1.5)
+    assert entry["values"] == [1.5, 0.5, 1.0]
+    assert entry["cpu_ms_per_image"] == 500.0
+    assert entry["peak_rss_mb"] == 100.0
+
+
+def test_ratios_are_of_pairs():
+    # The machine is twice as slow in the second turn, for both.
+    results = [make_result("ours", 1.0, 2.0, 3.0), make_result("torchvision", 2.0, 4.0, 2.0)]
+    figures = summarise("predict", results)
+    assert figures["ratios"] == {"torchvision": {"median": 0.5, "min": 0.5, "max": 1.5}}
+    assert figures["unit"] == "s/image"
+
+
+def test_a_sweep_has_no_ratios():
+    results = [make_result("ours", 1.0, image_size=64), make_result("ours", 2.0, image_size=96)]
+    figures = summarise("predict", results, "image_size")
+    assert figures["ratios"] == {}
+    assert [entry["settings"]["image_size"] for entry in figures["contestants"]] == [64, 96]

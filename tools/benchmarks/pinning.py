@@ -1,0 +1,64 @@
+"""Makes a network do the same work whatever its random weights see.
+
+Axes: B images, G objects of an image, N RoIs.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from tools.benchmarks.synthetic import SCORED_CLASSES, near_objects
+
+_PROPOSALS_NEAR_OBJECTS = 200
+
+
+class PinnedClasses:
+    """A box head whose scores name three classes a RoI, as a trained network roughly does.
+
+    Random weights find nothing or everything; with three scores above the threshold each, NMS and
+    the mask branch have the work that they have in earnest.
+    """
+
+    def __init__(self, head):
+        self._head = head
+
+    def __call__(self, features):
+        """The head's outputs on [N, 7, 7, C], its logits replaced and its deltas damped."""
+        import tensorflow as tf
+
+        outputs = self._head(features)
+        count, classes = tf.shape(outputs.class_logits)[0], outputs.class_logits.shape[1]
+        shape, seed = [count, SCORED_CLASSES], [1, 2]
+        chosen = tf.random.stateless_uniform(shape, seed, 1, classes, tf.int32)
+        heights = tf.random.stateless_uniform(shape, seed, 4.0, 6.0)
+        raised = tf.reduce_max(tf.one_hot(chosen, classes) * heights[..., None], axis=1)
+        return outputs._replace(
+            class_logits=outputs.class_logits * 0.0 + raised - 4.0,
+            box_deltas=outputs.box_deltas * 0.01,
+        )
+
+
+def pin_positives(network, gt_boxes):
+    """Makes a network propose boxes near the objects, so that it has all positives it may have.
+
+    Args:
+        network: whose `propose` is changed.
+        gt_boxes: float32 [B, G, 4] of the one batch that it will see, zeros where there is none.
+    """
+    import tensorflow as tf
+
+    boxes, count = np.asarray(gt_boxes), _PROPOSALS_NEAR_OBJECTS
+    near = np.zeros([len(boxes), count, 4], np.float32)
+    for image, objects in zip(near, boxes, strict=True):
+        objects = objects[objects[:, 2] > objects[:, 0]]
+        if len(objects):
+            image[:] = near_objects(objects, count)
+    propose = network.propose
+
+    def propose_near_objects(*args, **kwargs):
+        pyramid, outputs, proposals = propose(*args, **kwargs)
+        pinned = tf.concat([near, proposals.boxes[:, count:]], axis=1)
+        valid = tf.concat([tf.ones(near.shape[:2], tf.bool), proposals.valid[:, count:]], axis=1)
+        return pyramid, outputs, proposals._replace(boxes=pinned, valid=valid)
+
+    network.propose = propose_near_objects

@@ -1,0 +1,83 @@
+"""The figures of a benchmark: the object that its JSON file holds, and the lines that it prints."""
+
+from __future__ import annotations
+
+import datetime
+import os
+import statistics
+from collections.abc import Sequence
+
+from tools.benchmarks.stages import STAGES
+from tools.benchmarks.turns import Result
+
+
+def summarise(stage: str, results: Sequence[Result], sweep: str = "") -> dict:
+    """The JSON object of a measurement.
+
+    Args:
+      stage: one of `STAGES`.
+      results: of the programs, ours first.
+      sweep: the flag whose values they differ in, if they do.
+    """
+    unit = STAGES[stage].unit
+    programs = [_program(result, unit) for result in results]
+    ratios = {}
+    for peer in programs[1:] if not sweep else ():
+        pairs = zip(programs[0]["values"], peer["values"], strict=True)
+        ratios[peer["name"]] = _spread([ours / theirs for ours, theirs in pairs])
+    return {
+        "what": stage,
+        "unit": unit,
+        "date": datetime.date.today().isoformat(),
+        "machine": _machine(),
+        "sweep": sweep,
+        "contestants": programs,
+        "ratios": ratios,
+    }
+
+
+def describe_figures(figures: dict) -> str:
+    """The object of `summarise` in words, a line for each program and ratio."""
+    lines = []
+    for entry in figures["contestants"]:
+        swept = figures["sweep"]
+        name = f"{swept}={entry['settings'][swept]}" if swept else entry["name"]
+        lines.append(
+            f"{figures['what']} {name}: {entry['median']:.4g} {figures['unit']} (from "
+            f"{entry['min']:.4g} to {entry['max']:.4g} in {len(entry['values'])} runs), "
+            f"{entry['cpu_ms_per_image']:.4g} CPU ms an image, {entry['peak_rss_mb']:.0f} MB"
+        )
+    for name, ratio in figures["ratios"].items():
+        lines.append(
+            f"ours / {name}: {ratio['median']:.3f} (from {ratio['min']:.3f} to {ratio['max']:.3f})"
+        )
+    return "\n".join(lines)
+
+
+def _program(result: Result, unit: str) -> dict:
+    values = [sample.value(unit) for sample in result.samples]
+    cpu = [1000.0 * sample.cpu_seconds / sample.images for sample in result.samples]
+    return {
+        "name": result.job.name,
+        "settings": result.job.settings,
+        "versions": result.versions,
+        "values": values,
+        **_spread(values),
+        "cpu_ms_per_image": statistics.median(cpu),
+        "rss_mb": [round(sample.rss_mb) for sample in result.samples],
+        "peak_rss_mb": result.peak_rss_mb,
+        "ready_seconds": result.ready_seconds,
+        "first_seconds": result.first_seconds,
+    }
+
+
+def _spread(values: Sequence[float]) -> dict[str, float]:
+    return {"median": statistics.median(values), "min": min(values), "max": max(values)}
+
+
+def _machine() -> dict:
+    with open("/proc/cpuinfo", encoding="utf-8") as file:
+        models = [line.partition(":")[2].strip() for line in file if line.startswith("model name")]
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    cpu = models[0] if models else "unknown"
+    return {"cpu": cpu, "cpus": len(os.sched_getaffinity(0)), "memory_gb": round(memory, 1)}

@@ -1,0 +1,82 @@
+"""The stages that can be benchmarked, and the settings of a benchmark."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import os
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+from data.settings import setting
+
+OURS = "ours"  # the name of this project among the programs
+Workload = Callable[[], int]  # does the work once and returns the number of images it processed
+
+
+class Stage(NamedTuple):
+    """A stage that can be benchmarked.
+
+    Attributes:
+      title: what people call it.
+      unit: of its figure: "images/s", "s/step", "s/image", "ms/image" or "s".
+      settings: those that a chart always states.
+      streams: whether it works ahead, and so has finished work in stock when its turn comes.
+    """
+
+    title: str
+    unit: str
+    settings: tuple[str, ...]
+    streams: bool = False
+
+
+# In the order of the charts.
+STAGES = {
+    "convert": Stage("Conversion", "images/s", ("num_processes",)),
+    "decode": Stage("Image decoding", "images/s", ("image_size",), streams=True),
+    "match": Stage("Anchor matching", "ms/image", ("image_size", "instances"), streams=True),
+    "input": Stage("Input pipeline", "images/s", ("image_size",), streams=True),
+    "backbone": Stage("Backbone", "s/step", ("image_size", "batch_size", "precision", "kind")),
+    "train": Stage("Training", "s/step", ("image_size", "batch_size", "precision")),
+    "predict": Stage("Prediction", "s/image", ("image_size", "batch_size", "precision")),
+    "evaluate": Stage("COCO evaluation", "ms/image", ("kind",)),
+    "start": Stage("Start-up", "s", ("image_size", "precision")),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """The settings that all programs share; each is a flag."""
+
+    image_size: int = setting(832, "Side of the square canvas, pixels.")
+    batch_size: int = setting(2, "Images of a batch, of all replicas.")
+    instances: int = setting(
+        0, "Objects of an image, drawn; 0: those that are annotated, 8 in `match`."
+    )
+    positives: int = setting(0, "Positive RoIs of an image in `train`; 0: as many as there are.")
+    images: int = setting(400, "Images of a timed run of `input`, `decode` and `match`.")
+    num_shards: int = setting(8, "Shards of the records.")
+    num_processes: int = setting(os.cpu_count(), "Processes of `convert`.")
+    image_dir: str = setting("", "Folder of the images.")
+    object_annotations_file: str = setting("", "COCO JSON of the images.")
+    kind: str = setting(
+        "segm", "What `evaluate` evaluates, bbox or segm; `backbone`: forward or both."
+    )
+
+    @classmethod
+    def from_dict(cls, entries: dict) -> Settings:
+        """The settings among `entries`; the others are left out."""
+        known = {field.name for field in dataclasses.fields(cls)}
+        return cls(**{name: value for name, value in entries.items() if name in known})
+
+
+def stream(items: Iterator, images: int, images_per_item: int = 1) -> Workload:
+    """The workload that takes so many images from an endless iterator, one item at least."""
+    count = max(1, images // images_per_item)
+
+    def run() -> int:
+        for _ in itertools.islice(items, count):
+            pass
+        return count * images_per_item
+
+    return run

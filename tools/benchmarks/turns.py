@@ -1,0 +1,152 @@
+"""Times programs in turns, each in a process of its own (`worker`).
+
+A turn begins only once all processes are idle. So programs whose packages cannot be installed
+together are timed seconds apart, each is charged with its own memory alone, and a machine whose
+speed drifts is as slow for one as for the other.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import math
+import os
+import subprocess
+import tempfile
+import time
+from collections.abc import Sequence
+
+from tools.benchmarks import worker as worker_script
+from tools.benchmarks.worker import Job, Sample
+
+# Pipelines go on filling their buffers after a turn, and threads spin before they sleep.
+_LOOK_SECONDS = 0.25
+_REST_SHARE = 0.1
+_LONGEST_REST_SECONDS = 120.0
+_FAREWELL_SECONDS = 30.0
+
+
+@dataclasses.dataclass
+class Result:
+    """What became of one program.
+
+    Attributes:
+      job: what it was told.
+      versions: of the packages it ran with.
+      ready_seconds: from the start of the process until it could begin.
+      first_seconds: its first run, which does not count.
+      samples: the timed runs.
+      peak_rss_mb: the most memory its process, or a process that it started, ever held.
+    """
+
+    job: Job
+    versions: dict[str, str]
+    ready_seconds: float
+    first_seconds: float
+    samples: list[Sample] = dataclasses.field(default_factory=list)
+    peak_rss_mb: float = 0.0
+
+
+class WorkerError(Exception):
+    """A program cannot do its work; the message is one sentence."""
+
+
+class Worker:
+    """A program in its process.
+
+    Args:
+      job: what to do.
+    """
+
+    def __init__(self, job: Job):
+        self._job = job
+        self._log = tempfile.TemporaryFile()  # noqa: SIM115 (`kill` closes it)
+        started = time.perf_counter()
+        try:
+            self._process = subprocess.Popen(
+                [job.python, worker_script.__file__, json.dumps(dataclasses.asdict(job))],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=self._log,
+                text=True,
+            )
+        except OSError as error:
+            raise WorkerError(f"{job.python} cannot be run: {error.strerror}.") from error
+        ready = self._read()
+        seconds = time.perf_counter() - started
+        self.result = Result(job, ready["versions"], seconds, self.take_turn().wall_seconds)
+
+    def take_turn(self) -> Sample:
+        """Has the work done once."""
+        with contextlib.suppress(BrokenPipeError):
+            self._process.stdin.write("run\n")
+            self._process.stdin.flush()
+        return Sample(**self._read())
+
+    def cpu_seconds(self) -> float:
+        """Processor time that the process has had so far."""
+        with open(f"/proc/{self._process.pid}/stat", encoding="utf-8") as file:
+            fields = file.read().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+    def close(self) -> None:
+        """Ends the process and notes the memory it had."""
+        try:
+            self._process.stdin.close()
+            self.result.peak_rss_mb = self._read()["peak_rss_mb"]
+            # Long enough to remove its files; pipelines do not always let go of their threads.
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(_FAREWELL_SECONDS)
+        finally:
+            self.kill()
+
+    def kill(self) -> None:
+        """Ends the process, whatever it is doing."""
+        self._process.kill()
+        self._process.wait()
+        self._process.stdout.close()
+        self._log.close()
+
+    def _read(self) -> dict:
+        line = self._process.stdout.readline()
+        answer = json.loads(line) if line else {"error": self._last_words()}
+        if "error" in answer:
+            self.kill()
+            raise WorkerError(f"{self._job.name}: {answer['error']}")
+        return answer
+
+    def _last_words(self) -> str:
+        self._log.seek(0)
+        lines = self._log.read().decode("utf-8", "replace").strip().splitlines()
+        return f"the process ended: {lines[-1] if lines else 'without a word'}"
+
+
+def take_turns(jobs: Sequence[Job], repeats: int) -> list[Result]:
+    """Times the programs `repeats` times, one after the other each time.
+
+    Raises:
+      WorkerError: one of them cannot do its work.
+    """
+    with contextlib.ExitStack() as stack:
+        workers = []
+        for job in jobs:
+            workers.append(Worker(job))
+            stack.callback(workers[-1].kill)
+        for _ in range(repeats):
+            for worker in workers:
+                _wait_for_rest(workers)
+                worker.result.samples.append(worker.take_turn())
+        for worker in workers:
+            worker.close()
+        return [worker.result for worker in workers]
+
+
+def _wait_for_rest(workers: Sequence[Worker]) -> None:
+    """Returns when none of them computes any more."""
+    give_up = time.monotonic() + _LONGEST_REST_SECONDS
+    used = math.inf
+    while used > _REST_SHARE * _LOOK_SECONDS and time.monotonic() < give_up:
+        before = sum(worker.cpu_seconds() for worker in workers)
+        time.sleep(_LOOK_SECONDS)
+        used = sum(worker.cpu_seconds() for worker in workers) - before

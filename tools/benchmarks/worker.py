@@ -1,0 +1,132 @@
+"""The process of one program of a benchmark, what it is told and what it reports.
+
+Started with a `Job` as JSON, it says when it is ready, and does its work once for each line that it
+reads. It runs under the interpreter of a peer too, and so starts with the standard library alone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import importlib
+import json
+import os
+import platform
+import resource
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from importlib import metadata
+
+if __package__ is None:  # started as a script: its folder has modules named as packages of peers
+    sys.path[0] = os.path.abspath(os.path.join(os.path.dirname(__file__), "..", ".."))
+
+from tools.benchmarks.peers import PeerSettings
+from tools.benchmarks.stages import OURS, STAGES, Workload
+
+_PROCESSES = resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """What a process is to do.
+
+    Attributes:
+      name: `OURS`, or one of `tools.benchmarks.peers`.
+      what: one of `STAGES`.
+      python: the interpreter to run it with.
+      argv: our own command line, `OURS` only.
+      settings: of the work; a peer takes its `PeerSettings` from them.
+    """
+
+    name: str
+    what: str
+    python: str
+    argv: tuple[str, ...]
+    settings: dict
+
+
+@dataclasses.dataclass(frozen=True)
+class Sample:
+    """One timed run; memory in MB is what the process holds after it."""
+
+    images: int
+    wall_seconds: float
+    cpu_seconds: float
+    rss_mb: float = 0.0
+
+    def value(self, unit: str) -> float:
+        """The figure in "images/s", "s/step", "s", "s/image" or "ms/image"."""
+        if unit == "images/s":
+            return self.images / self.wall_seconds
+        if unit in ("s/step", "s"):
+            return self.wall_seconds
+        return self.wall_seconds / self.images * (1000.0 if unit == "ms/image" else 1.0)
+
+
+def serve(job: Job, turns: Iterator[str], answer: Callable[[dict], None]) -> None:
+    """Prepares the work, says when it is ready, and does it once for each of the turns."""
+    try:
+        work, packages = _prepare(job)
+    except ImportError as error:
+        answer({"error": f"{error}; install it for {job.python} or leave it out."})
+        return
+    except Exception as error:
+        # One sentence for what the user can mend, the traceback for what is our mistake.
+        if type(error).__name__ != "UserError":
+            raise
+        answer({"error": str(error)})
+        return
+    answer({"versions": _versions(packages)})
+    for _ in turns:
+        if STAGES[job.what].streams:
+            work()
+        wall, cpu = time.perf_counter(), _cpu_seconds()
+        images = work()
+        sample = Sample(images, time.perf_counter() - wall, _cpu_seconds() - cpu, _rss_mb())
+        answer(dataclasses.asdict(sample))
+    answer({"peak_rss_mb": _peak_rss_mb()})
+
+
+def _prepare(job: Job) -> tuple[Workload, Sequence[str]]:
+    if job.name == OURS:
+        workloads = importlib.import_module("tools.benchmarks.workloads")
+        params, settings = workloads.parse_settings(["benchmark", *job.argv])
+        return workloads.make(job.what, params, settings), workloads.PACKAGES
+    peer = importlib.import_module(f"tools.benchmarks.peers.{job.name}")
+    return peer.WORKLOADS[job.what](PeerSettings.from_dict(job.settings)), peer.PACKAGES
+
+
+def _versions(packages: Sequence[str]) -> dict[str, str]:
+    versions = {"python": platform.python_version()}
+    for package in packages:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            versions[package] = metadata.version(package)
+    return versions
+
+
+def _cpu_seconds() -> float:
+    return sum(usage.ru_utime + usage.ru_stime for usage in map(resource.getrusage, _PROCESSES))
+
+
+def _rss_mb() -> float:
+    with open("/proc/self/statm", encoding="ascii") as file:
+        return int(file.read().split()[1]) * resource.getpagesize() / 2**20
+
+
+def _peak_rss_mb() -> float:
+    return max(usage.ru_maxrss for usage in map(resource.getrusage, _PROCESSES)) / 1024.0
+
+
+def _main() -> None:
+    # What the packages print must not come between the answers.
+    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    job = Job(**json.loads(sys.argv[1]))
+    turns = iter(sys.stdin.readline, "")
+    serve(job, turns, lambda answer: print(json.dumps(answer), file=answers, flush=True))
+
+
+if __name__ == "__main__":
+    _main()
