@@ -59,7 +59,7 @@ def _program(result: Result, unit: str) -> dict:
     cpu = [1000.0 * sample.cpu_seconds / sample.images for sample in result.samples]
     return {
         "name": result.job.name,
-        "settings": result.job.settings,
+        "settings": _without_folders(result.job.settings),
         "versions": result.versions,
         "values": values,
         **_spread(values),
@@ -68,6 +68,14 @@ def _program(result: Result, unit: str) -> dict:
         "peak_rss_mb": result.peak_rss_mb,
         "ready_seconds": result.ready_seconds,
         "first_seconds": result.first_seconds,
+    }
+
+
+def _without_folders(settings: dict) -> dict:
+    """The settings with the last part of each path alone, which says nothing of the machine."""
+    return {
+        name: os.path.basename(value.rstrip("/")) if isinstance(value, str) else value
+        for name, value in settings.items()
     }
 
 

@@ -32,3 +32,20 @@ def test_a_sweep_has_no_ratios():
     figures = summarise("predict", results, "image_size")
     assert figures["ratios"] == {}
     assert [entry["settings"]["image_size"] for entry in figures["contestants"]] == [64, 96]
+
+
+def test_paths_say_nothing_of_the_machine():
+    paths = {"image_dir": "/home/me/photos/train/", "object_annotations_file": "gs://mine/a.json"}
+    figures = summarise("predict", [make_result("ours", 1.0, precision="float32", **paths)])
+    assert figures["contestants"][0]["settings"] == {
+        "image_dir": "train",
+        "object_annotations_file": "a.json",
+        "precision": "float32",
+    }
+
+
+def test_published_figures_name_no_folder(repository):
+    for path in sorted((repository / "docs" / "benchmarks").glob("*.json")):
+        text = path.read_text(encoding="utf-8").replace("images/s", "").replace("s/step", "")
+        text = text.replace("s/image", "")
+        assert "/" not in text and "\\" not in text, f"{path.name} names a folder"
