@@ -1,5 +1,6 @@
 """The converter as a user starts it: flags, sentences, exit codes, kill and go on."""
 
+import contextlib
 import json
 import os
 import pathlib
@@ -189,16 +190,24 @@ def _kill_a_worker(process):
 
 @pytest.mark.parametrize("interrupt", [_kill, _press_control_c, _kill_a_worker])
 def test_an_interrupted_run_goes_on(tmp_path, interrupt):
-    flags = _write_dataset(tmp_path, num_images=80, side=700)
-    assert run(["create", *flags, "--num_shards=40", "--num_processes=0"]) == 0
+    flags = [*_write_dataset(tmp_path, num_images=24, side=40), "--num_shards=12"]
+    assert run(["create", *flags, "--num_processes=0"]) == 0
     expected = _contents(tmp_path / "out")
     flags[2] = f"--output_file_prefix={tmp_path}/other/train"
-    flags += ["--num_shards=40", "--num_processes=2"]
+    flags += ["--num_processes=2"]
+    # A pipe that nobody writes to holds one worker fast, so that the interruption comes in time.
+    last = max((tmp_path / "images").iterdir(), key=lambda path: int(path.stem))
+    content = last.read_bytes()
+    last.unlink()
+    os.mkfifo(last)
     process = _start(flags)
     partial = tmp_path / "other" / "train.partial"
     assert _wait_until(lambda: len(list(partial.glob("*.json"))) >= 2)
     children = _children(process.pid)
     exit_code = interrupt(process)
+    with contextlib.suppress(OSError):  # there may be no reader any more
+        # Nothing to read: the worker comes free, and its shard is not finished.
+        os.close(os.open(last, os.O_WRONLY | os.O_NONBLOCK))
     _, errors = process.communicate(timeout=60)
     assert process.returncode == exit_code
     assert "Traceback" not in errors
@@ -208,6 +217,8 @@ def test_an_interrupted_run_goes_on(tmp_path, interrupt):
         f"train-{path.stem}.tfrecord": path.with_suffix("").stat().st_mtime_ns
         for path in partial.glob("*.json")
     }
+    last.unlink()
+    last.write_bytes(content)
     again = _start(flags)
     _, errors = again.communicate(timeout=60)
     assert again.returncode == 0, errors

@@ -185,7 +185,7 @@ def make_predict(params: Params, settings: Settings) -> Workload:
     from trainer.steps import PredictStep, split_images
 
     strategy, network = _build(params)
-    network.box_head = pinning.PinnedClasses(network.box_head)
+    pinning.pin_classes(network)
     step = PredictStep(model_fn, network, strategy, params)
     features = records.noise(settings, params.data.seed)
 
