@@ -12,12 +12,14 @@ from data.settings import (
     POSITIVE_SHARE,
     SHARE,
     Check,
+    Relation,
+    at_most,
     between,
     check_settings,
     each,
     one_of,
     predictive_setting,
-    require,
+    room_in,
     setting,
 )
 
@@ -39,6 +41,30 @@ def _is_canvas(text: str) -> bool:
 CANVAS = Check("HEIGHTxWIDTH with sides that are multiples of 32, such as 832x1344", _is_canvas)
 SERVICE = Check(
     "grpc://HOST:PORT", lambda text: re.fullmatch(r"(grpc://[^/]+:\d+)?", text) is not None
+)
+
+
+def _num_anchors(config: DataConfig, canvas: tuple[int, int]) -> int:
+    strides = [2**level for level in range(MIN_LEVEL, MAX_LEVEL + 1)]
+    cells = (math.prod(-(-side // stride) for side in canvas) for stride in strides)
+    return sum(cells) * len(config.anchor_ratios)
+
+
+FEW_ANCHORS = Relation(
+    lambda canvases, config: f"canvases with fewer than {MOST_ANCHORS} anchors",
+    lambda canvases, config: (
+        max(_num_anchors(config, canvas) for canvas in config.canvas_sizes) < MOST_ANCHORS
+    ),
+)
+SURVIVES_ROUNDING = Relation(
+    lambda sizes, config: (
+        "anchors with sides above 1 pixel, of which --anchor_rounding leaves something"
+    ),
+    lambda sizes, config: (
+        not config.anchor_rounding
+        or min(sizes) / math.sqrt(max(max(config.anchor_ratios), 1 / min(config.anchor_ratios)))
+        > 1.0
+    ),
 )
 
 
@@ -70,6 +96,7 @@ class DataConfig:
         "Static sizes (height x width, multiples of 32) that images are padded to; each image "
         "goes to the one it fills best, and a batch holds one of them.",
         each(CANVAS),
+        FEW_ANCHORS,
     )
     short_side: int = predictive_setting(
         800, "Length the shorter image side is resized to, in pixels.", POSITIVE
@@ -78,12 +105,16 @@ class DataConfig:
         1333, "Longest the longer side may become, in pixels.", POSITIVE
     )
     train_short_side_min: int = setting(
-        640, "In training the short side is drawn between this and --short_side.", POSITIVE
+        640,
+        "In training the short side is drawn between this and --short_side.",
+        POSITIVE,
+        at_most("short_side"),
     )
     scale_jitter_min: float = setting(
         1.0,
         "In training the resize scale is multiplied by a number between this and the next.",
         between(0.01, 100.0),
+        at_most("scale_jitter_max"),
     )
     scale_jitter_max: float = setting(
         1.0, "What sticks out of the canvas is cropped at random.", between(0.01, 100.0)
@@ -111,6 +142,7 @@ class DataConfig:
         (32.0, 64.0, 128.0, 256.0, 512.0),
         "Square root of the anchor area at each level, pixels.",
         each(between(0.001, 1e6), MAX_LEVEL - MIN_LEVEL + 1),
+        SURVIVES_ROUNDING,
     )
     anchor_ratios: tuple[float, ...] = predictive_setting(
         (0.5, 1.0, 2.0), "Anchor height over width.", each(between(0.001, 1000.0))
@@ -122,7 +154,10 @@ class DataConfig:
         0.7, "Anchors with at least this IoU are positive.", POSITIVE_SHARE
     )
     rpn_negative_iou: float = setting(
-        0.3, "Anchors whose best IoU is below this are negative.", POSITIVE_SHARE
+        0.3,
+        "Anchors whose best IoU is below this are negative.",
+        POSITIVE_SHARE,
+        at_most("rpn_positive_iou"),
     )
     rpn_forced_match: str = setting(
         "best",
@@ -134,7 +169,10 @@ class DataConfig:
         256, "Anchors an image contributes to the RPN loss.", POSITIVE
     )
     rpn_positive_fraction: float = setting(
-        0.5, "Largest share of positives among them.", POSITIVE_SHARE
+        0.5,
+        "Largest share of positives among them.",
+        POSITIVE_SHARE,
+        room_in("rpn_samples_per_image"),
     )
     rpn_negative_area: str = setting(
         "image",
@@ -157,58 +195,16 @@ class DataConfig:
         "Dispatcher of a tf.data service (grpc://HOST:PORT) whose workers read and prepare the "
         "images; empty: this host does.",
         SERVICE,
+        Relation(
+            lambda address, config: (
+                "none with --deterministic, since a service's workers deliver in no fixed order"
+            ),
+            lambda address, config: not (address and config.deterministic),
+        ),
     )
 
     def __post_init__(self):
         check_settings(self)
-        require(
-            self.rpn_negative_iou <= self.rpn_positive_iou,
-            "rpn_negative_iou",
-            self.rpn_negative_iou,
-            f"at most --rpn_positive_iou={self.rpn_positive_iou}",
-        )
-        require(
-            int(self.rpn_samples_per_image * self.rpn_positive_fraction) >= 1,
-            "rpn_positive_fraction",
-            self.rpn_positive_fraction,
-            f"room for a positive among --rpn_samples_per_image={self.rpn_samples_per_image}",
-        )
-        require(
-            max(map(self._num_anchors, self.canvas_sizes)) < MOST_ANCHORS,
-            "canvases",
-            self.canvases,
-            f"canvases with fewer than {MOST_ANCHORS} anchors",
-        )
-        longest = max(max(self.anchor_ratios), 1 / min(self.anchor_ratios))
-        require(
-            not self.anchor_rounding or min(self.anchor_sizes) / math.sqrt(longest) > 1.0,
-            "anchor_sizes",
-            self.anchor_sizes,
-            "anchors with sides above 1 pixel, of which --anchor_rounding leaves something",
-        )
-        require(
-            self.train_short_side_min <= self.short_side,
-            "train_short_side_min",
-            self.train_short_side_min,
-            f"at most --short_side={self.short_side}",
-        )
-        require(
-            self.scale_jitter_min <= self.scale_jitter_max,
-            "scale_jitter_min",
-            self.scale_jitter_min,
-            f"at most --scale_jitter_max={self.scale_jitter_max}",
-        )
-        require(
-            not (self.deterministic and self.data_service),
-            "data_service",
-            self.data_service,
-            "none with --deterministic, since a service's workers deliver in no fixed order",
-        )
-
-    def _num_anchors(self, canvas: tuple[int, int]) -> int:
-        strides = [2**level for level in range(MIN_LEVEL, MAX_LEVEL + 1)]
-        cells = (math.prod(-(-side // stride) for side in canvas) for stride in strides)
-        return sum(cells) * len(self.anchor_ratios)
 
     @property
     def canvas_sizes(self) -> tuple[tuple[int, int], ...]:

@@ -1,7 +1,7 @@
 """How a setting is declared: its default, the text its flag shows, and the check of its value.
 
 A settings class is a frozen dataclass whose fields are made by `setting` and whose `__post_init__`
-calls `check_settings` and then checks what concerns several settings at once.
+calls `check_settings`. What concerns several settings at once is declared with one of them.
 """
 
 from __future__ import annotations
@@ -21,6 +21,18 @@ class Check(NamedTuple):
 
     expected: str
     holds: Callable[[object], bool]
+
+
+class Relation(NamedTuple):
+    """What a setting's value has to be beside the others: in words, and as a test of the settings.
+
+    Attributes:
+        expected: in words, of the value and the settings that it belongs to.
+        holds: the test, of the same.
+    """
+
+    expected: Callable[[object, object], str]
+    holds: Callable[[object, object], bool]
 
 
 ANYTHING = Check("anything", lambda value: True)
@@ -62,23 +74,44 @@ def each(check: Check, count: int | None = None) -> Check:
     )
 
 
-def setting(default, help: str, check: Check = ANYTHING, **traits: bool):
+def at_most(other: str) -> Relation:
+    """No larger than another setting."""
+    return Relation(
+        lambda value, config: f"at most --{other}={_spell(getattr(config, other))}",
+        lambda value, config: value <= getattr(config, other),
+    )
+
+
+def room_in(other: str) -> Relation:
+    """A share of another setting that comes to one at least."""
+    return Relation(
+        lambda value, config: f"room for a positive among --{other}={getattr(config, other)}",
+        lambda value, config: int(getattr(config, other) * value) >= 1,
+    )
+
+
+def setting(
+    default, help: str, check: Check = ANYTHING, relation: Relation | None = None, **traits: bool
+):
     """A dataclass field that also carries what its flag has to know.
 
     Args:
       default: the value when the flag is not given.
       help: the flag's meaning.
-      check: what the value has to be.
+      check: what the value has to be by itself.
+      relation: what it has to be beside the other settings of its class.
       traits: is_path and changes_predictions, as the functions below set them.
     """
     known = {"is_path": False, "changes_predictions": False}
-    metadata = {"help": help, "check": check, **known, **traits}
+    metadata = {"help": help, "check": check, "relation": relation, **known, **traits}
     return dataclasses.field(default=default, metadata=metadata)
 
 
-def predictive_setting(default, help: str, check: Check = ANYTHING):
+def predictive_setting(
+    default, help: str, check: Check = ANYTHING, relation: Relation | None = None
+):
     """A setting with another value of which the same weights find something else."""
-    return setting(default, help, check, changes_predictions=True)
+    return setting(default, help, check, relation, changes_predictions=True)
 
 
 def path_setting(help: str):
@@ -97,11 +130,12 @@ def require(condition: bool, name: str, value, expected: str) -> None:
 
 
 def check_settings(config) -> None:
-    """Checks every setting of a settings class by itself.
+    """Checks every setting of a settings class by itself, and then beside the others.
 
     Raises:
         SettingError: a number is not finite or too large for TensorFlow, or a value does not pass
-            its setting's check; the message names the setting, its value and what was expected.
+            its setting's check or relation; the message names the setting, its value and what was
+            expected.
     """
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
@@ -111,6 +145,11 @@ def check_settings(config) -> None:
             require(all(map(check.holds, numbers)), field.name, value, check.expected)
         check = field.metadata["check"]
         require(check.holds(value), field.name, value, check.expected)
+    for field in dataclasses.fields(config):
+        if relation := field.metadata["relation"]:
+            value = getattr(config, field.name)
+            holds = relation.holds(value, config)
+            require(holds, field.name, value, relation.expected(value, config))
 
 
 def _spell(value) -> str:

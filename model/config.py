@@ -12,12 +12,13 @@ from data.settings import (
     POSITIVE_SHARE,
     SHARE,
     Check,
+    Relation,
     between,
     check_settings,
     each,
     one_of,
     predictive_setting,
-    require,
+    room_in,
     setting,
 )
 from model.backbones import BACKBONES
@@ -127,13 +128,24 @@ class ModelConfig:
 
     rois_per_image: int = setting(512, "RoIs an image trains its heads on.", POSITIVE)
     roi_positive_fraction: float = setting(
-        0.25, "Largest share of positives among them.", POSITIVE_SHARE
+        0.25,
+        "Largest share of positives among them.",
+        POSITIVE_SHARE,
+        room_in("rois_per_image"),
     )
     roi_positive_iou: float = setting(
         0.5, "RoIs with at least this IoU are positive.", POSITIVE_SHARE
     )
     roi_sampling_ratio: int = predictive_setting(
-        2, "Samples a RoIAlign bin takes along each side; 0: as many as it has cells.", NOT_NEGATIVE
+        2,
+        "Samples a RoIAlign bin takes along each side; 0: as many as it has cells.",
+        NOT_NEGATIVE,
+        Relation(
+            lambda ratio, config: (
+                "at least 1, or 0 without --jit_compile, which needs static shapes"
+            ),
+            lambda ratio, config: ratio >= (1 if config.jit_compile else 0),
+        ),
     )
     roi_aligned: bool = predictive_setting(
         True, "RoIAlign shifts by half a cell; off: the older variant of torchvision's weights."
@@ -204,15 +216,3 @@ class ModelConfig:
             if pixels and not getattr(self, name):
                 object.__setattr__(self, name, getattr(pixels, own))
         check_settings(self)
-        require(
-            self.roi_sampling_ratio >= (1 if self.jit_compile else 0),
-            "roi_sampling_ratio",
-            self.roi_sampling_ratio,
-            "at least 1, or 0 without --jit_compile, which needs static shapes",
-        )
-        require(
-            int(self.rois_per_image * self.roi_positive_fraction) >= 1,
-            "roi_positive_fraction",
-            self.roi_positive_fraction,
-            f"room for a positive among --rois_per_image={self.rois_per_image}",
-        )
