@@ -230,6 +230,10 @@ def _summarise(
             f"no image of {settings.annotations_file} can be used{first_reason(items)}; "
             "check --image_dir."
         )
+    if num_annotations and not any(result.num_instances or result.num_crowds for result in results):
+        raise UserError(
+            f"no annotation of {settings.annotations_file} can be used{first_reason(items)}."
+        )
     shards = tuple(result.entry for result in results)
     return manifest.Manifest(
         **manifest.totals(shards),

@@ -71,7 +71,7 @@ def main(argv: Sequence[str]) -> int:
         return 1
     except KeyboardInterrupt:
         print(
-            "Interrupted before anything was written; run the same command again.",
+            "Interrupted; run the same command again.",
             file=sys.stderr,
         )
         return 1

@@ -173,17 +173,22 @@ def _wait_until(condition):
     return False
 
 
-def _kill(process):
+def _kill(process, held):
     process.kill()
     return -signal.SIGKILL
 
 
-def _press_control_c(process):
+def _press_control_c(process, held):
     os.killpg(process.pid, signal.SIGINT)
+    while process.poll() is None:
+        # Nothing to read: the worker there comes free, and its shard is not finished.
+        with contextlib.suppress(OSError):
+            os.close(os.open(held, os.O_WRONLY | os.O_NONBLOCK))
+        time.sleep(0.02)
     return 1
 
 
-def _kill_a_worker(process):
+def _kill_a_worker(process, held):
     os.kill(int(_children(process.pid)[0]), signal.SIGKILL)
     return 1
 
@@ -204,10 +209,7 @@ def test_an_interrupted_run_goes_on(tmp_path, interrupt):
     partial = tmp_path / "other" / "train.partial"
     assert _wait_until(lambda: len(list(partial.glob("*.json"))) >= 2)
     children = _children(process.pid)
-    exit_code = interrupt(process)
-    with contextlib.suppress(OSError):  # there may be no reader any more
-        # Nothing to read: the worker comes free, and its shard is not finished.
-        os.close(os.open(last, os.O_WRONLY | os.O_NONBLOCK))
+    exit_code = interrupt(process, last)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == exit_code
     assert "Traceback" not in errors
