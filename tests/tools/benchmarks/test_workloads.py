@@ -7,7 +7,8 @@ from absl import flags
 
 from tools.benchmarks.peers import PEERS
 from tools.benchmarks.stages import STAGES, Settings, stream
-from tools.benchmarks.workloads import WORKLOADS, define_flags, read_settings
+from tools.benchmarks.workloads import WORKLOADS, define_flags, make, read_settings
+from trainer.flags import parse_flags
 
 
 def test_every_stage_has_a_workload():
@@ -34,3 +35,12 @@ def test_a_stream_takes_as_many_images_as_asked_and_one_item_at_least():
     assert next(items) == 2
     assert stream(items, images=1, images_per_item=4)() == 4
     assert next(items) == 4
+
+
+def test_a_network_with_random_weights_detects_all_that_it_may(monkeypatch):
+    found = []
+    added = "trainer.coco_metrics.CocoEvaluator.add"
+    monkeypatch.setattr(added, lambda _, image: found.append(image))
+    params = parse_flags(["benchmark", "--backbone=resnet18", "--backbone_width=16"])
+    assert make("predict", params, Settings(image_size=192, batch_size=1))() == 1
+    assert [int(image["num_detections"]) for image in found] == [100]
