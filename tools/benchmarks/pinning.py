@@ -58,9 +58,9 @@ def pin_positives(network, gt_boxes):
     propose = network.propose
 
     def propose_near_objects(*args, **kwargs):
-        pyramid, outputs, proposals = propose(*args, **kwargs)
+        view, outputs, proposals = propose(*args, **kwargs)
         pinned = tf.concat([near, proposals.boxes[:, count:]], axis=1)
         valid = tf.concat([tf.ones(near.shape[:2], tf.bool), proposals.valid[:, count:]], axis=1)
-        return pyramid, outputs, proposals._replace(boxes=pinned, valid=valid)
+        return view, outputs, proposals._replace(boxes=pinned, valid=valid)
 
     network.propose = propose_near_objects
