@@ -127,6 +127,10 @@ def _keep_finished_shards(folder: str) -> str:
         names = set(files.list_folder(folder))
         notes = {name for name in names if name.endswith(NOTE_SUFFIX)}
         finished = names & {note.removesuffix(NOTE_SUFFIX) for note in notes}
+        # A shard without images is finished at once and nothing to keep.
+        empty = {name for name in finished if not files.size(os.path.join(folder, name))}
+        finished -= empty
+        notes -= {name + NOTE_SUFFIX for name in empty}
         for name in names - notes - finished - {manifest.JOURNAL}:
             files.remove(os.path.join(folder, name))
     except OSError:
@@ -229,10 +233,6 @@ def _summarise(
         raise UserError(
             f"no image of {settings.annotations_file} can be used{first_reason(items)}; "
             "check --image_dir."
-        )
-    if num_annotations and not any(result.num_instances or result.num_crowds for result in results):
-        raise UserError(
-            f"no annotation of {settings.annotations_file} can be used{first_reason(items)}."
         )
     shards = tuple(result.entry for result in results)
     return manifest.Manifest(

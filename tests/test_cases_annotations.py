@@ -54,13 +54,14 @@ _NO_PIXEL = "^annotation 1 of image 1: its mask has no pixel"
         ("right/05-*/rle_transposed_size", "^annotation 1 of image 1: .*size"),
     ],
 )
-def test_unusable_annotations_are_refused(tmp_path, name, sentence):
+def test_unusable_annotations_are_refused_or_left_out(tmp_path, name, sentence):
     with pytest.raises(UserError, match=sentence):
         _convert(tmp_path, name)
     assert not (tmp_path / "out").exists()
-    # Left out, nothing would be left.
-    with pytest.raises(UserError, match="no annotation of .* can be used, the first because .*"):
-        _convert(tmp_path, name, skip_invalid=True)
+    manifest = _convert(tmp_path, name, skip_invalid=True)
+    assert (manifest.num_images, manifest.num_instances) == (1, 0)
+    assert [item["annotation_id"] for item in manifest.skipped["items"]] == [1]
+    assert "no object is left" in manifest.warnings[0]["kind"]
 
 
 @pytest.mark.parametrize(

@@ -10,10 +10,11 @@ from coco_files import HEIGHT, WIDTH, contents, settings_of, tiny_coco, write_da
 from PIL import Image
 from pycocotools.coco import COCO
 
-from data.conversion import Conversion, convert
+from data.conversion import Conversion, _keep_finished_shards, convert
 from data.errors import UserError
 from data.manifest import load_manifest
 from data.records import parse_record
+from data.shards import NOTE_SUFFIX
 
 _SHARED_DATA = pathlib.Path(__file__).parents[2].parent / "shared" / "data"
 
@@ -321,3 +322,11 @@ def test_sizes_tell_which_pixels_the_annotator_saw(told, tmp_path, capsys):
     assert manifest.image_sizes[entry["height"], entry["width"]] == (4 if told == "turned" else 1)
     warned = "Warning: images have an EXIF orientation" in capsys.readouterr().err
     assert warned == (told == "stored")
+
+
+def test_shards_without_images_are_not_kept_after_a_refusal(tmp_path):
+    for name, content in (("0-of-2", b"record"), ("1-of-2", b"")):
+        (tmp_path / name).write_bytes(content)
+        (tmp_path / (name + NOTE_SUFFIX)).touch()
+    assert "Finished shards (1) wait" in _keep_finished_shards(str(tmp_path))
+    assert set(contents(tmp_path)) == {"0-of-2", "0-of-2.json"}
