@@ -174,9 +174,8 @@ def ordered_records(
         """The (record, pass, canvas) of blocks whose canvas and place are wanted."""
 
         def mask(block, place: tf.Tensor):
-            return tf.nest.map_structure(
-                lambda values: tf.boolean_mask(values, is_wanted(place, block[2])), block
-            )
+            wanted = is_wanted(place, block[2])
+            return tf.nest.map_structure(lambda values: tf.boolean_mask(values, wanted), block)
 
         return blocks.map(mask).unbatch()
 

@@ -38,11 +38,26 @@ def eval_example(serialized: tf.Tensor, config: DataConfig) -> Tensors:
         image uint8 [H, W, 3], image_id int64 [], image_info float32 [5].
     """
     record = parse_record(serialized, include_masks=False)
-    size = tf.stack([record["height"], record["width"]])
+    features = lay_out(decode_image(record, config.exif), config)
+    return features | {"image_id": record["image_id"]}
+
+
+def lay_out(pixels: tf.Tensor, config: DataConfig) -> Tensors:
+    """Puts a picture on its canvas as evaluation does.
+
+    Args:
+        pixels: uint8 [h, w, 3].
+        config: canvases, short and long side.
+
+    Returns:
+        image uint8 [H, W, 3], image_info float32 [5].
+    """
+    size = tf.shape(pixels, tf.int64)[:2]
     canvas_index = augment.choose_canvas(size, config)
     canvas = tf.gather(tf.constant(config.canvas_sizes, tf.int64), canvas_index)
     geometry = augment.fit_geometry(size, canvas, config)
-    return _features(record, geometry, canvas, config)
+    image = augment.render_image(pixels, geometry, canvas)
+    return {"image": _set_canvas_shape(image, config), "image_info": geometry.image_info}
 
 
 def padding_example(height: tf.Tensor, width: tf.Tensor, config: DataConfig) -> Tensors:

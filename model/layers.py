@@ -53,10 +53,14 @@ class Part(keras.layers.Layer):
     """A layer that says which of its variables weight decay applies to."""
 
     @property
+    def kernels(self) -> list[keras.Variable]:
+        """Those of all layers below, of whatever depth."""
+        return [layer.kernel for layer in self._flatten_layers() if hasattr(layer, "kernel")]
+
+    @property
     def decayed_variables(self) -> list[keras.Variable]:
-        """The kernels that train, of whatever depth. Norms and biases have no weight decay."""
-        kernels = [layer.kernel for layer in self._flatten_layers() if hasattr(layer, "kernel")]
-        return [kernel for kernel in kernels if kernel.trainable]
+        """The kernels that train. Norms and biases have no weight decay."""
+        return [kernel for kernel in self.kernels if kernel.trainable]
 
 
 class LayerList(keras.layers.Layer):

@@ -18,7 +18,7 @@ import numpy as np
 
 from data.anchors import AnchorGrid
 from data.config import DataConfig
-from model.backbones import Pixels, make_backbone
+from model.backbones import Options, Pixels, make_backbone
 from model.box_head import BoxHead
 from model.config import ModelConfig
 from model.detector import Detector
@@ -164,15 +164,14 @@ def build_network(params) -> Detector:
     model = params.model
     system = SYSTEMS[model.system]
     settings = Settings(model, params.data, np.random.default_rng(params.data.seed))
-    backbone = make_backbone(
-        settings.rng,
-        model.backbone,
+    options = Options(
         norm=model.norm,
         freeze_at=model.freeze_at,
         width=model.backbone_width,
         stride_in_1x1=model.resnet_stride_in_1x1,
         dtype=model.precision,
     )
+    backbone = make_backbone(settings.rng, model.backbone, options)
     return Detector(
         pixels=Pixels(model.pixel_mean, model.pixel_std),
         backbone=backbone,

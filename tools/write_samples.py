@@ -79,33 +79,18 @@ def draw_sample(
     Raises:
       UserError: the image cannot be read, or has another size than its annotations refer to.
     """
+    from data.photographs import read_photograph
+
     size = image["height"], image["width"]
+    try:
+        pixels = read_photograph(path, exif, size)
+    except UserError as error:
+        raise UserError(f"{str(error).removesuffix('.')}; check --image_dir.") from None
     return draw_comparison(
-        _read_pixels(path, image, exif),
+        pixels,
         annotation_instances(annotations, names, *size),
         annotation_instances(results, names, *size),
     )
-
-
-def _read_pixels(path: str, image: Mapping, exif: str) -> np.ndarray:
-    import tensorflow as tf
-
-    from data.decoding import decode_image
-    from data.diagnosis import explain_error
-
-    numbers = {"image_id": image["id"], "height": image["height"], "width": image["width"]}
-    numbers["orientation"] = 0  # the file itself tells
-    record = {name: tf.constant(number, tf.int64) for name, number in numbers.items()}
-    try:
-        with files.open_file(path, "rb") as file:
-            record["encoded"] = tf.constant(file.read())
-        pixels = tf.data.Dataset.from_tensors(record).map(lambda one: decode_image(one, exif))
-        return next(pixels.as_numpy_iterator())
-    except (OSError, ValueError) as error:
-        reason = str(error)
-    except tf.errors.OpError as error:
-        reason = explain_error(error)
-    raise UserError(f"{path}: cannot be read as an image ({reason}); check --image_dir.")
 
 
 def write_samples(flags: argparse.Namespace) -> int:

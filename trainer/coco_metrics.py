@@ -167,18 +167,18 @@ class CocoEvaluator:
             entry = {
                 **image,
                 "category_id": category_id,
-                "score": _short(prediction["box_scores"][index]),
-                "box_score": _short(prediction["box_scores"][index]),
+                "score": shortest(prediction["box_scores"][index]),
+                "box_score": shortest(prediction["box_scores"][index]),
             }
             if "detection_masks" in prediction:
                 if "mask_ious" in prediction:
-                    entry["mask_iou"] = _short(prediction["mask_ious"][index])
-                entry["mask_score"] = _short(prediction["mask_scores"][index])
+                    entry["mask_iou"] = shortest(prediction["mask_ious"][index])
+                entry["mask_score"] = shortest(prediction["mask_scores"][index])
                 mask = prediction["detection_masks"][index]
                 rle = paste_rle(mask, box, height, width, rule=self._mask_paste)
                 # No bbox here: pycocotools would take the area from it instead of the mask.
                 self._masks.append({**entry, "score": entry["mask_score"], "segmentation": rle})
-            self._boxes.append({**entry, "bbox": _to_coco_box(box, height, width)})
+            self._boxes.append({**entry, "bbox": to_coco_box(box, height, width)})
 
     def _check_image(self, image_id: int) -> None:
         if image_id in self._predicted:
@@ -306,13 +306,13 @@ def boxes_in_original(prediction: Mapping[str, np.ndarray]) -> np.ndarray:
     return np.asarray(prediction["detection_boxes"], np.float64)[:count] * stretch
 
 
-def _to_coco_box(box: np.ndarray, height: int, width: int) -> list[float]:
+def to_coco_box(box: np.ndarray, height: int, width: int) -> list[float]:
     """(y1, x1, y2, x2) to COCO's [x, y, width, height], clipped to the image."""
     y1, x1, y2, x2 = np.clip(box, 0, [height, width, height, width])
     return [round(float(value), 3) for value in (x1, y1, x2 - x1, y2 - y1)]
 
 
-def _short(score: np.ndarray) -> float:
+def shortest(score: np.ndarray) -> float:
     """The shortest decimal that reads back as the same float32: scores keep their order."""
     return float(str(np.float32(score)))
 

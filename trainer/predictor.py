@@ -16,23 +16,21 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from data import augment, files
-from data.config import DataConfig
-from data.decoding import decode_image
+from data import files
 from data.errors import UserError
-from data.images import InvalidImage, inspect_image
+from data.examples import lay_out
+from data.photographs import read_photograph
 from model.paste import paste_mask, paste_rle
 from model.systems import build_network
 from trainer.categories import load_categories
 from trainer.checkpoints import find_checkpoint, load_network
-from trainer.coco_metrics import boxes_in_original
+from trainer.coco_metrics import boxes_in_original, shortest, to_coco_box
 from trainer.config import Params
 from trainer.flags import list_settings, make_params
 from trainer.overlays import Instance, draw_instances
 from trainer.run_record import has_checkpoint, load_record
 
 Photograph = np.ndarray | str | os.PathLike
-_DECIMALS = 3  # of a pixel, in COCO's boxes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,10 +70,9 @@ class Detections:
         """bool [N, h, w], made when first asked for; None without a mask head."""
         if self.probabilities is None:
             return None
-        size = self.height, self.width
-        masks = np.zeros([len(self), *size], bool)
-        for mask, probabilities, box in zip(masks, self.probabilities, self.boxes, strict=True):
-            mask[:] = paste_mask(probabilities, box, *size, rule=self.mask_paste)
+        masks = np.zeros([len(self), self.height, self.width], bool)
+        for index, mask in enumerate(masks):
+            mask[:] = self._paste(index)
         return masks
 
     def to_coco(self, image_id: int = 0, file_name: str = "") -> list[dict]:
@@ -85,21 +82,20 @@ class Detections:
         beside it.
         """
         image = {"image_id": image_id} | ({"file_name": file_name} if file_name else {})
-        limits = [self.height, self.width] * 2
+        size = self.height, self.width
         entries = []
         for index, box in enumerate(self.boxes):
-            y1, x1, y2, x2 = np.clip(box, 0, limits).tolist()
             scores = self._scores(index)
             entry = {
                 **image,
                 "category_id": self.category_ids[index],
-                "bbox": [round(side, _DECIMALS) for side in (x1, y1, x2 - x1, y2 - y1)],
+                "bbox": to_coco_box(box, *size),
                 "score": scores.get("mask_score", scores["box_score"]),
                 **scores,
             }
             if self.probabilities is not None:
-                size, rule = (self.height, self.width), self.mask_paste
-                entry["segmentation"] = paste_rle(self.probabilities[index], box, *size, rule=rule)
+                mask = self.probabilities[index]
+                entry["segmentation"] = paste_rle(mask, box, *size, rule=self.mask_paste)
             entries.append(entry)
         return entries
 
@@ -109,12 +105,19 @@ class Detections:
             Instance(
                 tuple(box),
                 " ".join([self.names[index], *(f"{s:.2f}" for s in self._scores(index).values())]),
-                None if self.masks is None else self.masks[index].astype(np.uint8),
+                self._paste(index),
             )
             for index, box in enumerate(self.boxes)
             if self.box_scores[index] >= min_score
         ]
         return draw_instances(image, instances, enlargement=1)
+
+    def _paste(self, index: int) -> np.ndarray | None:
+        """One mask, uint8 [h, w]."""
+        if self.probabilities is None:
+            return None
+        size, rule = (self.height, self.width), self.mask_paste
+        return paste_mask(self.probabilities[index], self.boxes[index], *size, rule=rule)
 
     def _scores(self, index: int) -> dict[str, float]:
         scores = {
@@ -122,7 +125,7 @@ class Detections:
             "mask_iou": self.mask_ious,
             "mask_score": self.mask_scores,
         }
-        return {name: float(str(v[index])) for name, v in scores.items() if v is not None}
+        return {name: shortest(v[index]) for name, v in scores.items() if v is not None}
 
 
 class Predictor:
@@ -139,15 +142,12 @@ class Predictor:
         self.params = params
         self.names = {category["label"]: str(category["name"]) for category in categories}
         self._ids = {category["label"]: category["id"] for category in categories}
-        self._network = network
         self._batch_size = batch_size
-        config = params.data
         pixels = tf.TensorSpec([None, None, 3], tf.uint8)
         self._lay_out = tf.function(
-            functools.partial(_lay_out, config=config), input_signature=[pixels], autograph=False
-        )
-        self._decode = tf.function(
-            functools.partial(decode_image, exif=config.exif), autograph=False
+            functools.partial(lay_out, config=params.data),
+            input_signature=[pixels],
+            autograph=False,
         )
         # A trace for each canvas and number of photographs: one, or a full batch.
         self._detect = tf.function(network.detect, autograph=False)
@@ -173,29 +173,7 @@ class Predictor:
         Raises:
             UserError: the file is missing, or neither JPEG nor PNG, or broken.
         """
-        try:
-            with files.open_file(path, "rb") as file:
-                encoded = file.read()
-            facts = inspect_image(encoded)
-        except OSError as error:
-            raise UserError(f"{path} cannot be read ({error.strerror or error}).") from None
-        except InvalidImage as error:
-            raise UserError(f"{path}: {error}.") from None
-        size = [facts.height, facts.width]
-        turned = self.params.data.exif == "apply" and facts.orientation >= 5
-        height, width = reversed(size) if turned else size
-        record = {
-            "encoded": encoded,
-            "image_id": 0,
-            "height": height,
-            "width": width,
-            "orientation": facts.orientation,
-        }
-        tensors = {
-            name: tf.constant(value, tf.string if name == "encoded" else tf.int64)
-            for name, value in record.items()
-        }
-        return self._decode(tensors).numpy()
+        return read_photograph(path, self.params.data.exif)
 
     def _find(self, images: Sequence[Photograph]) -> list[Detections]:
         found: list[Any] = [None] * len(images)
@@ -293,14 +271,3 @@ def _check_pixels(image) -> np.ndarray:
             f"{list(pixels.shape)}."
         )
     return pixels
-
-
-def _lay_out(pixels: tf.Tensor, config: DataConfig) -> dict[str, tf.Tensor]:
-    """Puts a photograph, uint8 [h, w, 3], on its canvas, as `data.examples.eval_example` does."""
-    size = tf.shape(pixels, tf.int64)[:2]
-    canvas = tf.gather(
-        tf.constant(config.canvas_sizes, tf.int64), augment.choose_canvas(size, config)
-    )
-    geometry = augment.fit_geometry(size, canvas, config)
-    image = augment.render_image(pixels, geometry, canvas)
-    return {"image": image, "image_info": geometry.image_info}

@@ -2,7 +2,7 @@
 
 A backbone is one file here and one line in `BACKBONES`. The file has a function
 
-    make(rng, name, *, norm, freeze_at, width, stride_in_1x1, dtype)
+    make(rng, name, options)
 
 that returns a `model.layers.Part`: called with normalised pixels [B, H, W, 3], `training` and
 `static` it gives C2 … C5, of strides 4, 8, 16 and 32, whose channels are its `out_channels`. It
@@ -21,6 +21,24 @@ class Pixels(NamedTuple):
 
     mean: tuple[float, ...]
     std: tuple[float, ...]
+
+
+class Options(NamedTuple):
+    """What a user may ask of a backbone, by the names of the settings.
+
+    Attributes:
+        norm: see `model.norms.make_norm`.
+        freeze_at: stages that neither train nor pass gradients on: 1 the stem, 2 all up to C2, ….
+        width: channels of the stem; 0 as published.
+        stride_in_1x1: bottlenecks stride in their first 1×1 convolution.
+        dtype: Keras dtype policy.
+    """
+
+    norm: str
+    freeze_at: int = 0
+    width: int = 0
+    stride_in_1x1: bool = False
+    dtype: str = "float32"
 
 
 class Backbone(NamedTuple):
@@ -44,7 +62,7 @@ BACKBONES = {
 }
 
 
-def make_backbone(rng, name: str, **options):
-    """The backbone of a name in `BACKBONES`; options and result are those of its `make`."""
+def make_backbone(rng, name: str, options: Options):
+    """The backbone of a name in `BACKBONES`; the result is that of its `make`."""
     module = importlib.import_module(f"model.backbones.{BACKBONES[name].file}")
-    return module.make(rng, name, **options)
+    return module.make(rng, name, options)

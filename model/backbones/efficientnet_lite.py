@@ -12,6 +12,7 @@ import numpy as np
 import tensorflow as tf
 
 from data.settings import require
+from model.backbones import Options
 from model.layers import LayerList, Part
 from model.norms import ConvNorm
 
@@ -40,6 +41,8 @@ STAGES = (
     Stage(1, 3, 1, 6, 320),  # C5
 )
 OUTPUTS = (1, 2, 4, 6)  # stages that end with C2 … C5
+# The last block of each.
+ENDS = tuple(sum(stage.depth for stage in STAGES[: index + 1]) - 1 for index in OUTPUTS)
 
 
 class InvertedBottleneck(keras.layers.Layer):
@@ -105,8 +108,8 @@ class EfficientNetLite(Part):
         super().__init__(dtype=dtype, autocast=False)
         kwargs = {"norm": norm, "dtype": dtype}
         self.stem = ConvNorm(rng, 3, width, 3, stride=2, padding="same", **kwargs)
-        blocks, last, in_channels, self.ends, out_channels = [], -1, width, [], []
-        for index, stage in enumerate(STAGES):
+        blocks, in_channels = [], width
+        for stage in STAGES:
             channels = _scaled(stage.channels, width)
             for position in range(stage.depth):
                 stride = stage.stride if position == 0 else 1
@@ -114,25 +117,13 @@ class EfficientNetLite(Part):
                     InvertedBottleneck(rng, in_channels, channels, stage, stride, **kwargs)
                 )
                 in_channels = channels
-            last += stage.depth
-            if index in OUTPUTS:
-                self.ends.append(last)
-                out_channels.append(channels)
         self.blocks = LayerList(blocks)
-        self.out_channels = tuple(out_channels)
+        self.out_channels = tuple(_scaled(STAGES[index].channels, width) for index in OUTPUTS)
         self.freeze_at = freeze_at
-        for frozen in self._parts()[:freeze_at]:
-            for layer in frozen:
-                layer.trainable = False
+        num_frozen = (0, 1, *(end + 2 for end in ENDS))[freeze_at]  # the stem is the first
+        for layer in [self.stem, *blocks][:num_frozen]:
+            layer.trainable = False
         self.built = True
-
-    def _parts(self) -> list[list[keras.layers.Layer]]:
-        """The layers that `freeze_at` counts: the stem, and those up to each output."""
-        blocks, starts = list(self.blocks), [0, *(end + 1 for end in self.ends)]
-        return [
-            [self.stem],
-            *(blocks[start : end + 1] for start, end in zip(starts, self.ends, strict=False)),
-        ]
 
     def call(self, x: tf.Tensor, training: bool = False, static: bool = False) -> list[tf.Tensor]:
         """C2 … C5 of strides 4, 8, 16, 32 for normalised pixels [B, H, W, 3]."""
@@ -140,7 +131,7 @@ class EfficientNetLite(Part):
         outputs = []
         for index, block in enumerate(self.blocks):
             x = block(x, training=training)
-            if index in self.ends:
+            if index in ENDS:
                 if len(outputs) + 2 <= self.freeze_at:
                     x = tf.stop_gradient(x)
                 outputs.append(x)
@@ -153,18 +144,13 @@ def _scaled(channels: int, width: int) -> int:
     return max(DIVISOR, halves_up // DIVISOR * DIVISOR)
 
 
-def make(
-    rng: np.random.Generator,
-    name: str,
-    *,
-    norm: str,
-    freeze_at: int,
-    width: int,
-    stride_in_1x1: bool,
-    dtype: str,
-) -> EfficientNetLite:
+def make(rng: np.random.Generator, name: str, options: Options) -> EfficientNetLite:
     """See `model.backbones`."""
-    require(not stride_in_1x1, "resnet_stride_in_1x1", True, f"a ResNet, not {name}")
+    require(not options.stride_in_1x1, "resnet_stride_in_1x1", True, f"a ResNet, not {name}")
     return EfficientNetLite(
-        rng, width=width or STEM_WIDTH, norm=norm, freeze_at=freeze_at, dtype=dtype
+        rng,
+        width=options.width or STEM_WIDTH,
+        norm=options.norm,
+        freeze_at=options.freeze_at,
+        dtype=options.dtype,
     )

@@ -10,6 +10,7 @@ import numpy as np
 import tensorflow as tf
 
 from data.settings import require
+from model.backbones import Options
 from model.layers import Part, kaiming_normal
 
 MODELS = {
@@ -50,12 +51,9 @@ class MobileNetV3(Part):
         for layer in self.model.layers:
             is_norm = isinstance(layer, keras.layers.BatchNormalization)
             layer.trainable = not (layer in frozen or (is_norm and norm == "frozen_bn"))
-        for kernel in self._kernels():
+        for kernel in self.kernels:
             kernel.assign(kaiming_normal(rng, tuple(kernel.shape)))
         self.built = True
-
-    def _kernels(self) -> list[keras.Variable]:
-        return [layer.kernel for layer in self.model.layers if hasattr(layer, "kernel")]
 
     def call(self, x: tf.Tensor, training: bool = False, static: bool = False) -> list[tf.Tensor]:
         """C2 … C5 of strides 4, 8, 16, 32 for normalised pixels [B, H, W, 3]."""
@@ -96,18 +94,10 @@ def _ends_of_strides(model: keras.Model) -> list[int]:
     return [*ends, len(names) - 1]
 
 
-def make(
-    rng: np.random.Generator,
-    name: str,
-    *,
-    norm: str,
-    freeze_at: int,
-    width: int,
-    stride_in_1x1: bool,
-    dtype: str,
-) -> MobileNetV3:
+def make(rng: np.random.Generator, name: str, options: Options) -> MobileNetV3:
     """See `model.backbones`."""
-    require(not stride_in_1x1, "resnet_stride_in_1x1", True, f"a ResNet, not {name}")
+    norm, width = options.norm, options.width
+    require(not options.stride_in_1x1, "resnet_stride_in_1x1", True, f"a ResNet, not {name}")
     require(norm in ("bn", "frozen_bn"), "norm", norm, f"bn or frozen_bn for {name}")
     require(width == 0, "backbone_width", width, f"0 for {name}, whose widths are as published")
-    return MobileNetV3(rng, name, norm=norm, freeze_at=freeze_at, dtype=dtype)
+    return MobileNetV3(rng, name, norm=norm, freeze_at=options.freeze_at, dtype=options.dtype)

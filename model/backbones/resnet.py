@@ -10,6 +10,7 @@ import numpy as np
 import tensorflow as tf
 
 from data.settings import require
+from model.backbones import Options
 from model.layers import LayerList, Part
 from model.norms import ConvNorm
 
@@ -170,25 +171,16 @@ class ResNet(Part):
         return outputs
 
 
-def make(
-    rng: np.random.Generator,
-    name: str,
-    *,
-    norm: str,
-    freeze_at: int,
-    width: int,
-    stride_in_1x1: bool,
-    dtype: str,
-) -> ResNet:
+def make(rng: np.random.Generator, name: str, options: Options) -> ResNet:
     """See `model.backbones`."""
     return ResNet(
         rng,
         name,
-        width=width or 64,
-        stride_in_1x1=stride_in_1x1,
-        norm=norm,
-        freeze_at=freeze_at,
-        dtype=dtype,
+        width=options.width or 64,
+        stride_in_1x1=options.stride_in_1x1,
+        norm=options.norm,
+        freeze_at=options.freeze_at,
+        dtype=options.dtype,
     )
 
 

@@ -5,21 +5,14 @@ import pytest
 import tensorflow as tf
 
 from data.settings import SettingError
-from model.backbones import BACKBONES, make_backbone
+from model.backbones import BACKBONES, Options, make_backbone
 
 # One of each file; the others differ in depth.
 NAMES = ("resnet18", "resnet50", "efficientnet_lite0", "mobilenet_v3_small")
-OPTIONS = {
-    "norm": "frozen_bn",
-    "freeze_at": 0,
-    "width": 0,
-    "stride_in_1x1": False,
-    "dtype": "float32",
-}
 
 
-def make(name, **options):
-    return make_backbone(np.random.default_rng(0), name, **(OPTIONS | options))
+def make(name, norm="frozen_bn", **options):
+    return make_backbone(np.random.default_rng(0), name, Options(norm, **options))
 
 
 @pytest.fixture(scope="module", params=NAMES)

@@ -1,0 +1,50 @@
+"""Picture files outside records, read as training reads those within."""
+
+from __future__ import annotations
+
+import functools
+
+import numpy as np
+import tensorflow as tf
+
+from data.decoding import decode_image
+from data.diagnosis import explain_error
+from data.errors import UserError
+from data.files import Path, open_file
+from data.images import inspect_image
+
+
+def read_photograph(path: Path, exif: str, size: tuple[int, int] | None = None) -> np.ndarray:
+    """The pixels of a file, uint8 [h, w, 3], turned as `data.decoding.decode_image` says.
+
+    Args:
+      path: a JPEG or PNG file, or with `size` any that `decode_image` takes.
+      exif: "apply" or "ignore".
+      size: h and w that annotations refer to; by default the file's own, once turned.
+
+    Raises:
+      UserError: the file cannot be read, is no such picture, or has another size.
+    """
+    try:
+        with open_file(path, "rb") as file:
+            encoded = file.read()
+        orientation = 0  # the file itself tells
+        if size is None:
+            facts = inspect_image(encoded)
+            turned = exif == "apply" and facts.orientation >= 5
+            size = (facts.width, facts.height) if turned else (facts.height, facts.width)
+            orientation = facts.orientation
+        numbers = {"image_id": 0, "height": size[0], "width": size[1], "orientation": orientation}
+        record = {name: tf.constant(number, tf.int64) for name, number in numbers.items()}
+        return _decoder(exif)(record | {"encoded": tf.constant(encoded)}).numpy()
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+    except tf.errors.OpError as error:
+        reason = explain_error(error)
+    raise UserError(f"{path}: cannot be read as an image ({reason}).")
+
+
+@functools.cache
+def _decoder(exif: str):
+    """One graph for all files."""
+    return tf.function(functools.partial(decode_image, exif=exif), autograph=False)
