@@ -29,6 +29,7 @@ _SETTINGS = {
     "backbone": str,
     "norm": lambda value: {"bn": "batch norm", "frozen_bn": "frozen norm"}.get(value, value),
     "jit_compile": lambda value: "XLA" if value else "no XLA",
+    "object_annotations_file": str,
 }
 
 
