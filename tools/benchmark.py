@@ -36,11 +36,12 @@ if __package__ is None:  # started as a script, which may be without the package
 
 from absl import flags
 
+from data.errors import UserError
 from data.files import make_folder, whole_file
 from tools.benchmarks.peers import PEERS
 from tools.benchmarks.report import describe_figures, summarise
 from tools.benchmarks.stages import OURS, STAGES
-from tools.benchmarks.turns import WorkerError, take_turns
+from tools.benchmarks.turns import take_turns
 from tools.benchmarks.worker import Job
 from tools.benchmarks.workloads import define_flags, read_settings
 from trainer.config import Params
@@ -69,7 +70,7 @@ def main(argv: Sequence[str]) -> int:
         with whole_file(values.json) as file:
             json.dump(figures, file, indent=1)
             file.write("\n")
-    except (WorkerError, OSError) as error:
+    except (UserError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     print(describe_figures(figures))

@@ -17,6 +17,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 
+from data.errors import UserError
 from tools.benchmarks import worker as worker_script
 from tools.benchmarks.worker import Job, Sample
 
@@ -48,10 +49,6 @@ class Result:
     peak_rss_mb: float = 0.0
 
 
-class WorkerError(Exception):
-    """A program cannot do its work; the message is one sentence."""
-
-
 class Worker:
     """A program in its process.
 
@@ -72,7 +69,7 @@ class Worker:
                 text=True,
             )
         except OSError as error:
-            raise WorkerError(f"{job.python} cannot be run: {error.strerror}.") from error
+            raise UserError(f"{job.python} cannot be run: {error.strerror}.") from error
         ready = self._read()
         seconds = time.perf_counter() - started
         self.result = Result(job, ready["versions"], seconds, self.take_turn().wall_seconds)
@@ -113,7 +110,7 @@ class Worker:
         answer = json.loads(line) if line else {"error": self._last_words()}
         if "error" in answer:
             self.kill()
-            raise WorkerError(f"{self._job.name}: {answer['error']}")
+            raise UserError(f"{self._job.name}: {answer['error']}")
         return answer
 
     def _last_words(self) -> str:
@@ -126,7 +123,7 @@ def take_turns(jobs: Sequence[Job], repeats: int) -> list[Result]:
     """Times the programs `repeats` times, one after the other each time.
 
     Raises:
-      WorkerError: one of them cannot do its work.
+      UserError: one of them cannot do its work.
     """
     with contextlib.ExitStack() as stack:
         workers = []

@@ -18,9 +18,10 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from importlib import metadata
 
-if __package__ is None:  # started as a script: its folder has modules named as packages of peers
+if __package__ is None:  # started as a script, perhaps by a Python without this package
     sys.path[0] = os.path.abspath(os.path.join(os.path.dirname(__file__), "..", ".."))
 
+from data.errors import UserError
 from tools.benchmarks.peers import PeerSettings
 from tools.benchmarks.stages import OURS, STAGES, Workload
 
@@ -71,10 +72,7 @@ def serve(job: Job, turns: Iterator[str], answer: Callable[[dict], None]) -> Non
     except ImportError as error:
         answer({"error": f"{error}; install it for {job.python} or leave it out."})
         return
-    except Exception as error:
-        # One sentence for what the user can mend, the traceback for what is our mistake.
-        if type(error).__name__ != "UserError":
-            raise
+    except UserError as error:
         answer({"error": str(error)})
         return
     answer({"versions": _versions(packages)})

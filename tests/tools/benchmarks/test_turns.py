@@ -4,7 +4,8 @@ import sys
 
 import pytest
 
-from tools.benchmarks.turns import WorkerError, _wait_for_rest, take_turns
+from data.errors import UserError
+from tools.benchmarks.turns import _wait_for_rest, take_turns
 from tools.benchmarks.worker import Job, Sample, serve
 
 
@@ -19,7 +20,7 @@ def test_a_sample_in_each_unit():
 
 def test_what_ends_a_program_is_told():
     job = Job("no_such_peer", "match", sys.executable, (), {})
-    with pytest.raises(WorkerError, match="no_such_peer.*No module named"):
+    with pytest.raises(UserError, match="no_such_peer.*No module named"):
         take_turns([job], 1)
 
 
