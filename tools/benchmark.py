@@ -38,6 +38,7 @@ from absl import flags
 
 from data.errors import UserError
 from data.files import make_folder, whole_file
+from data.settings import SettingError
 from tools.benchmarks.peers import PEERS
 from tools.benchmarks.report import describe_figures, summarise
 from tools.benchmarks.stages import OURS, STAGES
@@ -70,6 +71,8 @@ def main(argv: Sequence[str]) -> int:
         with whole_file(values.json) as file:
             json.dump(figures, file, indent=1)
             file.write("\n")
+    except SettingError as error:
+        refuse_flags(str(error))
     except (UserError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

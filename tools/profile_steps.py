@@ -23,6 +23,7 @@ if __package__ is None:  # started as a script, which may be without the package
 from absl import flags
 
 from data.errors import UserError
+from data.settings import SettingError
 from data.tensorflow_log import quieten_tensorflow
 from tools.benchmarks import workloads
 from tools.benchmarks.stages import Workload
@@ -48,6 +49,8 @@ def main(argv: Sequence[str]) -> int:
     quieten_tensorflow()
     try:
         work = workloads.make(what, params, workloads.read_settings(values))
+    except SettingError as error:
+        refuse_flags(str(error))
     except (UserError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -18,6 +18,9 @@ from tools.benchmarks import synthetic
         ["--json=x"],
         ["match", "--json=x", "--against=nobody"],
         ["match", "--json=x", "--against=torchvision"],
+        ["match", "--json=x", "--images=0"],
+        ["match", "--json=x", "--instances=-3"],
+        ["evaluate", "--json=x", "--kind=mask"],
         ["match", "--json=x", "--sweep=instances"],
         ["match", "--json=x", "--sweep=instances=many"],
         ["match", "--json=x", "--sweep=model_dir=1"],
@@ -35,6 +38,19 @@ def test_missing_data_is_one_sentence(tmp_path, capsys):
     assert main(["benchmark.py", "evaluate", f"--json={tmp_path}/f.json"]) == 1
     assert capsys.readouterr().err.startswith("error: ours: --object_annotations_file")
     assert not (tmp_path / "f.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (["evaluate", "--kind=both"], "--kind=both: `evaluate` has bbox and segm"),
+        (["match", "--image_size=100"], "--canvases=100x100: expected"),
+        (["match", "--sweep=images=0,1"], "--images=0: expected a positive number"),
+    ],
+)
+def test_settings_that_a_program_cannot_have_are_one_sentence(tmp_path, capsys, arguments, reason):
+    assert main(["benchmark.py", *arguments, f"--json={tmp_path}/f.json"]) == 1
+    assert capsys.readouterr().err.startswith(f"error: ours: {reason}")
 
 
 def test_a_missing_interpreter_is_one_sentence(tmp_path, capsys):

@@ -49,8 +49,15 @@ def test_a_profile_has_the_operations_that_ran(tmp_path):
     assert 0 < seconds[key] < 10
 
 
-def test_what_is_profiled_has_to_be_named(capsys):
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (["evaluate"], "name what to profile"),
+        (["train", "--batch_size=0"], "--batch_size=0: expected a positive number"),
+    ],
+)
+def test_bad_flags_exit_with_2(capsys, arguments, reason):
     with pytest.raises(SystemExit) as exit_status:
-        main(["profile_steps.py", "evaluate"])
+        main(["profile_steps.py", *arguments])
     assert exit_status.value.code == 2
-    assert capsys.readouterr().err.startswith("error: name what to profile")
+    assert capsys.readouterr().err.startswith(f"error: {reason}")

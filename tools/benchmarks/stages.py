@@ -8,7 +8,7 @@ import os
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
-from data.settings import setting
+from data.settings import NOT_NEGATIVE, POSITIVE, check_settings, one_of, setting
 
 OURS = "ours"  # the name of this project among the programs
 Workload = Callable[[], int]  # does the work once and returns the number of images it processed
@@ -46,22 +46,33 @@ STAGES = {
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """The settings that all programs share; each is a flag."""
+    """The settings that all programs share; each is a flag.
 
-    image_size: int = setting(832, "Side of the square canvas, pixels.")
-    batch_size: int = setting(2, "Images of a batch, of all replicas.")
+    Raises:
+      SettingError: a value cannot be used.
+    """
+
+    image_size: int = setting(832, "Side of the square canvas, pixels.", POSITIVE)
+    batch_size: int = setting(2, "Images of a batch, of all replicas.", POSITIVE)
     instances: int = setting(
-        0, "Objects of an image, drawn; 0: those that are annotated, 8 in `match`."
+        0, "Objects of an image, drawn; 0: those that are annotated, 8 in `match`.", NOT_NEGATIVE
     )
-    positives: int = setting(0, "Positive RoIs of an image in `train`; 0: as many as there are.")
-    images: int = setting(400, "Images of a timed run of `input`, `decode` and `match`.")
-    num_shards: int = setting(8, "Shards of the records.")
-    num_processes: int = setting(os.cpu_count(), "Processes of `convert`.")
+    positives: int = setting(
+        0, "Positive RoIs of an image in `train`; 0: as many as there are.", NOT_NEGATIVE
+    )
+    images: int = setting(400, "Images of a timed run of `input`, `decode` and `match`.", POSITIVE)
+    num_shards: int = setting(8, "Shards of the records.", POSITIVE)
+    num_processes: int = setting(os.cpu_count(), "Processes of `convert`.", POSITIVE)
     image_dir: str = setting("", "Folder of the images.")
     object_annotations_file: str = setting("", "COCO JSON of the images.")
     kind: str = setting(
-        "segm", "What `evaluate` evaluates, bbox or segm; `backbone`: forward or both."
+        "segm",
+        "What `evaluate` evaluates, bbox or segm; `backbone`: forward or both.",
+        one_of("bbox", "segm", "forward", "both"),
     )
+
+    def __post_init__(self):
+        check_settings(self)
 
     @classmethod
     def from_dict(cls, entries: dict) -> Settings:

@@ -22,6 +22,7 @@ if __package__ is None:  # started as a script, perhaps by a Python without this
     sys.path[0] = os.path.abspath(os.path.join(os.path.dirname(__file__), "..", ".."))
 
 from data.errors import UserError
+from data.settings import SettingError
 from tools.benchmarks.peers import PeerSettings
 from tools.benchmarks.stages import OURS, STAGES, Workload
 
@@ -72,7 +73,7 @@ def serve(job: Job, turns: Iterator[str], answer: Callable[[dict], None]) -> Non
     except ImportError as error:
         answer({"error": f"{error}; install it for {job.python} or leave it out."})
         return
-    except UserError as error:
+    except (UserError, SettingError) as error:
         answer({"error": str(error)})
         return
     answer({"versions": _versions(packages)})

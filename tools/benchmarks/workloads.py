@@ -214,7 +214,13 @@ def make_convert(params: Params, settings: Settings) -> Workload:
 
 
 def make_evaluate(params: Params, settings: Settings) -> Workload:
-    """COCO evaluation of one kind: 30 detections an image, many of them wrong."""
+    """COCO evaluation of one kind: 30 detections an image, many of them wrong.
+
+    Raises:
+      UserError: the kind is one of `backbone`.
+    """
+    if settings.kind not in ("bbox", "segm"):
+        raise UserError(f"--kind={settings.kind}: `evaluate` has bbox and segm.")
     from trainer.average_precision import evaluate_results
     from trainer.coco_metrics import load_ground_truth
 

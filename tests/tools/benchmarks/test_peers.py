@@ -7,6 +7,7 @@ import sys
 import numpy as np
 import pytest
 
+from data.settings import SettingError
 from tools.benchmarks.peers import CLASSES, DETECTIONS, PEERS, PeerSettings, expect_detections
 from tools.benchmarks.peers.model_garden import number_classes
 from tools.benchmarks.peers.scenes import draw_ellipses, draw_scenes
@@ -22,8 +23,8 @@ def test_settings_leave_out_what_they_do_not_know():
 def test_precision_is_one_of_two():
     assert not PeerSettings().bfloat16
     assert PeerSettings(precision="mixed_bfloat16").bfloat16
-    with pytest.raises(ValueError, match="float16"):
-        _ = PeerSettings(precision="mixed_float16").bfloat16
+    with pytest.raises(SettingError, match="--precision=mixed_float16: expected one of float32"):
+        PeerSettings(precision="mixed_float16")
 
 
 def test_too_few_detections_are_refused():

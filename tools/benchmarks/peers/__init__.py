@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 
+from data.settings import one_of, setting
 from tools.benchmarks.stages import Settings
 
 # Which stages each peer can do.
@@ -25,25 +26,14 @@ DETECTIONS = 100
 
 @dataclasses.dataclass(frozen=True)
 class PeerSettings(Settings):
-    """What a peer is told.
+    """What a peer is told."""
 
-    Attributes:
-      precision: "float32" or "mixed_bfloat16".
-      seed: of weights and of whatever is drawn.
-    """
-
-    precision: str = "float32"
-    seed: int = 0
+    precision: str = setting("float32", "Of the computation.", one_of("float32", "mixed_bfloat16"))
+    seed: int = setting(0, "Of the weights and of whatever is drawn.")
 
     @property
     def bfloat16(self) -> bool:
-        """Whether to compute in bfloat16 where that is safe.
-
-        Raises:
-          ValueError: the precision is none that a peer has.
-        """
-        if self.precision not in ("float32", "mixed_bfloat16"):
-            raise ValueError(f"precision {self.precision}: a peer has float32 or mixed_bfloat16.")
+        """Whether to compute in bfloat16 where that is safe."""
         return self.precision == "mixed_bfloat16"
 
 

@@ -223,9 +223,8 @@ def _convert(settings: PeerSettings, annotations_file: str, folder: str) -> None
         f"--object_annotations_file={annotations_file}",
         f"--output_file_prefix={folder}/train",
         f"--num_shards={settings.num_shards}",
+        f"--num_processes={settings.num_processes}",
     ]
-    if settings.num_processes:
-        command.append(f"--num_processes={settings.num_processes}")
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeError(f"the converter failed: {done.stderr.strip().splitlines()[-1:]}")
