@@ -11,12 +11,15 @@ Axes: H W canvas, N boxes; pairs are (height, width) or (vertical, horizontal).
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 import tensorflow as tf
 
 from data.config import DataConfig
+from data.photometric import ColourMap, recolour
 
 
 class Geometry(NamedTuple):
@@ -135,7 +138,9 @@ def draw_geometry(
     )
 
 
-def render_image(image: tf.Tensor, geometry: Geometry, canvas: tf.Tensor) -> tf.Tensor:
+def render_image(
+    image: tf.Tensor, geometry: Geometry, canvas: tf.Tensor, colours: Sequence[ColourMap] = ()
+) -> tf.Tensor:
     """Draws an image on its canvas: bilinear between pixel centres, without antialiasing.
 
     Mirroring comes first because it commutes with resizing and there are fewer pixels to move.
@@ -144,6 +149,7 @@ def render_image(image: tf.Tensor, geometry: Geometry, canvas: tf.Tensor) -> tf.
         image: uint8 [original height, original width, 3].
         geometry: where it goes.
         canvas: int64 [2], H and W.
+        colours: what happens to its colours, one after another.
 
     Returns:
         uint8 [H, W, 3], zero outside the valid area.
@@ -155,7 +161,7 @@ def render_image(image: tf.Tensor, geometry: Geometry, canvas: tf.Tensor) -> tf.
         lambda: tf.reverse(image, tf.where(geometry.flips)[:, 0]),
         lambda: image,
     )
-    resized = tf.image.resize(image, tf.cast(geometry.valid, tf.int32))
+    resized = _resize(image, geometry, colours)
     # Over 0..255 quantising is rounding half up, in one pass over the pixels instead of two.
     pixels = tf.raw_ops.QuantizeV2(input=resized, min_range=0.0, max_range=255.0, T=tf.quint8)
     pixels = tf.bitcast(pixels.output, tf.uint8)
@@ -165,6 +171,26 @@ def render_image(image: tf.Tensor, geometry: Geometry, canvas: tf.Tensor) -> tf.
     missing = (canvas - geometry.valid) * [1, 3]
     rows = tf.pad(rows, [[0, missing[0]], [0, missing[1]]])
     return tf.reshape(rows, [height, width, 3])
+
+
+def _resize(image: tf.Tensor, geometry: Geometry, colours: Sequence[ColourMap]) -> tf.Tensor:
+    """The valid area in the colours wanted: uint8 [h, w, 3] -> float32 [valid, 3].
+
+    Colours are mapped and bytes made numbers where there are fewer pixels, before or after. Bytes
+    take longer to resize than to make numbers of.
+    """
+
+    def recoloured(pixels: tf.Tensor) -> tf.Tensor:
+        if not colours:
+            return tf.cast(pixels, tf.float32)
+        return recolour(pixels, functools.reduce(lambda first, then: then.after(first), colours))
+
+    size = tf.cast(geometry.valid, tf.int32)
+    return tf.cond(
+        tf.reduce_prod(geometry.source) <= tf.reduce_prod(geometry.valid),
+        lambda: tf.image.resize(recoloured(image), size),
+        lambda: recoloured(tf.image.resize(image, size)),
+    )
 
 
 def clip_to_source(boxes: tf.Tensor, geometry: Geometry) -> tf.Tensor:

@@ -6,6 +6,7 @@ import dataclasses
 import math
 import re
 
+from data.augmentations import AUGMENTATIONS
 from data.settings import (
     NOT_NEGATIVE,
     POSITIVE,
@@ -66,6 +67,10 @@ SURVIVES_ROUNDING = Relation(
         > 1.0
     ),
 )
+AUGMENTATION_NAMES = Check(
+    "names among " + ", ".join(AUGMENTATIONS) + ", each once",
+    lambda names: set(names) <= set(AUGMENTATIONS) and len(set(names)) == len(names),
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,6 +129,13 @@ class DataConfig:
     )
     vertical_flip: float = setting(
         0.0, "Probability of mirroring top to bottom in training.", SHARE
+    )
+    augmentations: tuple[str, ...] = setting(
+        (),
+        "What else is done to training pictures, in this order: a comma list of "
+        + ", ".join(AUGMENTATIONS)
+        + ".",
+        AUGMENTATION_NAMES,
     )
     max_instances: int = setting(
         100, "Ground truths an image keeps; the rest is dropped.", POSITIVE

@@ -13,16 +13,11 @@ from data.anchor_matching import RpnTargets, match_and_sample
 from data.anchors import AnchorGrid
 from data.config import DataConfig
 from data.decoding import decode_image
-from data.masks import crop_masks, mask_areas
-from data.polygons import lay_out_polygons
 from data.records import parse_record
+from data.scenes import Scene, Tensors, draw_scene
 
 # What mmdetection pads the sides of an image to multiples of.
 PADDING_MULTIPLE = 32
-# Shorter sides leave no pixel to learn from, such as slivers that a crop leaves of an object.
-MIN_SIDE = 1.0
-
-Tensors = dict[str, tf.Tensor]
 
 
 # Without Python control flow AutoGraph has nothing to convert, which takes it seconds to find out.
@@ -53,11 +48,10 @@ def lay_out(pixels: tf.Tensor, config: DataConfig) -> Tensors:
         image uint8 [H, W, 3], image_info float32 [5].
     """
     size = tf.shape(pixels, tf.int64)[:2]
-    canvas_index = augment.choose_canvas(size, config)
-    canvas = tf.gather(tf.constant(config.canvas_sizes, tf.int64), canvas_index)
+    _, canvas = _choose_canvas(size, config)
     geometry = augment.fit_geometry(size, canvas, config)
     image = augment.render_image(pixels, geometry, canvas)
-    return {"image": _set_canvas_shape(image, config), "image_info": geometry.image_info}
+    return _features(image, geometry.image_info, config)
 
 
 def padding_example(height: tf.Tensor, width: tf.Tensor, config: DataConfig) -> Tensors:
@@ -107,22 +101,18 @@ def train_example(
     record = parse_record(serialized, include_masks, max_vertices)
     seeds = image_seeds(config.seed, epoch, record["image_id"])
     size = tf.stack([record["height"], record["width"]])
-    canvas_index = augment.choose_canvas(size, config)
-    canvas = tf.gather(tf.constant(config.canvas_sizes, tf.int64), canvas_index)
-    geometry = augment.draw_geometry(size, canvas, config, seeds[0])
-
-    truths = _ground_truths(record, geometry, config)
-    crowds = augment.clip_to_source(tf.boolean_mask(record["boxes"], record["is_crowd"]), geometry)
-    crowds = augment.map_boxes(crowds, geometry)
-    rpn = _rpn_targets(truths["gt_boxes"], crowds, canvas_index, geometry.valid, config, seeds[1])
-    labels = {name: _pad(values, config.max_instances) for name, values in truths.items()}
+    canvas_index, canvas = _choose_canvas(size, config)
+    scene = draw_scene(record, canvas, config, seeds[0])
+    rpn = _rpn_targets(scene, canvas_index, config, seeds[1])
+    labels = {name: _pad(values, config.max_instances) for name, values in scene.truths.items()}
     labels |= {
         "rpn_indices": rpn.indices,
         "rpn_labels": rpn.labels,
         "rpn_deltas": rpn.deltas,
         "sample_seeds": seeds[2],
     }
-    return _features(record, geometry, canvas, config), labels
+    features = _features(scene.image, scene.image_info, config)
+    return features | {"image_id": record["image_id"]}, labels
 
 
 def image_seeds(seed: int, epoch: tf.Tensor, image_id: tf.Tensor) -> tf.Tensor:
@@ -139,15 +129,14 @@ def image_seeds(seed: int, epoch: tf.Tensor, image_id: tf.Tensor) -> tf.Tensor:
     )
 
 
-def _features(
-    record: Tensors, geometry: augment.Geometry, canvas: tf.Tensor, config: DataConfig
-) -> Tensors:
-    image = augment.render_image(decode_image(record, config.exif), geometry, canvas)
-    return {
-        "image": _set_canvas_shape(image, config),
-        "image_id": record["image_id"],
-        "image_info": geometry.image_info,
-    }
+def _choose_canvas(size: tf.Tensor, config: DataConfig) -> tuple[tf.Tensor, tf.Tensor]:
+    """Number and size of the canvas that a picture goes to: int64 [], int64 [2]."""
+    index = augment.choose_canvas(size, config)
+    return index, tf.gather(tf.constant(config.canvas_sizes, tf.int64), index)
+
+
+def _features(image: tf.Tensor, image_info: tf.Tensor, config: DataConfig) -> Tensors:
+    return {"image": _set_canvas_shape(image, config), "image_info": image_info}
 
 
 def _set_canvas_shape(image: tf.Tensor, config: DataConfig) -> tf.Tensor:
@@ -156,74 +145,19 @@ def _set_canvas_shape(image: tf.Tensor, config: DataConfig) -> tf.Tensor:
     return tf.ensure_shape(image, [*(canvases.pop() if len(canvases) == 1 else (None, None)), 3])
 
 
-def _ground_truths(record: Tensors, geometry: augment.Geometry, config: DataConfig) -> Tensors:
-    """The instances to learn: no crowds, visible, as many as there is room for.
-
-    Returns:
-        gt_boxes float32 [n, 4], gt_classes int32 [n] and, with masks, gt_masks uint8 [n, M, M]
-        and gt_areas float32 [n], and with polygons gt_polygons float32 [n, V, 2] and
-        gt_polygon_parts int32 [n, V], for the n <= G largest instances in the record's order.
-    """
-    windows = augment.clip_to_source(record["boxes"], geometry)
-    boxes = augment.map_boxes(windows, geometry)
-    kept = ~record["is_crowd"] & tf.reduce_all(boxes[:, 2:] - boxes[:, :2] >= MIN_SIDE, axis=1)
-    sizes = tf.reduce_prod(boxes[:, 2:] - boxes[:, :2], axis=1)
-    if "run_lengths" in record:
-        masks = (record["run_lengths"], record["num_runs"], record["height"], record["width"])
-        areas = mask_areas(*masks, geometry.source_box)
-        sizes = tf.cast(areas, tf.float32)
-    kept = _largest(sizes, kept & (sizes > 0), config.max_instances)
-
-    truths = {
-        "gt_boxes": tf.gather(boxes, kept),
-        "gt_classes": tf.gather(record["classes"], kept),
-    }
-    if "run_lengths" in record:
-        truths["gt_masks"] = crop_masks(
-            *masks,
-            tf.gather(windows, kept),
-            kept,
-            config.mask_crop_size,
-            flip_vertical=geometry.flips[0],
-            flip_horizontal=geometry.flips[1],
-        )
-        canvas_pixels = tf.reduce_prod(geometry.scale)
-        truths["gt_areas"] = tf.cast(tf.gather(areas, kept), tf.float32) * canvas_pixels
-    if "points" in record:
-        truths["gt_polygons"], truths["gt_polygon_parts"] = lay_out_polygons(
-            augment.map_points(record["points"], geometry),
-            record["num_points"],
-            record["num_polygons"],
-            kept,
-            config.max_polygon_vertices,
-        )
-    return truths
-
-
-def _largest(sizes: tf.Tensor, kept: tf.Tensor, count: int) -> tf.Tensor:
-    """Indices of at most `count` instances that are kept, the largest, ascending: int64 [n]."""
-    candidates = tf.where(kept)[:, 0]
-    order = tf.argsort(tf.gather(sizes, candidates), direction="DESCENDING", stable=True)
-    return tf.sort(tf.gather(candidates, order[:count]))
-
-
 def _rpn_targets(
-    gt_boxes: tf.Tensor,
-    crowd_boxes: tf.Tensor,
-    canvas_index: tf.Tensor,
-    valid: tf.Tensor,
-    config: DataConfig,
-    seed: tf.Tensor,
+    scene: Scene, canvas_index: tf.Tensor, config: DataConfig, seed: tf.Tensor
 ) -> RpnTargets:
-    """Matches the anchors of the canvas that the image is on; `valid` int64 [2] is its size."""
+    """Matches the anchors of the canvas that the picture is on."""
+    valid = scene.valid
     if config.rpn_negative_area == "padded":
         valid = -(-valid // PADDING_MULTIPLE) * PADDING_MULTIPLE
     area = tf.cast(valid, tf.float32)
 
     def match_on(canvas: tuple[int, int]) -> RpnTargets:
         return match_and_sample(
-            gt_boxes,
-            crowd_boxes,
+            scene.truths["gt_boxes"],
+            scene.crowds,
             AnchorGrid.from_config(config, canvas),
             seed,
             positive_iou=config.rpn_positive_iou,

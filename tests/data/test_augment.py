@@ -179,3 +179,14 @@ def test_enlarging_equals_pillow():
     drawn = augment.render_image(tf.constant(image), geometry, _size(32, 64))[:23, :37]
     pillow = Image.fromarray(image).resize((37, 23), Image.Resampling.BILINEAR)
     np.testing.assert_allclose(np.int32(drawn), np.int32(pillow), atol=1)
+
+
+def test_bytes_and_numbers_are_resized_alike():
+    """Pictures are made numbers before an enlargement; the kernel for bytes gives the same."""
+    image = np.random.default_rng(1).integers(0, 256, (23, 37, 3), np.uint8)
+    size = _size(23, 37)
+    for valid in (_size(23, 37), _size(31, 64), _size(64, 41)):
+        geometry = augment.Geometry(size, _size(0, 0), size, valid, tf.zeros([2], tf.bool))
+        drawn = augment.render_image(tf.constant(image), geometry, valid)
+        of_bytes = tf.image.resize(image, tf.cast(valid, tf.int32)).numpy()
+        np.testing.assert_array_equal(drawn, np.floor(of_bytes + 0.5))

@@ -13,7 +13,6 @@ from data.anchors import AnchorGrid
 from data.config import DataConfig
 from data.conversion import Conversion, convert
 from data.examples import (
-    _largest,
     eval_example,
     image_seeds,
     padding_example,
@@ -337,14 +336,6 @@ def test_masks_of_others_train_like_our_own(shared_data, tmp_path):
     assert sum((labels["gt_areas"] > 0).sum() for _, labels in own[1].values()) > 150
 
 
-def test_the_largest_stay_in_the_order_of_the_record():
-    sizes, kept = tf.constant([3.0, 9, 1, 9, 5, 9]), tf.cast([1, 1, 1, 0, 1, 1], tf.bool)
-    np.testing.assert_array_equal(_largest(sizes, kept, 3), [1, 4, 5])
-    np.testing.assert_array_equal(_largest(sizes, kept, 2), [1, 5])
-    np.testing.assert_array_equal(_largest(sizes, kept, 9), [0, 1, 2, 4, 5])
-    assert _largest(sizes[:0], kept[:0], 3).shape == (0,)
-
-
 def test_draws_depend_on_seed_epoch_and_image_alone():
     def seeds(seed, epoch, image_id):
         numbers = image_seeds(seed, tf.constant(epoch, tf.int64), tf.constant(image_id, tf.int64))
@@ -353,6 +344,52 @@ def test_draws_depend_on_seed_epoch_and_image_alone():
     places = [(s, e, i) for s in (0, 1, 2**40) for e in (0, 1, 2) for i in (0, 1, 2, 2**62)]
     assert len({seeds(*place) for place in places}) == len(places)
     assert seeds(5, 6, 7) == seeds(5, 6, 7)
+
+
+# Of image ids 0 to 3 in epoch 3 with seed 7: valid size, box, sample_seeds, the sum of the pixels
+# and the first RPN indices.
+DRAWN = [
+    ((45, 68), (15.46875, 9.916666, 37.96875, 46.75), (17174382, -281449835), 1078920, (528, 525)),
+    ((56, 84), (19.25, 12.25, 47.25, 57.75), (452229622, -446623003), 1659168, (675, 603)),
+    ((34, 52), (5.3125, 16.25, 22.3125, 44.4167), (-1400229540, -1764175866), 623424, (312, 237)),
+    ((64, 96), (22.1538, 35.3684, 61.5385, 96), (-1800099081, -961984866), 2534400, (1357, 1356)),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("image_id", range(4))
+def test_a_seed_means_the_same_picture_for_ever(image_id):
+    mask = np.zeros((32, 48), np.uint8)
+    mask[5:21, 7:33] = 1
+    ramp = np.broadcast_to(5 * np.arange(48, dtype=np.uint8)[:, None], (32, 48, 3))
+    features, labels = _train(
+        make_record(ramp, [make_instance(mask)], image_id=image_id),
+        epoch=3,
+        seed=7,
+        canvases=("64x96", "96x64"),
+        train_short_side_min=40,
+        scale_jitter_min=0.5,
+        scale_jitter_max=2.0,
+        horizontal_flip=0.5,
+        vertical_flip=0.5,
+        mask_crop_size=28,
+    )
+    valid, box, seeds, total, rpn_indices = DRAWN[image_id]
+    np.testing.assert_array_equal(features["image_info"][:2], valid)
+    np.testing.assert_allclose(labels["gt_boxes"][0], box, rtol=1e-5)
+    np.testing.assert_array_equal(labels["sample_seeds"], seeds)
+    assert features["image"].sum() == pytest.approx(total, rel=1e-4)
+    np.testing.assert_array_equal(labels["rpn_indices"][:2], rpn_indices)
+    assert labels["gt_masks"].sum() == 28 * 28
+
+
+def test_colours_change_pixels_alone():
+    mask = np.ones((32, 48), np.uint8)
+    record = make_record(np.full((32, 48, 3), 100, np.uint8), [make_instance(mask)], image_id=2)
+    plain, plain_labels = _train(record)
+    drawn, labels = _train(record, augmentations=("photometric_distort",))
+    tf.nest.map_structure(np.testing.assert_array_equal, labels, plain_labels)
+    assert (drawn.pop("image") != plain.pop("image")).any()
+    tf.nest.map_structure(np.testing.assert_array_equal, drawn, plain)
 
 
 def test_padding_has_the_shape_of_an_example():

@@ -1,0 +1,129 @@
+"""A training picture on its canvas with what is to be learnt of it.
+
+Axes: N instances in the record, n ground truths, C crowds, M mask side, V polygon vertices of a
+ground truth after padding, H W canvas.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import tensorflow as tf
+
+from data import augment
+from data.augmentations import COLOURS, find_augmentations
+from data.config import DataConfig
+from data.decoding import decode_image
+from data.masks import crop_masks, mask_areas
+from data.polygons import lay_out_polygons
+
+# Shorter sides leave no pixel to learn from, such as slivers that a crop leaves of an object.
+MIN_SIDE = 1.0
+
+Tensors = dict[str, tf.Tensor]
+
+
+class Scene(NamedTuple):
+    """A picture on its canvas, its ground truths and its crowds.
+
+    Attributes:
+        image: uint8 [H, W, 3], zero outside the valid area.
+        image_info: float32 [5], as `data.augment.Geometry.image_info`.
+        truths: gt_boxes float32 [n, 4], gt_classes int32 [n] and, with masks, gt_masks uint8
+            [n, M, M] and gt_areas float32 [n], and with polygons gt_polygons float32 [n, V, 2] and
+            gt_polygon_parts int32 [n, V].
+        crowds: float32 [C, 4], boxes in canvas pixels.
+    """
+
+    image: tf.Tensor
+    image_info: tf.Tensor
+    truths: Tensors
+    crowds: tf.Tensor
+
+    @property
+    def valid(self) -> tf.Tensor:
+        """Size of the picture on the canvas: int64 [2]."""
+        return tf.cast(self.image_info[:2], tf.int64)
+
+
+def draw_scene(record: Tensors, canvas: tf.Tensor, config: DataConfig, seed: tf.Tensor) -> Scene:
+    """Draws the picture of a record on a canvas, augmented by draws that the seed decides.
+
+    Args:
+        record: as `data.records.parse_record` gives it.
+        canvas: int64 [2].
+        config: augmentation, and how many instances there is room for.
+        seed: int32 [2].
+
+    Returns:
+        Scene; of more than `config.max_instances` ground truths the largest, in their order.
+    """
+    size = tf.stack([record["height"], record["width"]])
+    geometry = augment.draw_geometry(size, canvas, config, seed)
+    colours = [
+        draw(fold_seed(seed, place))
+        for place, draw in find_augmentations(config.augmentations, COLOURS)
+    ]
+    crowds = augment.clip_to_source(tf.boolean_mask(record["boxes"], record["is_crowd"]), geometry)
+    return Scene(
+        image=augment.render_image(decode_image(record, config.exif), geometry, canvas, colours),
+        image_info=geometry.image_info,
+        truths=_ground_truths(record, geometry, config),
+        crowds=augment.map_boxes(crowds, geometry),
+    )
+
+
+def fold_seed(seed: tf.Tensor, number: int) -> tf.Tensor:
+    """Another seed for each number, int32 [2]."""
+    return tf.random.experimental.stateless_fold_in(seed, number, alg="philox")
+
+
+def _ground_truths(record: Tensors, geometry: augment.Geometry, config: DataConfig) -> Tensors:
+    """The instances to learn: no crowds, visible, as many as there is room for.
+
+    Returns:
+        gt_boxes float32 [n, 4], gt_classes int32 [n] and, with masks, gt_masks uint8 [n, M, M]
+        and gt_areas float32 [n], and with polygons gt_polygons float32 [n, V, 2] and
+        gt_polygon_parts int32 [n, V], for the n <= G largest instances in the record's order.
+    """
+    windows = augment.clip_to_source(record["boxes"], geometry)
+    boxes = augment.map_boxes(windows, geometry)
+    kept = ~record["is_crowd"] & tf.reduce_all(boxes[:, 2:] - boxes[:, :2] >= MIN_SIDE, axis=1)
+    sizes = tf.reduce_prod(boxes[:, 2:] - boxes[:, :2], axis=1)
+    if "run_lengths" in record:
+        masks = (record["run_lengths"], record["num_runs"], record["height"], record["width"])
+        areas = mask_areas(*masks, geometry.source_box)
+        sizes = tf.cast(areas, tf.float32)
+    kept = _largest(sizes, kept & (sizes > 0), config.max_instances)
+
+    truths = {
+        "gt_boxes": tf.gather(boxes, kept),
+        "gt_classes": tf.gather(record["classes"], kept),
+    }
+    if "run_lengths" in record:
+        truths["gt_masks"] = crop_masks(
+            *masks,
+            tf.gather(windows, kept),
+            kept,
+            config.mask_crop_size,
+            flip_vertical=geometry.flips[0],
+            flip_horizontal=geometry.flips[1],
+        )
+        canvas_pixels = tf.reduce_prod(geometry.scale)
+        truths["gt_areas"] = tf.cast(tf.gather(areas, kept), tf.float32) * canvas_pixels
+    if "points" in record:
+        truths["gt_polygons"], truths["gt_polygon_parts"] = lay_out_polygons(
+            augment.map_points(record["points"], geometry),
+            record["num_points"],
+            record["num_polygons"],
+            kept,
+            config.max_polygon_vertices,
+        )
+    return truths
+
+
+def _largest(sizes: tf.Tensor, kept: tf.Tensor, count: int) -> tf.Tensor:
+    """Indices of at most `count` instances that are kept, the largest, ascending: int64 [n]."""
+    candidates = tf.where(kept)[:, 0]
+    order = tf.argsort(tf.gather(sizes, candidates), direction="DESCENDING", stable=True)
+    return tf.sort(tf.gather(candidates, order[:count]))
