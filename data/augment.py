@@ -154,23 +154,49 @@ def render_image(
     Returns:
         uint8 [H, W, 3], zero outside the valid area.
     """
+    resized = _resize(_shown(image, geometry), geometry, colours)
+    # Over 0..255 quantising is rounding half up, in one pass over the pixels instead of two.
+    pixels = tf.raw_ops.QuantizeV2(input=resized, min_range=0.0, max_range=255.0, T=tf.quint8)
+    pixels = tf.bitcast(pixels.output, tf.uint8)
+    return _pad_to_canvas(pixels, geometry, canvas)
+
+
+def render_mask(mask: tf.Tensor, geometry: Geometry, canvas: tf.Tensor) -> tf.Tensor:
+    """Draws a mask on the canvas of its image: each pixel as the original one under its centre.
+
+    Args:
+        mask: uint8 [original height, original width] of 0 and 1.
+        geometry: where it goes.
+        canvas: int64 [2], H and W.
+
+    Returns:
+        bool [H, W], False outside the valid area.
+    """
+    shown = _shown(mask[:, :, None], geometry)
+    resized = tf.image.resize(shown, tf.cast(geometry.valid, tf.int32), "nearest")
+    return _pad_to_canvas(resized, geometry, canvas)[:, :, 0] > 0
+
+
+def _shown(image: tf.Tensor, geometry: Geometry) -> tf.Tensor:
+    """The part of an image that is shown, mirrored: [h, w, c] -> [source, c]."""
     top, left, bottom, right = tf.unstack(geometry.source_box)
     image = image[top:bottom, left:right]
-    image = tf.cond(
+    return tf.cond(
         tf.reduce_any(geometry.flips),
         lambda: tf.reverse(image, tf.where(geometry.flips)[:, 0]),
         lambda: image,
     )
-    resized = _resize(image, geometry, colours)
-    # Over 0..255 quantising is rounding half up, in one pass over the pixels instead of two.
-    pixels = tf.raw_ops.QuantizeV2(input=resized, min_range=0.0, max_range=255.0, T=tf.quint8)
-    pixels = tf.bitcast(pixels.output, tf.uint8)
-    # Padding rows of 3 W bytes is three times as fast as padding pixels of 3 bytes.
+
+
+def _pad_to_canvas(pixels: tf.Tensor, geometry: Geometry, canvas: tf.Tensor) -> tf.Tensor:
+    """Zeros below and to the right: uint8 [valid, c] -> uint8 [H, W, c]."""
+    # Padding rows of c W bytes is three times as fast as padding pixels of 3 bytes.
     height, width = tf.unstack(canvas)
-    rows = tf.reshape(pixels, [geometry.valid[0], 3 * geometry.valid[1]])
-    missing = (canvas - geometry.valid) * [1, 3]
+    channels = pixels.shape[2]
+    rows = tf.reshape(pixels, [geometry.valid[0], channels * geometry.valid[1]])
+    missing = (canvas - geometry.valid) * [1, channels]
     rows = tf.pad(rows, [[0, missing[0]], [0, missing[1]]])
-    return tf.reshape(rows, [height, width, 3])
+    return tf.reshape(rows, [height, width, channels])
 
 
 def _resize(image: tf.Tensor, geometry: Geometry, colours: Sequence[ColourMap]) -> tf.Tensor:

@@ -17,7 +17,7 @@ import importlib
 from collections.abc import Callable, Iterable, Mapping
 
 COLOURS = {"photometric_distort": "photometric"}
-SCENES: dict[str, str] = {}
+SCENES = {"copy_paste": "copy_paste"}
 AUGMENTATIONS = (*COLOURS, *SCENES)
 
 

@@ -6,7 +6,7 @@ import dataclasses
 import math
 import re
 
-from data.augmentations import AUGMENTATIONS
+from data.augmentations import AUGMENTATIONS, SCENES
 from data.settings import (
     NOT_NEGATIVE,
     POSITIVE,
@@ -222,3 +222,8 @@ class DataConfig:
     def canvas_sizes(self) -> tuple[tuple[int, int], ...]:
         """The canvases as (height, width) pairs."""
         return tuple(tuple(int(side) for side in canvas.split("x")) for canvas in self.canvases)
+
+    @property
+    def pairs_images(self) -> bool:
+        """Whether an augmentation may ask for a second picture."""
+        return not SCENES.keys().isdisjoint(self.augmentations)

@@ -193,3 +193,21 @@ def ordered_records(
         .skip(windows * plan.window)
         .map(lambda record, number, _: (record, number))
     )
+
+
+def with_next(records: tf.data.Dataset) -> tf.data.Dataset:
+    """Each record together with the one that comes next: an image to paste objects from.
+
+    So the second picture is a function of the position too, and nothing is read twice.
+
+    Args:
+        records: endless data set of (string scalar, int64 scalar), as `ordered_records` gives it.
+
+    Returns:
+        Data set of (string scalar, int64 scalar, string scalar).
+    """
+    before_the_first = (tf.constant(""), tf.constant(0, tf.int64))
+    return records.scan(
+        before_the_first,
+        lambda last, element: (element, (*last, element[0])),
+    ).skip(1)

@@ -11,10 +11,11 @@ import tensorflow as tf
 from data import augment
 from data.anchor_matching import RpnTargets, match_and_sample
 from data.anchors import AnchorGrid
+from data.augmentations import SCENES, find_augmentations
 from data.config import DataConfig
 from data.decoding import decode_image
 from data.records import parse_record
-from data.scenes import Scene, Tensors, draw_scene
+from data.scenes import Scene, Tensors, draw_scene, fold_seed, keep_largest
 
 # What mmdetection pads the sides of an image to multiples of.
 PADDING_MULTIPLE = 32
@@ -79,6 +80,7 @@ def train_example(
     config: DataConfig,
     include_masks: bool,
     include_polygons: bool = False,
+    second: tf.Tensor | None = None,
 ) -> tuple[Tensors, Tensors]:
     """Features and labels of one image, augmented by draws that its id and the epoch decide.
 
@@ -88,6 +90,8 @@ def train_example(
         config: augmentation, anchors, sampling, seed.
         include_masks: whether the record has to hold masks and the labels shall.
         include_polygons: the same of polygons, beside masks.
+        second: string scalar, the record of another image for those augmentations of
+            `data.augmentations.SCENES` that take something from one.
 
     Returns:
         The features of `eval_example` and the labels gt_boxes float32 [G, 4], gt_classes int32 [G]
@@ -103,6 +107,14 @@ def train_example(
     size = tf.stack([record["height"], record["width"]])
     canvas_index, canvas = _choose_canvas(size, config)
     scene = draw_scene(record, canvas, config, seeds[0])
+    for place, change in find_augmentations(config.augmentations, SCENES):
+        seed = fold_seed(seeds[0], place)
+
+        def draw_second(seed=seed) -> Scene:
+            return draw_scene(parse_record(second, include_masks), canvas, config, seed)
+
+        scene = change(scene, draw_second, fold_seed(seed, place))
+        scene = scene._replace(truths=keep_largest(scene.truths, config.max_instances))
     rpn = _rpn_targets(scene, canvas_index, config, seeds[1])
     labels = {name: _pad(values, config.max_instances) for name, values in scene.truths.items()}
     labels |= {

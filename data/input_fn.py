@@ -31,7 +31,7 @@ import tensorflow as tf
 
 from data.config import DataConfig
 from data.data_service import run_on_workers
-from data.epochs import count_sizes, ordered_records, plan_epochs
+from data.epochs import count_sizes, ordered_records, plan_epochs, with_next
 from data.errors import UserError
 from data.examples import eval_example, padding_example, train_example
 from data.files import open_file
@@ -118,6 +118,8 @@ def _train_examples(
         )
 
     records = ordered_records(shuffled_records, config, plan, start_step)
+    if config.pairs_images:
+        records = with_next(records)
     if context.num_input_pipelines > 1:
         share = plan.window // context.num_input_pipelines
         records = (
@@ -160,10 +162,11 @@ def _dealt_train_examples(
             .prefetch(tf.data.AUTOTUNE)
         )
 
-    examples = (
-        tf.data.Dataset.range(tf.int64.max)
-        .interleave(file_records, cycle_length=open_files)
-        .map(_example_maker(config, manifest, wanted), tf.data.AUTOTUNE, deterministic=False)
+    records = tf.data.Dataset.range(tf.int64.max).interleave(file_records, cycle_length=open_files)
+    if config.pairs_images:
+        records = with_next(records)
+    examples = records.map(
+        _example_maker(config, manifest, wanted), tf.data.AUTOTUNE, deterministic=False
     )
     return run_on_workers(examples, config.data_service)
 
@@ -177,13 +180,21 @@ def _train_files(config: DataConfig) -> tuple[list[str], Manifest | None, int]:
 
 
 def _example_maker(config: DataConfig, manifest: Manifest | None, wanted) -> Callable:
-    """What makes an image of a record and its epoch."""
-    return functools.partial(
-        train_example,
-        config=config,
-        include_masks=wanted.include_mask and (manifest is None or manifest.include_masks),
-        include_polygons=wanted.include_polygons,
-    )
+    """What makes an image of a record, its epoch and perhaps a second record."""
+    include_masks = wanted.include_mask and (manifest is None or manifest.include_masks)
+    if config.pairs_images and not include_masks:
+        raise UserError(
+            f"--augmentations={','.join(config.augmentations)} needs masks, and the records "
+            f"{config.train_file_pattern} have none: leave copy_paste out, or convert with masks."
+        )
+
+    @tf.autograph.experimental.do_not_convert
+    def make_example(serialized: tf.Tensor, epoch: tf.Tensor, second: tf.Tensor | None = None):
+        return train_example(
+            serialized, epoch, config, include_masks, wanted.include_polygons, second
+        )
+
+    return make_example
 
 
 def _draw_order(files: list[str], epoch: tf.Tensor, seed: int) -> tuple[tf.Tensor, tf.Tensor]:

@@ -143,6 +143,38 @@ def _draw_columns(
     return tf.reshape(cells, [-1, 64 * num_words])[:, :size]
 
 
+def draw_union(
+    run_lengths: tf.Tensor,
+    num_runs: tf.Tensor,
+    height: tf.Tensor,
+    width: tf.Tensor,
+    instances: tf.Tensor,
+) -> tf.Tensor:
+    """Draws the pixels that belong to any of several instances.
+
+    Args:
+        run_lengths: int64 [R], as in `crop_masks`.
+        num_runs: int64 [I].
+        height, width: int64 scalars, size of the original image in pixels.
+        instances: int64 [N], those to draw.
+
+    Returns:
+        uint8 [height, width] of 0 and 1.
+    """
+    first_runs = tf.gather(tf.cumsum(num_runs, exclusive=True), instances)
+    runs = tf.ragged.range(first_runs, first_runs + tf.gather(num_runs, instances))
+    instance_of_run = tf.gather(instances, runs.value_rowids())
+    ends = tf.gather(tf.cumsum(run_lengths), runs.values) - instance_of_run * height * width
+    # Ones start where a run of zeros ends, which is every other run from the first on.
+    ends_ones = (runs.values - tf.gather(first_runs, runs.value_rowids())) & 1
+    open_objects = tf.cumsum(
+        tf.math.unsorted_segment_sum(
+            tf.cast(1 - 2 * ends_ones, tf.int32), ends, height * width + 1
+        )[:-1]
+    )
+    return tf.transpose(tf.reshape(tf.cast(open_objects > 0, tf.uint8), [width, height]))
+
+
 def mask_areas(
     run_lengths: tf.Tensor,
     num_runs: tf.Tensor,

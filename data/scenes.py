@@ -6,6 +6,7 @@ ground truth after padding, H W canvas.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import tensorflow as tf
@@ -14,7 +15,7 @@ from data import augment
 from data.augmentations import COLOURS, find_augmentations
 from data.config import DataConfig
 from data.decoding import decode_image
-from data.masks import crop_masks, mask_areas
+from data.masks import crop_masks, draw_union, mask_areas
 from data.polygons import lay_out_polygons
 
 # Shorter sides leave no pixel to learn from, such as slivers that a crop leaves of an object.
@@ -33,12 +34,15 @@ class Scene(NamedTuple):
             [n, M, M] and gt_areas float32 [n], and with polygons gt_polygons float32 [n, V, 2] and
             gt_polygon_parts int32 [n, V].
         crowds: float32 [C, 4], boxes in canvas pixels.
+        draw_masks: makes of indices int64 [k] of ground truths, before any change, a bool [H, W]:
+            the canvas pixels that belong to any of these.
     """
 
     image: tf.Tensor
     image_info: tf.Tensor
     truths: Tensors
     crowds: tf.Tensor
+    draw_masks: Callable[[tf.Tensor], tf.Tensor]
 
     @property
     def valid(self) -> tf.Tensor:
@@ -65,12 +69,26 @@ def draw_scene(record: Tensors, canvas: tf.Tensor, config: DataConfig, seed: tf.
         for place, draw in find_augmentations(config.augmentations, COLOURS)
     ]
     crowds = augment.clip_to_source(tf.boolean_mask(record["boxes"], record["is_crowd"]), geometry)
+    instances, truths = _ground_truths(record, geometry, config)
+
+    def draw_masks(chosen: tf.Tensor) -> tf.Tensor:
+        union = draw_union(*_masks_of(record), tf.gather(instances, chosen))
+        return augment.render_mask(union, geometry, canvas)
+
     return Scene(
         image=augment.render_image(decode_image(record, config.exif), geometry, canvas, colours),
         image_info=geometry.image_info,
-        truths=_ground_truths(record, geometry, config),
+        truths=truths,
         crowds=augment.map_boxes(crowds, geometry),
+        draw_masks=draw_masks,
     )
+
+
+def keep_largest(truths: Tensors, count: int) -> Tensors:
+    """At most `count` ground truths, those of the largest areas, in their order."""
+    areas = truths["gt_areas"]
+    kept = _largest(areas, tf.ones_like(areas, tf.bool), count)
+    return {name: tf.gather(values, kept) for name, values in truths.items()}
 
 
 def fold_seed(seed: tf.Tensor, number: int) -> tf.Tensor:
@@ -78,10 +96,18 @@ def fold_seed(seed: tf.Tensor, number: int) -> tf.Tensor:
     return tf.random.experimental.stateless_fold_in(seed, number, alg="philox")
 
 
-def _ground_truths(record: Tensors, geometry: augment.Geometry, config: DataConfig) -> Tensors:
+def _masks_of(record: Tensors) -> tuple[tf.Tensor, ...]:
+    """What the functions of `data.masks` take of a record."""
+    return record["run_lengths"], record["num_runs"], record["height"], record["width"]
+
+
+def _ground_truths(
+    record: Tensors, geometry: augment.Geometry, config: DataConfig
+) -> tuple[tf.Tensor, Tensors]:
     """The instances to learn: no crowds, visible, as many as there is room for.
 
     Returns:
+        int64 [n], their indices in the record, and
         gt_boxes float32 [n, 4], gt_classes int32 [n] and, with masks, gt_masks uint8 [n, M, M]
         and gt_areas float32 [n], and with polygons gt_polygons float32 [n, V, 2] and
         gt_polygon_parts int32 [n, V], for the n <= G largest instances in the record's order.
@@ -91,7 +117,7 @@ def _ground_truths(record: Tensors, geometry: augment.Geometry, config: DataConf
     kept = ~record["is_crowd"] & tf.reduce_all(boxes[:, 2:] - boxes[:, :2] >= MIN_SIDE, axis=1)
     sizes = tf.reduce_prod(boxes[:, 2:] - boxes[:, :2], axis=1)
     if "run_lengths" in record:
-        masks = (record["run_lengths"], record["num_runs"], record["height"], record["width"])
+        masks = _masks_of(record)
         areas = mask_areas(*masks, geometry.source_box)
         sizes = tf.cast(areas, tf.float32)
     kept = _largest(sizes, kept & (sizes > 0), config.max_instances)
@@ -119,7 +145,7 @@ def _ground_truths(record: Tensors, geometry: augment.Geometry, config: DataConf
             kept,
             config.max_polygon_vertices,
         )
-    return truths
+    return kept, truths
 
 
 def _largest(sizes: tf.Tensor, kept: tf.Tensor, count: int) -> tf.Tensor:

@@ -15,6 +15,7 @@ from data.settings import (
     check_settings,
     one_of,
     path_setting,
+    require,
     setting,
 )
 from model.config import ModelConfig
@@ -113,3 +114,13 @@ class Params:
     data: DataConfig = DataConfig()
     model: ModelConfig = ModelConfig()
     train: TrainConfig = TrainConfig()
+
+    def __post_init__(self):
+        require(
+            not self.data.pairs_images
+            or (self.model.include_mask and not self.model.include_polygons),
+            "augmentations",
+            self.data.augmentations,
+            "no copy_paste without masks or with --mask_target=polygon, since polygons cannot tell "
+            "what of an object is covered",
+        )

@@ -3,13 +3,14 @@
 import collections
 import itertools
 
+import numpy as np
 import pytest
 import tensorflow as tf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data.config import DataConfig
-from data.epochs import EpochPlan, count_sizes, ordered_records, plan_epochs
+from data.epochs import EpochPlan, count_sizes, ordered_records, plan_epochs, with_next
 from data.manifest import Manifest
 
 CONFIG = DataConfig(
@@ -130,3 +131,13 @@ def test_interruptions_neither_lose_nor_repeat_an_image():
     parts = [steps(1, start, end - start) for start, end in zip(starts, starts[1:], strict=False)]
     shown = collections.Counter(image for step in itertools.chain(*parts) for image, _ in step)
     assert shown == dict.fromkeys(range(len(SIZES)), 3)
+
+
+def test_the_second_picture_is_the_next_in_the_order():
+    records = [(f"record {number}", number // 3) for number in range(6)]
+    names, numbers = zip(*records, strict=True)
+    dataset = tf.data.Dataset.from_tensor_slices((list(names), np.int64(numbers)))
+    pairs = [(a.decode(), int(n), b.decode()) for a, n, b in with_next(dataset).as_numpy_iterator()]
+    assert pairs == [(*records[place], names[place + 1]) for place in range(5)]
+    assert [(a.decode(), int(n), b.decode()) for a, n, b in
+            with_next(dataset.skip(2)).as_numpy_iterator()] == pairs[2:]  # fmt: skip

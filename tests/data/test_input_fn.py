@@ -138,6 +138,43 @@ def test_a_run_that_starts_later_sees_the_same_batches(pattern):
     assert collections.Counter(_ids(whole)) == dict.fromkeys(ALL_IDS, 2)
 
 
+ALL_AUGMENTATIONS = {"augmentations": ("photometric_distort", "copy_paste")}
+
+
+def test_a_run_that_starts_later_pastes_the_same_objects(pattern):
+    params = _params(pattern, **TWO_CANVASES, **ALL_AUGMENTATIONS)
+    whole = _take(input_fn("train", params), 11)
+    rest = _take(input_fn("train", params, None, 7), 4)
+    tf.nest.map_structure(np.testing.assert_array_equal, rest, whole[7:])
+    plain = _take(input_fn("train", _params(pattern, **TWO_CANVASES)), 11)
+    assert _ids(whole) == _ids(plain)
+    more = [
+        np.count_nonzero(labels["gt_classes"]) - np.count_nonzero(without["gt_classes"])
+        for (_, labels), (_, without) in zip(whole, plain, strict=True)
+    ]
+    assert max(more) > 0, "nothing was pasted"
+
+
+def test_pipelines_paste_what_one_alone_pastes(pattern):
+    params = _params(pattern, **TWO_CANVASES, **ALL_AUGMENTATIONS, train_batch_size=4)
+    alone = _take(input_fn("train", params), 2)
+    shares = [_take(input_fn("train", params, _context(2, index, 2)), 2) for index in range(2)]
+    for (_, whole), *halves in zip(alone, *shares, strict=True):
+        joined = np.concatenate([labels["gt_boxes"] for _, labels in halves])
+        np.testing.assert_array_equal(joined, whole["gt_boxes"])
+
+
+def test_pasting_needs_masks(tmp_path):
+    prefix = str(tmp_path / "boxes")
+    write_shard(shard_name(prefix, 0, 1), _records())
+    shards = ({"name": "boxes-00000-of-00001.tfrecord", "num_images": NUM_IMAGES, "bytes": 4000},)
+    manifest = Manifest(NUM_IMAGES, 11, 0, 1, False, (), {}, shards)
+    write_manifest(manifest_name(prefix), manifest)
+    params = _params(f"{prefix}-*", **ALL_AUGMENTATIONS)
+    with pytest.raises(UserError, match="copy_paste needs masks, and the records"):
+        input_fn("train", params)
+
+
 def test_images_passed_over_are_not_decoded(tmp_path):
     records = list(_records())
     path = str(tmp_path / "broken.record")
@@ -276,7 +313,7 @@ def test_a_network_without_masks_gets_none_and_needs_none(tmp_path, pattern):
 def test_the_graph_calls_no_python(pattern, mode):
     @tf.function
     def build():
-        input_fn(mode, _params(pattern))
+        input_fn(mode, _params(pattern, **ALL_AUGMENTATIONS))
 
     definition = build.get_concrete_function().graph.as_graph_def()
     ops = {node.op for node in definition.node}

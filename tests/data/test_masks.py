@@ -6,7 +6,7 @@ import tensorflow as tf
 from pycocotools import mask as coco_mask
 from sample_records import blobs, run_lengths
 
-from data.masks import crop_masks, mask_areas
+from data.masks import crop_masks, draw_union, mask_areas
 
 
 def _tensors(masks):
@@ -136,3 +136,13 @@ def test_within_a_data_set_the_same_crops():
         lambda *element: crop_masks(*element, tf.range(3, dtype=tf.int64), 28)
     )
     np.testing.assert_array_equal(next(iter(elements)), _crop(masks, windows, 28))
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_union_is_drawn_pixel_by_pixel(seed):
+    rng = np.random.default_rng(seed)
+    masks = np.stack([blobs(rng, 13, 17) for _ in range(4)] + [np.zeros((13, 17), np.uint8)])
+    for instances in ([], [1], [0, 2, 4], [3, 1, 2, 0]):
+        union = draw_union(*_tensors(masks), tf.constant(instances, tf.int64))
+        expected = masks[np.array(instances, int)].any(axis=0)
+        np.testing.assert_array_equal(union, expected)

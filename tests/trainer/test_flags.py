@@ -221,6 +221,15 @@ def test_numbers_are_refused_in_one_sentence_or_have_a_meaning(capsys, number):
         (["--anchor_ratios="], "--anchor_ratios=: expected at least one value"),
         (["--pixel_std=0,1,1"], "--pixel_std=0.0,1.0,1.0: expected 3 values, each a positive"),
         (["--seed=1" + "0" * 400], "expected at most 2147483647"),
+        (
+            ["--augmentations=copy_paste", "--mask_target=polygon"],
+            "--augmentations=copy_paste: expected no copy_paste without masks or with",
+        ),
+        (
+            ["--augmentations=copy_paste", "--system=faster_rcnn"],
+            "no copy_paste",
+        ),
+        (["--augmentations=mosaic"], "--augmentations=mosaic: expected names among photometric_"),
         (["--learning_rate=1e-60"], "expected numbers that single precision can hold"),
     ],
 )
