@@ -55,7 +55,11 @@ def copy_paste(scene: Scene, second: Callable[[], Scene], seed: tf.Tensor) -> Sc
     # With a row of zeros there is a largest one even if nothing is pasted.
     corner = tf.reduce_max(tf.pad(pasted["gt_boxes"][:, 2:], [[1, 0], [0, 0]]), axis=0)
     valid = tf.maximum(scene.image_info[:2], tf.math.ceil(corner))
-    image = tf.where(cover[:, :, None], second.image, _surround(scene, valid))
+    # Moving the covered pixels alone is many times as fast as choosing between all of them.
+    pixels = tf.where(cover)
+    image = tf.tensor_scatter_nd_update(
+        _surround(scene, valid), pixels, tf.gather_nd(second.image, pixels)
+    )
     return scene._replace(
         image=image,
         image_info=tf.concat([valid, scene.image_info[2:]], axis=0),
@@ -130,13 +134,17 @@ def _shrunken_sides(masks: tf.Tensor, visible: tf.Tensor) -> tf.Tensor:
 
 def _surround(scene: Scene, valid: tf.Tensor) -> tf.Tensor:
     """The picture in a larger valid area, gray where it adds to the one before."""
-    height, width = tf.unstack(tf.shape(scene.image)[:2])
+    canvas = tf.shape(scene.image)
+    # Rows of 3 W bytes are padded sooner than pixels of 3 bytes.
+    canvas_size, grown, before = (
+        tf.cast(size, tf.int32) * [1, 3] for size in (canvas[:2], valid, scene.image_info[:2])
+    )
+    black = tf.zeros(before, tf.uint8)
+    added = tf.pad(black, _below_and_right(grown - before), constant_values=GRAY)
+    added = tf.pad(added, _below_and_right(canvas_size - grown))
+    return scene.image + tf.reshape(added, canvas)
 
-    def inside(size: tf.Tensor) -> tf.Tensor:
-        """bool [H, W], whether a pixel lies in an area at the top left."""
-        rows, columns = tf.range(height), tf.range(width)
-        size = tf.cast(size, tf.int32)
-        return (rows < size[0])[:, None] & (columns < size[1])[None, :]
 
-    added = inside(valid) & ~inside(scene.image_info[:2])
-    return tf.where(added[:, :, None], tf.constant(GRAY, tf.uint8), scene.image)
+def _below_and_right(missing: tf.Tensor) -> tf.Tensor:
+    """What `tf.pad` takes to add rows below and columns to the right: int32 [2] -> [2, 2]."""
+    return tf.stack([tf.zeros_like(missing), missing], axis=1)
