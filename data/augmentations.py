@@ -21,12 +21,10 @@ SCENES = {"copy_paste": "copy_paste"}
 AUGMENTATIONS = (*COLOURS, *SCENES)
 
 
-def find_augmentations(
-    names: Iterable[str], table: Mapping[str, str]
-) -> list[tuple[int, Callable]]:
-    """The functions of those names that a table has, in order, each after its place among all."""
+def find_augmentations(names: Iterable[str], table: Mapping[str, str]) -> list[Callable]:
+    """The functions of those names that a table has, in order."""
     return [
-        (place, getattr(importlib.import_module(f"data.{table[name]}"), name))
-        for place, name in enumerate(names)
+        getattr(importlib.import_module(f"data.{table[name]}"), name)
+        for name in names
         if name in table
     ]

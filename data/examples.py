@@ -107,13 +107,13 @@ def train_example(
     size = tf.stack([record["height"], record["width"]])
     canvas_index, canvas = _choose_canvas(size, config)
     scene = draw_scene(record, canvas, config, seeds[0])
-    for place, change in find_augmentations(config.augmentations, SCENES):
-        seed = fold_seed(seeds[0], place)
+    for change in find_augmentations(config.augmentations, SCENES):
+        seed = fold_seed(seeds[0], change.__name__)
 
         def draw_second(seed=seed) -> Scene:
             return draw_scene(parse_record(second, include_masks), canvas, config, seed)
 
-        scene = change(scene, draw_second, fold_seed(seed, place))
+        scene = change(scene, draw_second, fold_seed(seed, "second"))
         scene = scene._replace(truths=keep_largest(scene.truths, config.max_instances))
     rpn = _rpn_targets(scene, canvas_index, config, seeds[1])
     labels = {name: _pad(values, config.max_instances) for name, values in scene.truths.items()}

@@ -6,6 +6,7 @@ ground truth after padding, H W canvas.
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -65,8 +66,8 @@ def draw_scene(record: Tensors, canvas: tf.Tensor, config: DataConfig, seed: tf.
     size = tf.stack([record["height"], record["width"]])
     geometry = augment.draw_geometry(size, canvas, config, seed)
     colours = [
-        draw(fold_seed(seed, place))
-        for place, draw in find_augmentations(config.augmentations, COLOURS)
+        draw(fold_seed(seed, draw.__name__))
+        for draw in find_augmentations(config.augmentations, COLOURS)
     ]
     crowds = augment.clip_to_source(tf.boolean_mask(record["boxes"], record["is_crowd"]), geometry)
     instances, truths = _ground_truths(record, geometry, config)
@@ -91,8 +92,9 @@ def keep_largest(truths: Tensors, count: int) -> Tensors:
     return {name: tf.gather(values, kept) for name, values in truths.items()}
 
 
-def fold_seed(seed: tf.Tensor, number: int) -> tf.Tensor:
-    """Another seed for each number, int32 [2]."""
+def fold_seed(seed: tf.Tensor, name: str) -> tf.Tensor:
+    """Another seed for each augmentation, int32 [2], whatever the others are."""
+    number = tf.constant(zlib.crc32(name.encode()), tf.int64)
     return tf.random.experimental.stateless_fold_in(seed, number, alg="philox")
 
 
