@@ -13,10 +13,9 @@ Axes: C canvases.
 from __future__ import annotations
 
 import bisect
-import collections
 import dataclasses
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -24,16 +23,11 @@ import tensorflow as tf
 
 from data.augment import choose_canvas
 from data.config import DataConfig
-from data.files import size as file_size
-from data.manifest import Manifest
+from data.record_files import Size
 from data.records import parse_sizes
 
 # Records looked at together: looking at each alone takes as long as a tenth of decoding it.
 _BLOCK = 32
-# Reading less than this for the images' sizes is too quick to be announced.
-_BYTES_READ_UNSAID = 1_000_000_000
-
-Size = tuple[int, int]
 
 
 class EpochPlan(NamedTuple):
@@ -106,23 +100,6 @@ def _count_by_canvas(config: DataConfig, sizes: Mapping[Size, int]) -> list[int]
     return counts.astype(int).tolist()
 
 
-def count_sizes(files: Sequence[str], manifest: Manifest | None) -> collections.Counter[Size]:
-    """Number of images of each (height, width), as the manifest or else the records tell."""
-    told = manifest.image_sizes if manifest else None
-    if told is not None:
-        return told
-    num_bytes = sum(map(file_size, files))
-    if num_bytes > _BYTES_READ_UNSAID:
-        print(
-            f"Reading the sizes of all images in {files[0]} and its sibling shards "
-            f"({num_bytes / 1e9:.1f} GB); records converted anew have them in their manifest.",
-            file=sys.stderr,
-        )
-    records = tf.data.TFRecordDataset(list(files), num_parallel_reads=tf.data.AUTOTUNE)
-    found = records.batch(_BLOCK).map(parse_sizes, tf.data.AUTOTUNE).unbatch()
-    return collections.Counter(map(tuple, (size.tolist() for size in found.as_numpy_iterator())))
-
-
 def ordered_records(
     records_of_pass: Callable[[tf.Tensor], tf.data.Dataset],
     config: DataConfig,
@@ -141,49 +118,15 @@ def ordered_records(
         Data set of (string scalar, int64 scalar): records with the pass that they come from. Each
         `plan.window` of them are of one canvas.
     """
-    num_canvases = len(plan.counts)
-
-    def taken_over(epoch: tf.Tensor) -> tf.Tensor:
-        return tf.stack(plan.taken_over(epoch))
-
-    def with_canvas(records: tf.Tensor, number: tf.Tensor):
-        canvases = choose_canvas(parse_sizes(records), config)
-        return records, tf.fill(tf.shape(records), number), canvases
-
-    def count(counts: tf.Tensor, block):
-        """Adds to each record of a block how many of its canvas came before it in the epoch."""
-        is_on = tf.one_hot(block[2], num_canvases, dtype=tf.int64)
-        before = counts + tf.cumsum(is_on, exclusive=True)
-        place = tf.gather(before, block[2], axis=1, batch_dims=1)
-        return counts + tf.reduce_sum(is_on, axis=0), (block, place)
-
-    def numbered(epoch: tf.Tensor) -> tf.data.Dataset:
-        """Blocks of ((record, pass, canvas), how many of the canvas came before) of an epoch."""
-        passes = tf.data.Dataset.range(epoch * plan.passes, (epoch + 1) * plan.passes)
-        return (
-            passes.flat_map(
-                lambda number: (
-                    records_of_pass(number).batch(_BLOCK).map(lambda records: (records, number))
-                )
-            )
-            .map(with_canvas, tf.data.AUTOTUNE, deterministic=True)
-            .scan(tf.zeros([num_canvases], tf.int64), count)
-        )
-
-    def choose(blocks: tf.data.Dataset, is_wanted: Callable) -> tf.data.Dataset:
-        """The (record, pass, canvas) of blocks whose canvas and place are wanted."""
-
-        def mask(block, place: tf.Tensor):
-            wanted = is_wanted(place, block[2])
-            return tf.nest.map_structure(lambda values: tf.boolean_mask(values, wanted), block)
-
-        return blocks.map(mask).unbatch()
 
     def of_epoch(epoch: tf.Tensor) -> tf.data.Dataset:
-        early, late = taken_over(epoch), taken_over(epoch + 1)
-        before = choose(numbered(epoch - 1), lambda place, canvas: place < tf.gather(early, canvas))
-        own = choose(numbered(epoch), lambda place, canvas: place >= tf.gather(late, canvas))
-        return before.take(tf.reduce_sum(early)).concatenate(own)
+        early, late = tf.stack(plan.taken_over(epoch)), tf.stack(plan.taken_over(epoch + 1))
+        before, own = (
+            _numbered_blocks(records_of_pass, number, config, plan) for number in (epoch - 1, epoch)
+        )
+        taken_over = _choose(before, lambda place, canvas: place < tf.gather(early, canvas))
+        kept = _choose(own, lambda place, canvas: place >= tf.gather(late, canvas))
+        return taken_over.take(tf.reduce_sum(early)).concatenate(kept)
 
     epoch, windows = plan.locate(start_step)
     return (
@@ -193,6 +136,44 @@ def ordered_records(
         .skip(windows * plan.window)
         .map(lambda record, number, _: (record, number))
     )
+
+
+def _numbered_blocks(
+    records_of_pass: Callable, epoch: tf.Tensor, config: DataConfig, plan: EpochPlan
+) -> tf.data.Dataset:
+    """Blocks of ((record, pass, canvas), how many of its canvas came before) of an epoch."""
+
+    def with_canvas(records: tf.Tensor, number: tf.Tensor):
+        canvases = choose_canvas(parse_sizes(records), config)
+        return records, tf.fill(tf.shape(records), number), canvases
+
+    def blocks_of_pass(number: tf.Tensor) -> tf.data.Dataset:
+        return records_of_pass(number).batch(_BLOCK).map(lambda records: (records, number))
+
+    return (
+        tf.data.Dataset.range(epoch * plan.passes, (epoch + 1) * plan.passes)
+        .flat_map(blocks_of_pass)
+        .map(with_canvas, tf.data.AUTOTUNE, deterministic=True)
+        .scan(tf.zeros([len(plan.counts)], tf.int64), _number)
+    )
+
+
+def _number(counts: tf.Tensor, block):
+    """Adds to each record of a block how many of its canvas came before it in the epoch."""
+    is_on = tf.one_hot(block[2], counts.shape[0], dtype=tf.int64)
+    before = counts + tf.cumsum(is_on, exclusive=True)
+    place = tf.gather(before, block[2], axis=1, batch_dims=1)
+    return counts + tf.reduce_sum(is_on, axis=0), (block, place)
+
+
+def _choose(blocks: tf.data.Dataset, is_wanted: Callable) -> tf.data.Dataset:
+    """The (record, pass, canvas) of blocks whose place and canvas are wanted."""
+
+    def mask(block, place: tf.Tensor):
+        wanted = is_wanted(place, block[2])
+        return tf.nest.map_structure(lambda values: tf.boolean_mask(values, wanted), block)
+
+    return blocks.map(mask).unbatch()
 
 
 def with_next(records: tf.data.Dataset) -> tf.data.Dataset:

@@ -22,31 +22,21 @@ Axes: B images of a replica's batch, H W canvas.
 from __future__ import annotations
 
 import functools
-import itertools
-import os
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import tensorflow as tf
 
 from data.config import DataConfig
-from data.data_service import run_on_workers
-from data.epochs import count_sizes, ordered_records, plan_epochs, with_next
+from data.data_service import deal_eval_records, deal_training_records, run_on_workers
+from data.epochs import EpochPlan, ordered_records, plan_epochs, with_next
 from data.errors import UserError
 from data.examples import eval_example, padding_example, train_example
-from data.files import open_file
-from data.files import size as file_size
-from data.manifest import Manifest, expand_pattern, find_manifest
+from data.manifest import Manifest
+from data.record_files import RecordFiles
 
 MODES = ("train", "eval", "predict")
-# Files read at a time: enough to mix shards and to hide the latency of remote storage.
-FILES_READ_AT_A_TIME = 8
-# Share of an epoch's files that a worker of a service opens at a time, at most the number above.
-SHARE_OPENED_BY_WORKER = 1 / 16
 # Batches made ahead of each replica.
 BATCHES_AHEAD = 2
-# Records looked at to guess the mean size where no manifest tells it.
-RECORDS_PROBED = 32
 # Part of a canvas's grouping key; no canvas is as wide.
 KEY_BASE = 1 << 20
 
@@ -101,82 +91,64 @@ def input_fn(
 def _train_examples(
     config: DataConfig, context: tf.distribute.InputContext, wanted, start_step: int
 ) -> tf.data.Dataset:
-    """Images of all epochs, of one canvas as many as a step takes.
-
-    Each pipeline reads the records of all and decodes its own images, so that all are on one canvas
-    in the same step and none needs to know the others.
-    """
-    files, manifest, buffer_size = _train_files(config)
+    """Images of all epochs, of one canvas as many as a step takes."""
+    files = RecordFiles.find(config.train_file_pattern)
+    buffer_size = files.count_that_fit(config.shuffle_megabytes)
+    read_pass = functools.partial(files.read_shuffled, seed=config.seed, buffer_size=buffer_size)
     with tf.init_scope():  # counted at once, also where a graph is being built
-        sizes = count_sizes(files, manifest)
-        config, plan = plan_epochs(config, sizes, config.train_batch_size)
-
-    def shuffled_records(number: tf.Tensor) -> tf.data.Dataset:
-        shuffled_files, order_seed = _draw_order(files, number, config.seed)
-        return _read_in_turn(tf.data.Dataset.from_tensor_slices(shuffled_files)).shuffle(
-            buffer_size, order_seed, reshuffle_each_iteration=False
-        )
-
-    records = ordered_records(shuffled_records, config, plan, start_step)
+        config, plan = plan_epochs(config, files.count_sizes(), config.train_batch_size)
+    records = ordered_records(read_pass, config, plan, start_step)
     if config.pairs_images:
         records = with_next(records)
-    if context.num_input_pipelines > 1:
-        share = plan.window // context.num_input_pipelines
-        records = (
-            records.enumerate()
-            .filter(lambda place, _: place % plan.window // share == context.input_pipeline_id)
-            .map(lambda _, record: record)
-        )
-    return records.map(
-        _example_maker(config, manifest, wanted), tf.data.AUTOTUNE, deterministic=True
+    return _share_of_windows(records, plan, context).map(
+        _example_maker(config, files.manifest, wanted), tf.data.AUTOTUNE, deterministic=True
     )
 
 
 def _dealt_train_examples(
     config: DataConfig, context: tf.distribute.InputContext, wanted, start_step: int
 ) -> tf.data.Dataset:
-    """The same made by the workers of a service, which are dealt files of epochs, in their order.
-
-    A shuffle buffer for each open file keeps workers from reading far into later epochs only to
-    fill it. Nothing is opened ahead, as by parallel calls: those files would be lost to others.
-    """
-    files, manifest, buffer_size = _train_files(config)
-    first_epoch = start_step * config.train_batch_size // sum(_count_records(files, manifest))
-    if start_step:
-        print(
-            f"--data_service deals whole epochs: epoch {first_epoch + 1}, in which step "
-            f"{start_step} lies, is started over.",
-            file=sys.stderr,
-        )
-    open_files = round(len(files) * SHARE_OPENED_BY_WORKER)
-    open_files = min(max(1, open_files), FILES_READ_AT_A_TIME)
-
-    def file_records(index: tf.Tensor) -> tf.data.Dataset:
-        place = index * context.num_input_pipelines + context.input_pipeline_id
-        epoch = place // len(files) + first_epoch
-        shuffled_files, order_seed = _draw_order(files, epoch, config.seed)
-        return (
-            tf.data.TFRecordDataset(shuffled_files[place % len(files)])
-            .shuffle(max(1, buffer_size // open_files), order_seed, reshuffle_each_iteration=False)
-            .map(lambda serialized: (serialized, epoch))
-            .prefetch(tf.data.AUTOTUNE)
-        )
-
-    records = tf.data.Dataset.range(tf.int64.max).interleave(file_records, cycle_length=open_files)
+    """The same made by the workers of a service, of whatever canvas comes."""
+    files = RecordFiles.find(config.train_file_pattern)
+    records = deal_training_records(files, config, context, start_step)
     if config.pairs_images:
         records = with_next(records)
     examples = records.map(
-        _example_maker(config, manifest, wanted), tf.data.AUTOTUNE, deterministic=False
+        _example_maker(config, files.manifest, wanted), tf.data.AUTOTUNE, deterministic=False
     )
     return run_on_workers(examples, config.data_service)
 
 
-def _train_files(config: DataConfig) -> tuple[list[str], Manifest | None, int]:
-    """The files to train on, their manifest, and how many of their records are shuffled."""
-    files = expand_pattern(config.train_file_pattern)
-    manifest = find_manifest(config.train_file_pattern)
-    _require_records(files, manifest)
-    return files, manifest, _shuffle_buffer_size(files, manifest, config)
+def _eval_examples(config: DataConfig, context: tf.distribute.InputContext) -> tf.data.Dataset:
+    """Every image once, in the order of the files unless a service makes them."""
+    files = RecordFiles.find(config.eval_file_pattern)
+    make_example = functools.partial(eval_example, config=config)
+    if not config.data_service:
+        records = files.read_share(context.num_input_pipelines, context.input_pipeline_id)
+        return records.map(make_example, tf.data.AUTOTUNE, deterministic=True)
+    records, count = deal_eval_records(files, context)
+    examples = records.map(make_example, tf.data.AUTOTUNE, deterministic=False)
+    # Without it, images that died with a worker would be missing from the metrics unseen.
+    counted = tf.data.experimental.assert_cardinality(count)
+    return run_on_workers(examples, config.data_service).apply(counted)
+
+
+def _share_of_windows(
+    records: tf.data.Dataset, plan: EpochPlan, context: tf.distribute.InputContext
+) -> tf.data.Dataset:
+    """This pipeline's share of the images of every step.
+
+    Each pipeline reads the records of all and decodes its own images, so that all are on one canvas
+    in the same step and none needs to know the others.
+    """
+    if context.num_input_pipelines == 1:
+        return records
+    share = plan.window // context.num_input_pipelines
+    return (
+        records.enumerate()
+        .filter(lambda place, _: place % plan.window // share == context.input_pipeline_id)
+        .map(lambda _, record: record)
+    )
 
 
 def _example_maker(config: DataConfig, manifest: Manifest | None, wanted) -> Callable:
@@ -195,75 +167,6 @@ def _example_maker(config: DataConfig, manifest: Manifest | None, wanted) -> Cal
         )
 
     return make_example
-
-
-def _draw_order(files: list[str], epoch: tf.Tensor, seed: int) -> tuple[tf.Tensor, tf.Tensor]:
-    """The files in the order of an epoch, and a seed to shuffle their records with."""
-    # Dataset.shuffle mixes the graph's seed into its own; a constant one here keeps the order
-    # free of tf.random.set_seed, which within a function concerns that function only.
-    tf.random.set_seed(1)
-    key = tf.random.experimental.stateless_fold_in(
-        tf.constant([seed, 0], tf.int64), epoch, alg="philox"
-    )
-    order_seed = tf.random.stateless_uniform([], key, 0, 2**31 - 1, tf.int64, alg="philox")
-    return tf.random.experimental.stateless_shuffle(files, key, alg="philox"), order_seed
-
-
-def _eval_examples(config: DataConfig, context: tf.distribute.InputContext) -> tf.data.Dataset:
-    """Every image once, in the order of the files unless a service makes them."""
-    files = expand_pattern(config.eval_file_pattern)
-    make_example = functools.partial(eval_example, config=config)
-    if not config.data_service:
-        return _share_of_records(files, context).map(
-            make_example, tf.data.AUTOTUNE, deterministic=True
-        )
-    records, count = _dealt_eval_records(files, find_manifest(config.eval_file_pattern), context)
-    examples = records.map(make_example, tf.data.AUTOTUNE, deterministic=False)
-    # Without it, images that died with a worker would be missing from the metrics unseen.
-    counted = tf.data.experimental.assert_cardinality(count)
-    return run_on_workers(examples, config.data_service).apply(counted)
-
-
-def _dealt_eval_records(
-    files: list[str], manifest: Manifest | None, context: tf.distribute.InputContext
-) -> tuple[tf.data.Dataset, int]:
-    """Serialised records for a worker of a service, which is dealt a file at a time; their number.
-
-    Pipelines share the files, if there are enough, or else the records of each file: a worker does
-    not see the others', so it could not count on from file to file.
-    """
-    pipelines, index = context.num_input_pipelines, context.input_pipeline_id
-    sizes = _count_records(files, manifest)
-    if len(files) >= pipelines:
-        files, count = files[index::pipelines], sum(sizes[index::pipelines])
-        pipelines, index = 1, 0
-    else:
-        count = sum(len(range(index, size, pipelines)) for size in sizes)
-    return (
-        tf.data.Dataset.from_tensor_slices(files).flat_map(
-            lambda path: tf.data.TFRecordDataset(path).shard(pipelines, index)
-        ),
-        count,
-    )
-
-
-def _share_of_records(files: list[str], context: tf.distribute.InputContext) -> tf.data.Dataset:
-    """This pipeline's share of the serialised records: of the files, if there are enough."""
-    shard = (context.num_input_pipelines, context.input_pipeline_id)
-    paths = tf.data.Dataset.from_tensor_slices(files)
-    if len(files) >= context.num_input_pipelines:
-        return _read_in_turn(paths.shard(*shard))
-    return _read_in_turn(paths).shard(*shard)
-
-
-def _read_in_turn(paths: tf.data.Dataset) -> tf.data.Dataset:
-    """The serialised records of several files at a time, always in the same order."""
-    return paths.interleave(
-        tf.data.TFRecordDataset,
-        cycle_length=FILES_READ_AT_A_TIME,
-        num_parallel_calls=tf.data.AUTOTUNE,
-        deterministic=True,
-    )
 
 
 def _batch_by_canvas(
@@ -303,60 +206,6 @@ def _replica_batch_size(kind: str, config: DataConfig, context: tf.distribute.In
             "make it a multiple of their number."
         )
     return total // replicas
-
-
-def _require_records(files: list[str], manifest: Manifest | None) -> None:
-    """Refuses empty files, which an endless data set would read for ever."""
-    empty = not (manifest.num_images if manifest else any(map(file_size, files)))
-    if empty:
-        raise UserError(
-            f"there is no image in {files[0]} and its like; convert the data set again."
-        )
-
-
-def _shuffle_buffer_size(files: list[str], manifest: Manifest | None, config: DataConfig) -> int:
-    """Records that fit the memory set aside for shuffling, at least one."""
-    if manifest:
-        mean_bytes = sum(shard["bytes"] for shard in manifest.shards) / max(manifest.num_images, 1)
-    else:
-        mean_bytes = _mean_record_bytes(files[0])
-    return max(1, int(config.shuffle_megabytes * 1e6 / max(mean_bytes, 1)))
-
-
-def _mean_record_bytes(path: str) -> float:
-    """Mean size of the first records of a file."""
-    ends = list(itertools.islice(_record_ends(path), RECORDS_PROBED))
-    return ends[-1] / len(ends) if ends else 0.0
-
-
-def _count_records(files: list[str], manifest: Manifest | None) -> list[int]:
-    """Number of records in each file."""
-    shards = manifest.shards if manifest else ()
-    told = {shard["name"]: shard["num_images"] for shard in shards}
-    if len(told) < len(shards):  # Joined manifests that have shards of one name tell nothing.
-        told = {}
-    names = map(os.path.basename, files)
-    return [
-        told[name] if name in told else sum(1 for _ in _record_ends(path))
-        for path, name in zip(files, names, strict=True)
-    ]
-
-
-def _record_ends(path: str) -> Iterator[int]:
-    """Where each record of a file ends, from the lengths that frame them."""
-    size = file_size(path)
-    end = 0
-    with open_file(path, "rb") as file:
-        while end < size:
-            file.seek(end)
-            # A record is framed by its length, two checksums of 4 bytes and itself.
-            end += 16 + int.from_bytes(file.read(8), "little")
-            if end > size:
-                raise UserError(
-                    f"{path} is truncated or no uncompressed TFRecord file; convert the data set "
-                    "again."
-                )
-            yield end
 
 
 def _options(config: DataConfig) -> tf.data.Options:

@@ -21,21 +21,17 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import struct
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
-import google_crc32c
 import numpy as np
 
-from data.files import whole_file
+from data.tf_example import bytes_feature, float_feature, int64_feature, serialize_example
 
 _BOX_KEYS = tuple(f"image/object/bbox/{side}" for side in ("ymin", "xmin", "ymax", "xmax"))
 # Images may have any id from 0 on, and -1 marks padding, so this stands for "no id".
 _NO_ID = -(2**63)
 _HASH_RANGE = 2**63 - 1
-# Numbers that are encoded one by one sooner than NumPy is ready.
-_FEW = 40
 
 
 class Instance(NamedTuple):
@@ -55,66 +51,6 @@ class Instance(NamedTuple):
     def num_vertices(self) -> int:
         """Of the closed polygons, whose first point is their last as well."""
         return sum(len(polygon) // 2 + 1 for polygon in self.polygons)
-
-
-class Shard(NamedTuple):
-    """What was written to a shard."""
-
-    num_records: int
-    num_bytes: int
-    sha256: str
-
-
-def _varint(number: int) -> bytes:
-    """Protocol buffers' variable-length integer: seven bits a byte, the lowest first."""
-    groups = []
-    while number > 127:
-        groups.append(number & 127 | 128)
-        number >>= 7
-    return bytes([*groups, number])
-
-
-def _varints(values: Sequence[int]) -> bytes:
-    """Many of them at once; negative ones as 64-bit two's complement."""
-    if len(values) < _FEW:
-        return b"".join(_varint(int(value) & (2**64 - 1)) for value in values)
-    numbers = np.asarray(values, np.int64).astype(np.uint64)[:, None]
-    position = np.arange(10)
-    groups = (numbers >> (7 * position).astype(np.uint64)) & np.uint64(127)
-    last = np.max(np.where(groups > 0, position, 0), axis=1, keepdims=True)
-    groups[position < last] |= np.uint64(128)
-    return groups[position <= last].astype(np.uint8).tobytes()
-
-
-def _delimited(field_number: int, payload: bytes) -> bytes:
-    key, length = field_number << 3 | 2, len(payload)
-    head = bytes((key, length)) if length < 128 else bytes((key,)) + _varint(length)
-    return head + payload
-
-
-def _bytes_feature(*values: bytes) -> bytes:
-    return _delimited(1, b"".join(_delimited(1, value) for value in values))
-
-
-def _float_feature(values: Sequence[float]) -> bytes:
-    return _delimited(2, _delimited(1, np.asarray(values, "<f4").tobytes()))
-
-
-def _int64_feature(values: Sequence[int]) -> bytes:
-    return _delimited(3, _delimited(1, _varints(values)))
-
-
-def _serialize_example(features: dict[str, bytes]) -> bytes:
-    """Serialises a tf.train.Example, a map from keys to features, in order of key.
-
-    The message is small enough to write by hand, and so neither TensorFlow's start-up nor the
-    protobuf release at hand has a say in the bytes.
-    """
-    entries = (
-        _delimited(1, _delimited(1, key.encode()) + _delimited(2, feature))
-        for key, feature in sorted(features.items())
-    )
-    return _delimited(1, b"".join(entries))
 
 
 def encode_example(
@@ -145,24 +81,24 @@ def encode_example(
       A serialised tf.train.Example.
     """
     features = {
-        "image/encoded": _bytes_feature(encoded),
-        "image/format": _bytes_feature(image_format.encode()),
-        "image/filename": _bytes_feature(file_name.encode("utf-8", "backslashreplace")),
-        "image/source_id": _bytes_feature(str(image_id).encode()),
-        "image/key/sha256": _bytes_feature(hashlib.sha256(encoded).hexdigest().encode()),
-        "image/height": _int64_feature([height]),
-        "image/width": _int64_feature([width]),
-        "image/id": _int64_feature([image_id]),
-        "image/orientation": _int64_feature([orientation]),
+        "image/encoded": bytes_feature(encoded),
+        "image/format": bytes_feature(image_format.encode()),
+        "image/filename": bytes_feature(file_name.encode("utf-8", "backslashreplace")),
+        "image/source_id": bytes_feature(str(image_id).encode()),
+        "image/key/sha256": bytes_feature(hashlib.sha256(encoded).hexdigest().encode()),
+        "image/height": int64_feature([height]),
+        "image/width": int64_feature([width]),
+        "image/id": int64_feature([image_id]),
+        "image/orientation": int64_feature([orientation]),
     }
     if instances:
         features |= _instance_features(instances, height, width)
     if instances and include_masks:
         runs = [instance.run_lengths for instance in instances]
-        features["image/object/mask/num_counts"] = _int64_feature([len(entry) for entry in runs])
-        features["image/object/mask/counts"] = _int64_feature(np.concatenate(runs))
+        features["image/object/mask/num_counts"] = int64_feature([len(entry) for entry in runs])
+        features["image/object/mask/counts"] = int64_feature(np.concatenate(runs))
         features |= _polygon_features(instances)
-    return _serialize_example(features)
+    return serialize_example(features)
 
 
 def _instance_features(instances: Sequence[Instance], height: int, width: int) -> dict[str, bytes]:
@@ -175,10 +111,10 @@ def _instance_features(instances: Sequence[Instance], height: int, width: int) -
     }
     names = (instance.name.encode("utf-8", "replace") for instance in instances)
     return {
-        "image/object/area": _float_feature([instance.area for instance in instances]),
-        "image/object/class/text": _bytes_feature(*names),
-        **{key: _float_feature(side) for key, side in zip(_BOX_KEYS, boxes.T, strict=True)},
-        **{f"image/object/{key}": _int64_feature(values) for key, values in integers.items()},
+        "image/object/area": float_feature([instance.area for instance in instances]),
+        "image/object/class/text": bytes_feature(*names),
+        **{key: float_feature(side) for key, side in zip(_BOX_KEYS, boxes.T, strict=True)},
+        **{f"image/object/{key}": int64_feature(values) for key, values in integers.items()},
     }
 
 
@@ -191,38 +127,9 @@ def _polygon_features(instances: Sequence[Instance]) -> dict[str, bytes]:
         "num_points": [len(polygon) // 2 for polygon in polygons],
     }
     return {
-        "image/object/mask/points": _float_feature(np.concatenate(polygons)),
-        **{f"image/object/mask/{key}": _int64_feature(values) for key, values in integers.items()},
+        "image/object/mask/points": float_feature(np.concatenate(polygons)),
+        **{f"image/object/mask/{key}": int64_feature(values) for key, values in integers.items()},
     }
-
-
-def _masked_crc(data: bytes) -> bytes:
-    """CRC32C of the data, rotated and offset as the TFRecord format asks."""
-    crc = google_crc32c.value(data)
-    return struct.pack("<I", (((crc >> 15) | (crc << 17)) + 0xA282EAD8) & 0xFFFFFFFF)
-
-
-def write_shard(path: str, records: Iterable[bytes]) -> Shard:
-    """Writes a TFRecord file that appears under its name only when it is complete.
-
-    Args:
-      path: where to, as for `data.files.whole_file`.
-      records: serialised examples.
-
-    Raises:
-      OSError: the file cannot be written.
-    """
-    digest = hashlib.sha256()
-    num_records = num_bytes = 0
-    with whole_file(path, "wb") as file:
-        for record in records:
-            length = struct.pack("<Q", len(record))
-            for part in (length, _masked_crc(length), record, _masked_crc(record)):
-                file.write(part)
-                digest.update(part)
-                num_bytes += len(part)
-            num_records += 1
-    return Shard(num_records, num_bytes, digest.hexdigest())
 
 
 def parse_record(serialized, include_masks: bool, max_polygon_vertices: int = 0) -> dict:

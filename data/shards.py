@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from data import coco, files, images, records
 from data.annotations import find_doubts, read_outline
 from data.findings import InvalidAnnotation, SkippedItems, Warnings
+from data.tfrecords import write_shard
 
 NOTE_SUFFIX = ".json"  # of the note beside a finished shard
 
@@ -95,7 +96,7 @@ def build_shard(job: ShardJob, advance: Callable[[int], None]) -> ShardResult:
         advance(len(job.images))
         return finished
     result = ShardResult()
-    written = records.write_shard(job.path, _encode_images(job, result, advance))
+    written = write_shard(job.path, _encode_images(job, result, advance))
     result.shard = {
         "name": job.name,
         "num_images": written.num_records,

@@ -22,54 +22,35 @@ from data.conversion import Conversion, convert
 from data.errors import UserError
 from data.manifest import Manifest, manifest_name
 
+_REQUIRED_FLAGS = {
+    "image_dir": "Folder of the images.",
+    "object_annotations_file": "JSON with COCO instance annotations.",
+    "output_file_prefix": "P of the names P-00000-of-0000N.tfrecord and P.manifest.json.",
+}
+
 
 def _define_flags() -> flags.FlagValues:
     values = flags.FlagValues()
+    for name, text in _REQUIRED_FLAGS.items():
+        flags.mark_flag_as_required(flags.DEFINE_string(name, None, text, flag_values=values))
 
-    def define(define_flag, name, default, *rest, required=False):
-        holder = define_flag(name, default, *rest, flag_values=values)
-        if required:
-            flags.mark_flag_as_required(holder)
-        values[name].allow_overwrite = False  # a repeated flag is a mistake, not a wish
+    def define(define_flag, name: str, default, *rest) -> None:
+        define_flag(name, default, *rest, flag_values=values)
 
-    define(flags.DEFINE_string, "image_dir", None, "Folder of the images.", required=True)
-    define(
-        flags.DEFINE_string,
-        "object_annotations_file",
-        None,
-        "JSON with COCO instance annotations.",
-        required=True,
-    )
-    define(
-        flags.DEFINE_string,
-        "output_file_prefix",
-        None,
-        "P of the shards' names P-00000-of-0000N.tfrecord and of P.manifest.json.",
-        required=True,
-    )
     define(flags.DEFINE_integer, "num_shards", 32, "Number of shards.")
     define(flags.DEFINE_bool, "include_masks", True, "Whether to store the masks.")
-    define(
-        flags.DEFINE_integer,
-        "num_processes",
-        os.cpu_count(),
-        "Processes to work with; 0 works without others.",
-    )
-    define(
-        flags.DEFINE_enum,
-        "on_invalid",
-        "error",
-        ["error", "skip"],
+    processes = "Processes to work with; 0 works without others."
+    define(flags.DEFINE_integer, "num_processes", os.cpu_count(), processes)
+    unusable = (
         "What to do with an image or annotation that cannot be used: stop, or leave it out and "
-        "list it in the manifest.",
+        "list it in the manifest."
     )
-    define(
-        flags.DEFINE_bool,
-        "logtostderr",
-        True,
-        "Accepted for Model Garden's command lines; progress always goes to stderr.",
-    )
+    define(flags.DEFINE_enum, "on_invalid", "error", ["error", "skip"], unusable)
+    ignored = "Accepted for Model Garden's command lines; progress always goes to stderr."
+    define(flags.DEFINE_bool, "logtostderr", True, ignored)
     define(flags.DEFINE_bool, "help", False, "Show these flags.")
+    for name in values:
+        values[name].allow_overwrite = False  # a repeated flag is a mistake, not a wish
     return values
 
 

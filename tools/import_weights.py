@@ -18,7 +18,10 @@ import dataclasses
 import math
 import os
 import sys
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
+import numpy as np
 from absl import flags
 
 from data.errors import UserError
@@ -26,6 +29,10 @@ from data.files import expand, make_folder, whole_file
 from data.tensorflow_log import quieten_tensorflow
 from trainer.config import Params
 from trainer.flags import parse_flags_with, refuse_flags
+
+if TYPE_CHECKING:
+    from model.importers.family import Family
+    from model.importers.translate import Translation
 
 _UNUSED_COCO_IDS = frozenset((12, 26, 29, 30, 45, 66, 68, 69, 71, 83))
 
@@ -78,30 +85,17 @@ def import_weights(params: Params, options: ImportOptions) -> None:
         UserError: the file cannot be read, is of no known program, or does not fit; or the
             checkpoint cannot be written.
     """
-    source, output = options.source, expand(options.output)
     # TensorFlow starts here, so that --help and bad flags answer at once.
     quieten_tensorflow()
-    import tensorflow as tf
-
-    from model.importers.report import explain_refusal, explain_unusable, itemise, summarise
+    from model.importers.report import explain_refusal, explain_unusable, summarise
     from model.importers.tensor_files import read_tensors
-    from model.importers.translate import count_classes, recognise, translate
+    from model.importers.translate import count_classes, translate
     from model.systems import build_network
     from model.variables import named_variables
 
+    source = options.source
     tensors = read_tensors(source)
-    family = recognise(tensors, params.model.resnet_stride_in_1x1)
-    if family is None:
-        raise UserError(
-            f"The tensors of {source} have names of no program that is known here: "
-            f"{', '.join(list(tensors)[:4])}."
-        )
-    overrides = {
-        name: getattr(options, name)
-        for name in ("channel_order", "batch_norm_epsilon")
-        if getattr(options, name) not in ("", None)
-    }
-    family = dataclasses.replace(family, **overrides)
+    family = _find_family(tensors, params, options)
     found = count_classes(tensors, family)
     kept = parse_classes(options.keep_classes, found)
     params = _with_num_classes(params, len(kept) + 1 if kept else found, source)
@@ -116,6 +110,35 @@ def import_weights(params: Params, options: ImportOptions) -> None:
         raise UserError(explain_refusal(result, source))
     for path, value in result.values.items():
         variables[path].assign(value)
+    _write(network, result, expand(options.output))
+
+
+def _find_family(
+    tensors: Mapping[str, np.ndarray], params: Params, options: ImportOptions
+) -> Family:
+    """The program that the tensors are from, with what the user knows better of it."""
+    from model.importers.translate import recognise
+
+    family = recognise(tensors, params.model.resnet_stride_in_1x1)
+    if family is None:
+        raise UserError(
+            f"The tensors of {options.source} have names of no program that is known here: "
+            f"{', '.join(list(tensors)[:4])}."
+        )
+    overrides = {
+        name: getattr(options, name)
+        for name in ("channel_order", "batch_norm_epsilon")
+        if getattr(options, name) not in ("", None)
+    }
+    return dataclasses.replace(family, **overrides)
+
+
+def _write(network, result: Translation, output: str) -> None:
+    """Writes the checkpoint and its report."""
+    import tensorflow as tf
+
+    from model.importers.report import itemise
+
     try:
         make_folder(os.path.dirname(output) or ".")
         with whole_file(f"{output}.report.txt") as file:

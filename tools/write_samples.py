@@ -21,7 +21,7 @@ from PIL import Image
 from data import files
 from data.config import DataConfig
 from data.errors import UserError
-from trainer.coco_metrics import load_ground_truth
+from trainer.coco_ground_truth import load_ground_truth
 from trainer.overlays import annotation_instances, draw_comparison
 
 

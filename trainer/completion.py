@@ -1,7 +1,6 @@
 """What the flags leave open, taken from the manifests or, without one, from the records themselves.
 
-The classes of the network are those that it was trained with, as categories.json in the model_dir
-tells; a first training takes those of its records. Records without a manifest are asked once.
+Records without a manifest are asked once.
 """
 
 from __future__ import annotations
@@ -12,14 +11,12 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from data.errors import UserError
-from data.findings import format_warning
 from data.manifest import check_shards, find_manifest
-from trainer import categories
-from trainer.categories import Category
+from trainer.categories import Category, record_categories
 from trainer.config import Params
-from trainer.run_record import has_checkpoint, home_of, load_record
-
-_TRAINING_MODES = ("train", "train_and_eval")
+from trainer.known_classes import known_categories, settle_categories, trained_in
+from trainer.run_record import load_record
+from trainer.training_records import check_labels, check_training_records
 
 
 class Completion(NamedTuple):
@@ -48,13 +45,12 @@ def complete_from_manifests(params: Params) -> Params:
       UserError: a pattern matches nothing, the number of classes is too small, or the records lack
         masks that the network is to learn.
     """
-    training = params.train.mode in _TRAINING_MODES
-    for pattern in _patterns(params):
+    for pattern in params.patterns:
         check_shards(pattern)
-    manifest = find_manifest(_pattern(params))
-    if training and manifest:
-        _check_training_records(params, manifest)
-    if known := _known_categories(params):
+    manifest = find_manifest(params.patterns[0])
+    if params.train.trains and manifest:
+        check_training_records(params, manifest)
+    if known := known_categories(params):
         return _with_num_classes(params, known)
     return _with_num_classes(params, manifest.categories, True) if manifest else params
 
@@ -70,146 +66,26 @@ def complete_from_records(params: Params) -> Completion:
         classes, the network knows other classes than the records, or these lack masks that it is to
         learn.
     """
-    training = params.train.mode in _TRAINING_MODES
+    about, training = params.patterns[0], params.train.trains
     facts = _look_into(params)
     names = {pattern: found.names for pattern, found in facts.items()}
     num_classes = params.model.num_classes or _recorded_num_classes(params)
     if names and not num_classes:
         num_classes = _count_classes(names)
     for pattern, by_label in names.items():
-        _check_labels(pattern, by_label, num_classes, training and pattern == _pattern(params))
-    if training and _pattern(params) in facts:
-        _check_training_records(params, facts[_pattern(params)])
+        check_labels(pattern, by_label, num_classes, training and pattern == about)
+    if training and about in facts:
+        check_training_records(params, facts[about])
     params = _replace_num_classes(params, num_classes)
-    found = categories.record_categories(_pattern(params), lambda: names[_pattern(params)])
-    known, label_map = _agree(params, found)
-    manifest = find_manifest(_pattern(params)) or facts[_pattern(params)]
-    return Completion(params, known, label_map, manifest.num_images if training else None)
-
-
-def evaluated_categories(completion: Completion, ground_truth: Mapping) -> Sequence[Category]:
-    """The network's categories with the ids that a ground truth gives to their names.
-
-    Raises:
-      UserError: the ground truth or the records have classes that the network does not know.
-    """
-    params, truth = completion.params, ground_truth["categories"]
-    if not completion.categories:
-        return _categories_of_labels(params, truth)
-    file, pattern = params.train.eval_annotation_file, params.data.eval_file_pattern
-    manifest = find_manifest(pattern)
-    theirs = {pattern: manifest.categories} if manifest else {}
-    theirs |= {file: truth} if file else {} if manifest else {pattern: truth}
-    return _with_their_ids(completion, theirs)
-
-
-def predicted_categories(completion: Completion) -> Sequence[Category]:
-    """The network's categories with the ids that the records' manifest gives to their names.
-
-    Raises:
-      UserError: the manifest has classes that the network does not know.
-    """
-    pattern = completion.params.data.eval_file_pattern
-    manifest = find_manifest(pattern)
-    return _with_their_ids(completion, {pattern: manifest.categories if manifest else ()})
-
-
-def _pattern(params: Params) -> str:
-    """Of the records that the run is about."""
-    training = params.train.mode in _TRAINING_MODES
-    return params.data.train_file_pattern if training else params.data.eval_file_pattern
-
-
-def _patterns(params: Params) -> list[str]:
-    """Of all records that the run reads."""
-    mode, data = params.train.mode, params.data
-    patterns = [data.train_file_pattern] if mode in _TRAINING_MODES else []
-    return list(dict.fromkeys(patterns + ([data.eval_file_pattern] if mode != "train" else [])))
-
-
-def _known_categories(params: Params) -> tuple[Category, ...]:
-    """Those that the network was trained with before; empty if nothing tells them."""
-    folder = _trained_in(params)
-    return categories.load_categories(folder) if folder else ()
-
-
-def _trained_in(params: Params) -> str:
-    """The model_dir of the trained network; "" where the training begins."""
-    model_dir = params.train.model_dir
-    if params.train.mode not in _TRAINING_MODES:
-        return home_of(model_dir, params.train.init_checkpoint)
-    return model_dir if has_checkpoint(model_dir) else ""
-
-
-def _agree(
-    params: Params, found: tuple[Category, ...]
-) -> tuple[tuple[Category, ...], dict[int, int]]:
-    """The network's categories, and its labels for those of the training records."""
-    known = _known_categories(params)
-    training = params.train.mode in _TRAINING_MODES
-    if not known:
-        if training:
-            return found, {}
-        print(
-            f"Warning: no {categories.FILE} says which classes the network knows; they are taken "
-            f"to be those of {_pattern(params)}, in their order.",
-            file=sys.stderr,
-        )
-        # The first few records need not show all labels.
-        return found if find_manifest(_pattern(params)) else (), {}
-    if not training:
-        return known, {}
-    pairs = categories.pair_by_name(found, known)
-    categories.require_known(pairs, _pattern(params), params.train.model_dir)
-    if described := categories.describe_pairs(pairs):
-        print(described, flush=True)
-    learnt = {own["label"] for _, own in pairs}
-    if missing := [category for category in known if category["label"] not in learnt]:
-        print(
-            f"Warning: the model in {params.train.model_dir} was trained on "
-            f"{categories.list_names(missing)} too, which {_pattern(params)} does not have.",
-            file=sys.stderr,
-        )
-    label_map = {theirs["label"]: own["label"] for theirs, own in pairs}
-    return known, {} if all(a == b for a, b in label_map.items()) else label_map
-
-
-def _categories_of_labels(params: Params, theirs: Sequence[Category]) -> Sequence[Category]:
-    """Labels stand for COCO ids, where neither model nor records name them all."""
-    from data.survey import PEEK, survey_records
-
-    names = {category["id"]: category["name"] for category in theirs}
-    if params.train.eval_annotation_file:
-        # The records' own names are in there too, so that they are compared with the file's.
-        seen = survey_records(params.data.eval_file_pattern, PEEK).names
-        names |= {label: name for label, name in seen.items() if name}
-    return [{"label": key, "id": key, "name": name} for key, name in names.items()]
-
-
-def _with_their_ids(
-    completion: Completion, theirs: Mapping[str, Sequence[Category]]
-) -> Sequence[Category]:
-    """The network's categories with the ids that the last of some sources gives to their names."""
-    known, said = completion.categories, []
-    for where, entries in theirs.items():
-        pairs = categories.pair_by_name(entries, known)
-        categories.require_known(pairs, where, _trained_in(completion.params))
-        said.append(categories.describe_pairs(pairs))
-    for line in filter(None, dict.fromkeys(said)):
-        print(line, flush=True)
-    matched = categories.with_ids_of(known, pairs)
-    if unnamed := [category for category in matched if category["id"] is None]:
-        print(
-            f"Warning: what is found of {categories.list_names(unnamed)} is left out of the "
-            f"results, because {where} uses the same ids for other classes.",
-            file=sys.stderr,
-        )
-    return matched
+    found = record_categories(about, lambda: names[about])
+    known, label_map = settle_categories(params, found)
+    num_images = (find_manifest(about) or facts[about]).num_images
+    return Completion(params, known, label_map, num_images if training else None)
 
 
 def _look_into(params: Params) -> dict:
     """The surveys of those patterns that have no manifest."""
-    foreign = [pattern for pattern in _patterns(params) if find_manifest(pattern) is None]
+    foreign = [pattern for pattern in params.patterns if find_manifest(pattern) is None]
     if not foreign:
         return {}
     # Here because it brings TensorFlow.
@@ -225,7 +101,7 @@ def _look_into(params: Params) -> dict:
 
 
 def _recorded_num_classes(params: Params) -> int:
-    return load_record(_trained_in(params)).get("num_classes", 0)
+    return load_record(trained_in(params)).get("num_classes", 0)
 
 
 def _count_classes(names: Mapping[str, Mapping[int, str]]) -> int:
@@ -242,71 +118,6 @@ def _count_classes(names: Mapping[str, Mapping[int, str]]) -> int:
         flush=True,
     )
     return largest + 1
-
-
-def _check_labels(
-    pattern: str, names: Mapping[int, str], num_classes: int, for_training: bool
-) -> None:
-    if min(names, default=1) < 1:
-        raise UserError(
-            f"The records {pattern} have the label {min(names)}, but 0 is the background: convert "
-            "them again with labels from 1 on."
-        )
-    largest = max(names, default=0)
-    if largest < num_classes:
-        return
-    problem = (
-        f"records {pattern} have the label {largest} and the network has --num_classes="
-        f"{num_classes}, the background among them"
-    )
-    if for_training:
-        raise UserError(
-            f"The {problem}: give --num_classes={largest + 1} or more, and another --model_dir if "
-            "this one has checkpoints."
-        )
-    print(f"Warning: the {problem}; objects beyond cannot be detected.", file=sys.stderr)
-
-
-def _check_training_records(params: Params, facts) -> None:
-    """Compares the flags with a `Manifest` or a `data.survey.Survey` of the training records."""
-    pattern = params.data.train_file_pattern
-    for entry in facts.warnings:
-        print(format_warning(entry), file=sys.stderr)
-    if not facts.max_instances_per_image:
-        print(
-            f"Warning: no image of {pattern} has an object to learn (crowds do not count), so that "
-            "the network learns to find nothing.",
-            file=sys.stderr,
-        )
-    if params.model.include_mask and not facts.include_masks:
-        raise UserError(
-            f"The records {pattern} have objects without masks: give --system=faster_rcnn "
-            "to train boxes alone, or convert them with masks."
-        )
-    if params.model.include_polygons:
-        _check_polygons(params, facts)
-    if facts.max_instances_per_image > params.data.max_instances:
-        print(
-            f"Warning: an image of {pattern} has {facts.max_instances_per_image} objects and "
-            f"--max_instances={params.data.max_instances} keeps the largest; raise it to learn "
-            "from the smallest as well.",
-            file=sys.stderr,
-        )
-
-
-def _check_polygons(params: Params, facts) -> None:
-    pattern, most = params.data.train_file_pattern, params.data.max_polygon_vertices
-    if not facts.include_polygons:
-        raise UserError(
-            f"The records {pattern} have objects without polygons, which --mask_target=polygon "
-            "needs: give --mask_target=bitmap, or convert annotations that are polygons again."
-        )
-    if facts.max_polygon_vertices > most:
-        raise UserError(
-            f"An object of the records {pattern} has {facts.max_polygon_vertices} polygon vertices "
-            f"and --max_polygon_vertices={most} has no room for them: give "
-            f"--max_polygon_vertices={facts.max_polygon_vertices}."
-        )
 
 
 def _with_num_classes(

@@ -106,6 +106,11 @@ class TrainConfig:
     def __post_init__(self):
         check_settings(self)
 
+    @property
+    def trains(self) -> bool:
+        """Whether the mode trains."""
+        return self.mode in ("train", "train_and_eval")
+
 
 @dataclasses.dataclass(frozen=True)
 class Params:
@@ -124,3 +129,10 @@ class Params:
             "no copy_paste without masks or with --mask_target=polygon, since polygons cannot tell "
             "what of an object is covered",
         )
+
+    @property
+    def patterns(self) -> list[str]:
+        """Of all records that the run reads; the first is of those that it is about."""
+        training = [self.data.train_file_pattern] if self.train.trains else []
+        evaluation = [self.data.eval_file_pattern] if self.train.mode != "train" else []
+        return list(dict.fromkeys(training + evaluation))

@@ -14,8 +14,9 @@ import numpy as np
 from PIL import Image
 
 from trainer.checkpoints import write_json
-from trainer.coco_metrics import CocoEvaluator, original_size
-from trainer.coco_report import DETECTIONS_COUNTED
+from trainer.coco_metrics import CocoEvaluator
+from trainer.coco_report import DETECTIONS_COUNTED, format_table
+from trainer.coco_results import original_size
 from trainer.estimator import Estimator, InputFn, Prediction
 from trainer.hooks import Summaries
 from trainer.overlays import annotation_instances, draw_comparison, prediction_instances
@@ -66,11 +67,11 @@ class Evaluation:
         )
         num_images = len(self._ground_truth["images"])
         metrics = self._estimator.evaluate(self._input_fn, evaluator, num_images)
-        evaluator.write_results(self._folder)
+        evaluator.results.write(self._folder)
         write_json(metrics, os.path.join(self._folder, "metrics.json"))
         self._summaries.write_scalars(metrics["step"], flatten_metrics(metrics))
         self._draw(metrics["step"])
-        print(f"Evaluation at step {metrics['step']}:\n{evaluator.table(metrics)}", flush=True)
+        print(f"Evaluation at step {metrics['step']}:\n{format_table(metrics)}", flush=True)
         for sentence in evaluator.explain(metrics):
             print(sentence, flush=True)
         return metrics

@@ -22,15 +22,10 @@ from data.progress import with_progress
 from data.settings import SettingError
 from data.tensorflow_log import quieten_tensorflow
 from trainer import categories
-from trainer.completion import (
-    Completion,
-    complete_from_manifests,
-    complete_from_records,
-    evaluated_categories,
-    predicted_categories,
-)
+from trainer.completion import Completion, complete_from_manifests, complete_from_records
 from trainer.config import Params
 from trainer.flags import Places, Values, parse_command_line, refuse_flags
+from trainer.known_classes import evaluated_categories, predicted_categories
 from trainer.lock import exclusive_training
 from trainer.run_record import load_params, recall_settings, require_checkpoint, write_record
 from trainer.schedule import resolve_schedule
@@ -89,7 +84,7 @@ def check_required(params: Params) -> None:
     """Exits with status 2 when a flag that the mode needs is missing."""
     mode = params.train.mode
     required = {"model_dir": params.train.model_dir}
-    if mode in ("train", "train_and_eval"):
+    if params.train.trains:
         required["train_file_pattern"] = params.data.train_file_pattern
     if mode != "train":
         required["eval_file_pattern"] = params.data.eval_file_pattern
@@ -105,7 +100,7 @@ def execute(params: Params) -> None:
       UserError: something in the flags, the records or the model_dir cannot be used.
     """
     _require_folders(params)
-    training = params.train.mode in ("train", "train_and_eval")
+    training = params.train.trains
     with exclusive_training(params.train.model_dir) if training else contextlib.nullcontext():
         _execute(params)
 
@@ -201,19 +196,19 @@ def _evaluate(estimator, input_fn: Callable, completion: Completion) -> None:
 
 def _predict(estimator, input_fn: Callable, completion: Completion) -> None:
     from data.ground_truth import read_file_names
-    from trainer.coco_metrics import CocoEvaluator
+    from trainer.coco_results import CocoResults
 
     params = completion.params
-    found = predicted_categories(completion)
+    found = predicted_categories(params, completion.categories)
     estimator.load()
     _say_what_runs(estimator, completion)
     file_names = read_file_names(params.data.eval_file_pattern)
-    writer = CocoEvaluator(None, found, params.model.mask_paste, file_names=file_names)
+    results = CocoResults(found, params.model.mask_paste, file_names)
     predictions = estimator.predict(input_fn)
     for prediction in with_progress(predictions, "Predicting", len(file_names)):
-        writer.add(prediction)
+        results.add(prediction)
     folder = os.path.join(_output_dir(params), "predictions")
-    writer.write_results(folder)
+    results.write(folder)
     print(f"Predictions in COCO results format are in {folder}.")
 
 
@@ -226,7 +221,7 @@ _MODES = {
 
 
 def _make_evaluation(estimator, input_fn: Callable, completion: Completion):
-    from trainer.coco_metrics import load_ground_truth
+    from trainer.coco_ground_truth import load_ground_truth
     from trainer.evaluation import Evaluation
 
     params = completion.params
@@ -237,7 +232,7 @@ def _make_evaluation(estimator, input_fn: Callable, completion: Completion):
         estimator,
         input_fn,
         ground_truth,
-        evaluated_categories(completion, ground_truth),
+        evaluated_categories(params, completion.categories, ground_truth),
         _output_dir(params),
         params.train.num_eval_images_shown,
         params.model.mask_paste,
@@ -256,7 +251,7 @@ def _raise_if_a_record_is_broken(params: Params) -> None:
     )
     data, model = params.data, params.model
     patterns = {data.eval_file_pattern: (False, 0)} if params.train.mode != "train" else {}
-    if params.train.mode in ("train", "train_and_eval"):
+    if params.train.trains:
         vertices = data.max_polygon_vertices if model.include_polygons else 0
         patterns[data.train_file_pattern] = (model.include_mask, vertices)
     for pattern, needs in patterns.items():
@@ -270,7 +265,7 @@ def _output_dir(params: Params) -> str:
 
 def _require_folders(params: Params) -> None:
     """Refuses folders that cannot be written, before the work."""
-    training = params.train.mode in ("train", "train_and_eval")
+    training = params.train.trains
     if params.train.output_dir:
         files.require_writable(params.train.output_dir, "output_dir")
     if training:

@@ -14,7 +14,7 @@ from PIL import Image, ImageDraw, ImageFont
 from pycocotools import mask as coco_mask
 
 from model.paste import paste_mask
-from trainer.coco_metrics import segmentation_to_rle
+from trainer.coco_ground_truth import segmentation_to_rle
 
 _LEGIBLE_SIDE, _CROWDED_SIDE = 480, 960
 _CROWDED = 15

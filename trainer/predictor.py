@@ -24,7 +24,7 @@ from model.paste import paste_mask, paste_rle
 from model.systems import build_network
 from trainer.categories import load_categories
 from trainer.checkpoints import find_checkpoint, load_network
-from trainer.coco_metrics import boxes_in_original, shortest, to_coco_box
+from trainer.coco_results import boxes_in_original, scores_of, to_coco_box
 from trainer.config import Params
 from trainer.flags import list_settings, make_params
 from trainer.overlays import Instance, draw_instances
@@ -120,12 +120,7 @@ class Detections:
         return paste_mask(self.probabilities[index], self.boxes[index], *size, rule=rule)
 
     def _scores(self, index: int) -> dict[str, float]:
-        scores = {
-            "box_score": self.box_scores,
-            "mask_iou": self.mask_ious,
-            "mask_score": self.mask_scores,
-        }
-        return {name: shortest(v[index]) for name, v in scores.items() if v is not None}
+        return scores_of(vars(self), index)
 
 
 class Predictor:

@@ -22,7 +22,7 @@ def prepare_runtime(params: Params) -> None:
     keras.utils.set_random_seed(params.data.seed)
     if params.data.deterministic:
         tf.config.experimental.enable_op_determinism()
-    if params.train.mode in ("train", "train_and_eval"):
+    if params.train.trains:
         make_gradient_exact()
     try:
         # Taking all memory at once would lock out whoever shares the card.
@@ -92,9 +92,8 @@ def _check_replicas(params: Params, replicas: int) -> None:
             f"--jit_compile cannot be used over {replicas} mirrored replicas: give "
             "--nojit_compile, or --distribution=one_device."
         )
-    mode = params.train.mode
-    used = ["train_batch_size"] if mode in ("train", "train_and_eval") else []
-    used += ["eval_batch_size"] if mode != "train" else []
+    used = ["train_batch_size"] if params.train.trains else []
+    used += ["eval_batch_size"] if params.train.mode != "train" else []
     for name in used:
         size = getattr(params.data, name)
         if size % replicas:

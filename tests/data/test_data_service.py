@@ -17,13 +17,13 @@ import tensorflow as tf
 from sample_records import blobs, make_instance, make_record
 
 from data import data_service
-from data import input_fn as module
 from data.config import DataConfig
 from data.errors import UserError
 from data.examples import image_seeds
 from data.input_fn import input_fn
-from data.manifest import Manifest, manifest_name, shard_name, write_manifest
-from data.records import write_shard
+from data.manifest import shard_name
+from data.record_files import RecordFiles
+from data.tfrecords import write_shard
 from tools.data_service import main, start_server
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -173,7 +173,7 @@ def test_pipelines_with_jobs_of_their_own_share_the_evaluation(files, pipelines,
 
 
 def test_images_lost_with_a_worker_do_not_go_unnoticed(pattern, service, monkeypatch):
-    monkeypatch.setattr(module, "_count_records", lambda *_: [NUM_IMAGES + 1] + [0] * 5)
+    monkeypatch.setattr(RecordFiles, "count_records", lambda _: [NUM_IMAGES + 1] + [0] * 5)
     batches = iter(input_fn("eval", _params(pattern, service, eval_batch_size=1)))
     with pytest.raises(tf.errors.FailedPreconditionError, match="contain 22 .* only 21"):
         list(batches)
@@ -291,20 +291,6 @@ def test_settings_that_a_service_cannot_follow_are_refused():
             DataConfig(data_service=address)
     with pytest.raises(ValueError, match="--data_service=grpc://a:1: .*none with --deterministic"):
         DataConfig(data_service="grpc://a:1", deterministic=True)
-
-
-def test_records_are_counted_by_manifests_or_from_the_files(tmp_path):
-    files = [str(tmp_path / folder / "a-00000-of-00001.tfrecord") for folder in "pq"]
-    manifest = Manifest(9, 0, 0, 0, True, (), {}, ({"name": "a-00000-of-00001.tfrecord",
-                        "num_images": 9, "bytes": 1, "sha256": ""},))  # fmt: skip
-    for path, count in zip(files, (3, 4), strict=True):
-        os.makedirs(os.path.dirname(path))
-        write_shard(path, [b"record"] * count)
-        write_manifest(manifest_name(path.partition("-0")[0]), manifest)
-    assert module._count_records(files[:1], manifest) == [9]
-    assert module._count_records(files, None) == [3, 4]
-    joined = dataclasses.replace(manifest, shards=manifest.shards * 2)
-    assert module._count_records(files, joined) == [3, 4]
 
 
 def test_the_tool_refuses_what_cannot_be_started(capsys):

@@ -10,10 +10,11 @@ from sample_records import encode_png, make_instance, make_record
 
 from data.config import DataConfig
 from data.decoding import decode_image
-from data.epochs import count_sizes
 from data.examples import eval_example, train_example
 from data.images import MAX_PIXELS
-from data.records import parse_record, write_shard
+from data.record_files import RecordFiles
+from data.records import parse_record
+from data.tfrecords import write_shard
 
 HEIGHT, WIDTH = 32, 64
 # Large parts of one colour each, so that JPEG keeps them apart: no two turns look alike.
@@ -124,7 +125,7 @@ def test_sizes_are_those_of_the_turned_pictures(tmp_path):
     stored = make_record(PICTURE, encoded=encoded)
     write_shard(path, [turned, _without_orientation(turned), stored])
     sizes = [_decode(record).shape[:2] for record in (turned, _without_orientation(turned), stored)]
-    assert count_sizes([path], None) == {size: sizes.count(size) for size in sizes}
+    assert RecordFiles([path]).count_sizes() == {size: sizes.count(size) for size in sizes}
 
 
 @pytest.mark.parametrize("largest", [0, 1, 200, 255, 256, 1023, 1024, 4095, 32767, 32768, 65535])

@@ -10,7 +10,7 @@ from PIL import Image
 from sample_records import encode_png, make_foreign_record, make_instance, make_record
 
 from data.diagnosis import explain_error, find_broken_record, name_broken_record
-from data.records import write_shard
+from data.tfrecords import write_shard
 
 PIXELS = np.zeros((32, 48, 3), np.uint8)
 BOX = (0.25, 0.1, 0.75, 0.9)

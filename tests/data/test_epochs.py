@@ -10,8 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data.config import DataConfig
-from data.epochs import EpochPlan, count_sizes, ordered_records, plan_epochs, with_next
-from data.manifest import Manifest
+from data.epochs import EpochPlan, ordered_records, plan_epochs, with_next
 
 CONFIG = DataConfig(
     canvases=("32x64", "64x32", "64x64"), short_side=48, long_side=64, train_short_side_min=48
@@ -66,12 +65,6 @@ def test_fewer_images_than_a_step_are_walked_through_several_times():
     config, plan = plan_epochs(CONFIG, {LANDSCAPE: 3}, window=8)
     assert plan == EpochPlan((9,), 8, 3)
     assert config.canvases == ("32x64",)
-
-
-def test_sizes_come_from_the_manifest_where_it_tells_them():
-    shards = ({"sizes": {"20x40": 2, "40x20": 1}}, {"sizes": {"20x40": 5}})
-    manifest = Manifest(8, 0, 0, 0, True, (), {}, shards)
-    assert count_sizes(["unread"], manifest) == {LANDSCAPE: 7, PORTRAIT: 1}
 
 
 # Two in three are landscape.

@@ -15,8 +15,9 @@ from sample_records import blobs, encode_png, make_foreign_record, make_instance
 from data.conversion import Conversion, convert
 from data.errors import UserError
 from data.ground_truth import ground_truth_from_records, read_file_names
-from data.records import write_shard
-from trainer.coco_metrics import CocoEvaluator, load_ground_truth
+from data.tfrecords import write_shard
+from trainer.coco_ground_truth import load_ground_truth
+from trainer.coco_metrics import CocoEvaluator
 
 _SHARED_RECORDS = pathlib.Path(__file__).parents[2].parent / "shared" / "data" / "records"
 

@@ -14,12 +14,11 @@ import pytest
 import tensorflow as tf
 from sample_records import make_foreign_record, make_instance, make_record
 
-from data import input_fn as module
 from data.config import DataConfig
 from data.errors import UserError
 from data.input_fn import input_fn
 from data.manifest import Manifest, manifest_name, shard_name, write_manifest
-from data.records import write_shard
+from data.tfrecords import write_shard
 
 ROOT = pathlib.Path(__file__).parents[2]
 COCO_TINY = ROOT.parent / "shared" / "data" / "coco_tiny"
@@ -324,7 +323,7 @@ def test_the_graph_calls_no_python(pattern, mode):
     assert not ops & PYTHON_OPS
 
 
-def test_the_manifest_says_whether_there_are_masks_and_how_large_records_are(tmp_path):
+def test_the_manifest_says_whether_there_are_masks(tmp_path):
     prefix = str(tmp_path / "boxes")
     pixels, mask = np.zeros((32, 64, 3), np.uint8), np.ones((32, 64), np.uint8)
     record = make_record(pixels, [make_instance(mask)], include_masks=False)
@@ -337,15 +336,6 @@ def test_the_manifest_says_whether_there_are_masks_and_how_large_records_are(tmp
     labels = input_fn("train", params).element_spec[1]
     assert "gt_masks" not in labels and "gt_areas" not in labels
     assert "gt_boxes" in labels
-    config = dataclasses.replace(params.data, shuffle_megabytes=3)
-    assert module._shuffle_buffer_size(["unused"], manifest, config) == 3000
-
-
-def test_without_a_manifest_the_first_records_tell_the_size(tmp_path):
-    path = str(tmp_path / "plain.record")
-    write_shard(path, [b"x" * 984, b"y" * 1984] * 100)
-    config = DataConfig(shuffle_megabytes=3)
-    assert module._shuffle_buffer_size([path], None, config) == 2000
 
 
 def test_bad_requests_are_refused(pattern):

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sample_records import encode_png, run_lengths
 
-from data.records import Instance, encode_example, parse_image_id, parse_record, write_shard
+from data.records import Instance, encode_example, parse_image_id, parse_record
 
 _SHARED_RECORDS = pathlib.Path(__file__).parents[2].parent / "shared" / "data" / "records"
 
@@ -96,29 +96,6 @@ def test_without_masks_there_are_no_mask_keys():
     values = _values(_example(instances=instances, include_masks=False))
     assert not any("mask" in key for key in values)
     assert values["image/object/class/label"] == [3, 1]
-
-
-def test_tensorflow_reads_the_shard(tmp_path):
-    path = tmp_path / "x.tfrecord"
-    payloads = [b"", b"a", b"xyz" * 100_000]
-    shard = write_shard(str(path), iter(payloads))
-    assert list(tf.data.TFRecordDataset(str(path)).as_numpy_iterator()) == payloads
-    assert (shard.num_records, shard.num_bytes) == (3, path.stat().st_size)
-    tensorflows = tmp_path / "tf.tfrecord"
-    with tf.io.TFRecordWriter(str(tensorflows)) as writer:
-        for payload in payloads:
-            writer.write(payload)
-    assert path.read_bytes() == tensorflows.read_bytes()
-
-
-def test_a_shard_that_fails_leaves_nothing(tmp_path):
-    def records():
-        yield b"a"
-        raise RuntimeError("stop")
-
-    with pytest.raises(RuntimeError):
-        write_shard(str(tmp_path / "x.tfrecord"), records())
-    assert list(tmp_path.iterdir()) == []
 
 
 def _parse(serialized, include_masks=True, max_polygon_vertices=0):

@@ -8,8 +8,8 @@ import pytest
 from sample_records import encode_png, make_foreign_record, make_instance, make_record
 
 from data.errors import UserError
-from data.records import write_shard
 from data.survey import survey_records
+from data.tfrecords import write_shard
 
 PIXELS = np.zeros((8, 10, 3), np.uint8)
 BOX = (0.25, 0.1, 0.75, 0.9)

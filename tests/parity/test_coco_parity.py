@@ -13,7 +13,7 @@ import pytest
 from fixtures import FOLDER, agree, fixture
 
 from trainer.average_precision import evaluate_results, measure_curves
-from trainer.coco_metrics import _complete_ground_truth
+from trainer.coco_ground_truth import complete_ground_truth
 from trainer.coco_report import METRICS
 
 FILE = fixture("j_coco.npz")
@@ -35,7 +35,7 @@ kinds = pytest.mark.parametrize("kind", KINDS)
 def measure(function, name, kind):
     """What a function of `trainer.average_precision` says of a case, all its images taking part."""
     truth, detections = INPUTS[name]["gt"], INPUTS[name]["dets"]
-    complete = _complete_ground_truth(truth, {c["id"]: c["name"] for c in truth["categories"]})
+    complete = complete_ground_truth(truth, {c["id"]: c["name"] for c in truth["categories"]})
     results = [
         {key: detection[key] for key in ("image_id", "category_id", "score", KINDS[kind])}
         for detection in detections

@@ -21,7 +21,7 @@ from tools.draw_shapes import (
     place_shape,
     rasterise,
 )
-from trainer.coco_metrics import load_ground_truth, segmentation_to_rle
+from trainer.coco_ground_truth import load_ground_truth, segmentation_to_rle
 
 
 @pytest.fixture(scope="module")

@@ -6,66 +6,14 @@ import json
 
 import numpy as np
 import pytest
-from pycocotools import mask as coco_mask
+from coco_examples import CATEGORIES, ground_truth, predict, square
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from data.errors import UserError
-from trainer.coco_metrics import CocoEvaluator, load_ground_truth, segmentation_to_rle
-from trainer.coco_report import METRICS
-
-CATEGORIES = [{"label": 1, "id": 4, "name": "cat"}, {"label": 2, "id": 9, "name": "dog"}]
-
-
-def square(image_id, x, y, side, category_id=4, **more):
-    """A square annotation."""
-    corners = [x, y, x + side, y, x + side, y + side, x, y + side]
-    return {
-        "image_id": image_id,
-        "category_id": category_id,
-        "bbox": [x, y, side, side],
-        "area": side * side,
-        "iscrowd": 0,
-        "segmentation": [corners],
-        **more,
-    }
-
-
-def ground_truth(*annotations, num_images=1):
-    """A COCO dict of 100 x 120 images whose annotation ids start at 0."""
-    return {
-        "images": [{"id": n, "height": 100, "width": 120} for n in range(1, num_images + 1)],
-        "annotations": [{"id": number, **a} for number, a in enumerate(annotations)],
-        "categories": [{"id": c["id"], "name": c["name"]} for c in CATEGORIES],
-    }
-
-
-def predict(image_id, *detections, masks=True, scale=1.0):
-    """A prediction whose detections are (box, label, box_score, mask_iou[, mask])."""
-    detections = [detection if len(detection) == 5 else (*detection, 1) for detection in detections]
-    boxes, labels, scores, ious, fills = zip(*detections, strict=True) if detections else [()] * 5
-    padding = 2
-    count = len(detections)
-
-    def pad(values, shape=()):
-        padded = np.full((count + padding, *shape), 0.9, np.float32)
-        padded[:count] = np.reshape(values, (count, *shape))
-        return padded
-
-    prediction = {
-        "image_id": np.int64(image_id),
-        "image_info": np.array([100 * scale, 120 * scale, scale, 100, 120], np.float32),
-        "num_detections": np.int32(count),
-        "detection_boxes": pad(np.multiply(boxes, scale), (4,)),
-        "detection_classes": pad(labels).astype(np.int32),
-        "box_scores": pad(scores),
-    }
-    if masks:
-        prediction["mask_ious"] = pad(ious)
-        prediction["mask_scores"] = pad(np.multiply(scores, ious))
-        fills = [np.broadcast_to(fill, (28, 28)) for fill in fills]
-        prediction["detection_masks"] = pad(fills, (28, 28))
-    return prediction
+from trainer.coco_ground_truth import segmentation_to_rle
+from trainer.coco_metrics import CocoEvaluator
+from trainer.coco_report import METRICS, format_table
 
 
 def left_half():
@@ -103,22 +51,10 @@ def test_a_network_without_a_maskiou_head_is_evaluated(tmp_path):
     evaluator = CocoEvaluator(ground_truth(square(1, 20, 10, 40)), CATEGORIES)
     evaluator.add(prediction)
     assert evaluator.evaluate()["segm"]["AP"] == pytest.approx(1)
-    evaluator.write_results(str(tmp_path))
+    evaluator.results.write(str(tmp_path))
     (entry,) = json.loads((tmp_path / "segm.json").read_text())
     assert entry["mask_score"] == entry["score"] == pytest.approx(0.8)
     assert "mask_iou" not in entry
-
-
-def test_classes_without_a_category_do_not_pass_for_another(tmp_path):
-    ids = {category["label"]: category["id"] for category in CATEGORIES}
-    another = next(number for number in ids.values() if number not in ids)
-    free = max([*ids, *ids.values()]) + 1
-    evaluator = CocoEvaluator(None, CATEGORIES)
-    labels = [*ids, another, free]
-    evaluator.add(predict(1, *(([0, 0, 9, 9], label, 0.5, 1.0) for label in labels)))
-    evaluator.write_results(str(tmp_path))
-    found = json.loads((tmp_path / "bbox.json").read_text())
-    assert [entry["category_id"] for entry in found] == [*ids.values(), free]
 
 
 def test_mask_score_reorders_masks_but_not_boxes():
@@ -169,39 +105,12 @@ def test_first_annotation_with_id_0_can_be_found():
     assert evaluate(truth, predict(1, ([10, 20, 50, 60], 1, 0.8, 1)))["bbox"]["AP"] > 0.99
 
 
-def test_network_pixels_become_original_pixels(tmp_path):
-    detection = ([10, 20, 50, 60], 2, 0.75, 0.5)
-    for scale in (1.0, 2.5):
-        evaluator = CocoEvaluator(None, CATEGORIES)
-        evaluator.add(predict(1, detection, scale=scale))
-        evaluator.write_results(tmp_path / str(scale))
-        (box,) = json.loads((tmp_path / str(scale) / "bbox.json").read_text())
-        (mask,) = json.loads((tmp_path / str(scale) / "segm.json").read_text())
-        scores = {"box_score": 0.75, "mask_iou": 0.5, "mask_score": 0.375}
-        assert box == {
-            "image_id": 1, "category_id": 9, "bbox": [20, 10, 40, 40], "score": 0.75, **scores,
-        }  # fmt: skip
-        assert {key: mask[key] for key in scores} == scores
-        assert mask["score"] == 0.375
-        expected = np.zeros((100, 120), np.uint8)
-        expected[10:50, 20:60] = 1
-        np.testing.assert_array_equal(coco_mask.decode(mask["segmentation"]), expected)
-
-
-def test_boxes_are_clipped_to_the_image(tmp_path):
-    evaluator = CocoEvaluator(None, CATEGORIES)
-    evaluator.add(predict(1, ([-5, -6, 50, 130], 1, 0.9, 1)))
-    evaluator.write_results(tmp_path)
-    (box,) = json.loads((tmp_path / "bbox.json").read_text())
-    assert box["bbox"] == [0, 0, 120, 50]
-
-
 def test_files_give_pycocotools_the_same_numbers(tmp_path):
     truth = ground_truth(square(1, 20, 10, 40), square(2, 0, 0, 20), num_images=2)
     evaluator = CocoEvaluator(truth, CATEGORIES)
     evaluator.add(predict(1, ([10, 20, 52, 60], 1, 0.8, 0.4), ([0, 0, 30, 30], 1, 0.5, 0.9)))
     evaluator.add(predict(2, ([0, 0, 20, 22], 1, 0.6, 0.9)))
-    evaluator.write_results(tmp_path)
+    evaluator.results.write(tmp_path)
     metrics = evaluator.evaluate()
     for annotation in truth["annotations"]:
         annotation["id"] += 1
@@ -264,32 +173,6 @@ def test_category_of_another_name_is_refused():
         CocoEvaluator(truth, CATEGORIES)
 
 
-def test_a_class_without_an_id_is_left_out(tmp_path):
-    evaluator = CocoEvaluator(None, [{**CATEGORIES[0], "id": None}, CATEGORIES[1]])
-    evaluator.add(predict(1, ([0, 0, 9, 9], 1, 0.9, 1), ([0, 0, 9, 9], 2, 0.8, 1)))
-    evaluator.write_results(tmp_path)
-    (entry,) = json.loads((tmp_path / "bbox.json").read_text())
-    assert entry["category_id"] == 9
-
-
-def test_results_name_the_picture(tmp_path):
-    truth = ground_truth(square(1, 20, 10, 40), num_images=2)
-    truth["images"][0]["file_name"] = "a/1.jpg"
-    names = {1: "other.jpg"}
-    for number, evaluator in enumerate((
-        CocoEvaluator(truth, CATEGORIES),
-        CocoEvaluator(None, CATEGORIES, file_names=names),
-    )):  # fmt: skip
-        for image_id in (1, 2):
-            evaluator.add(predict(image_id, ([10, 20, 50, 60], 1, 0.8, 1)))
-        folder = tmp_path / str(number)
-        evaluator.write_results(folder)
-        for kind in ("bbox", "segm"):
-            first, second = json.loads((folder / f"{kind}.json").read_text())
-            assert first["file_name"] == ("a/1.jpg", "other.jpg")[number]
-            assert "file_name" not in second
-
-
 @pytest.mark.parametrize("most", [100, 150])
 def test_more_than_100_objects_are_measured_beside_cocos_numbers(most):
     # 160 objects, all found: 100 of them are a recall of 0.625, so 63 of 101 recall points.
@@ -313,19 +196,7 @@ def test_more_than_100_objects_are_measured_beside_cocos_numbers(most):
         # A recall of 150 / 160 reaches 94 of the 101 points.
         assert metrics["segm"]["AP@150"] == pytest.approx(94 / 101, abs=1e-12)
         assert "AP@150 counts up to 150" in sentence
-        assert evaluator.table(metrics).split("\n")[0].split() == [*METRICS, "AP@150"]
-
-
-def test_label_without_category_stands_for_itself(tmp_path):
-    evaluator = CocoEvaluator(None, [])
-    evaluator.add(predict(1, ([0, 0, 9, 9], 17, 0.9, 1)))
-    evaluator.write_results(tmp_path)
-    assert json.loads((tmp_path / "bbox.json").read_text())[0]["category_id"] == 17
-
-
-def test_measuring_without_ground_truth_is_an_error():
-    with pytest.raises(ValueError, match="ground truth"):
-        CocoEvaluator(None, CATEGORIES).evaluate()
+        assert format_table(metrics).split("\n")[0].split() == [*METRICS, "AP@150"]
 
 
 def test_every_minus_one_is_explained():
@@ -379,7 +250,7 @@ def test_ground_truth_without_outlines_measures_boxes_and_says_so():
 def test_table_shows_all_numbers():
     evaluator = CocoEvaluator(ground_truth(square(1, 20, 10, 40)), CATEGORIES)
     evaluator.add(predict(1, ([10, 20, 50, 60], 1, 0.8, 0.5, left_half())))
-    lines = evaluator.table({"step": 5, **evaluator.evaluate()}).split("\n")
+    lines = format_table({"step": 5, **evaluator.evaluate()}).split("\n")
     assert lines[0].split() == list(METRICS)
     assert lines[1].split()[:5] == ["bbox", "1.000", "1.000", "1.000", "-1"]
     assert lines[2].split()[:4] == ["segm", "0.100", "1.000", "0.000"]
@@ -389,41 +260,9 @@ def test_table_shows_all_numbers():
     assert lines[7].split() == ["dog", "-1", "-1", "-1"]
 
 
-def test_annotation_file_is_read_and_broken_annotations_left_out(tmp_path, capsys):
-    truth = ground_truth(square(1, 20, 10, 40), square(1, 0, 0, 9), square(1, 0, 0, 9))
-    for image in truth["images"]:
-        image["file_name"] = "a.jpg"
-    truth["annotations"][0].pop("area")
-    truth["annotations"][1]["segmentation"] = [[1, 2]]
-    truth["annotations"][2]["bbox"] = [0, 0, None, 4]
-    path = tmp_path / "truth.json"
-    path.write_text(json.dumps(truth))
-    loaded = load_ground_truth(str(path), "")
-    (annotation,) = loaded["annotations"]
-    assert annotation["area"] == 1600
-    assert coco_mask.area(annotation["segmentation"]) == 1600
-    said = capsys.readouterr().err
-    assert said.startswith(f"Warning: 2 images or annotations of {path} cannot be used")
-    assert "the first because its polygons have fewer than three points" in said
-    assert said.endswith("(annotation 1 of image 1).\n")
-    assert evaluate(loaded, predict(1, ([10, 20, 50, 60], 1, 0.8, 1)))["segm"]["AP"] > 0.99
-
-
-@pytest.mark.parametrize("content", [None, "{", "[]", '{"images": [], "annotations": []}'])
-def test_unusable_annotation_file_is_one_sentence(tmp_path, content):
-    path = tmp_path / "truth.json"
-    if content is not None:
-        path.write_text(content)
-    with pytest.raises(UserError, match="truth.json"):
-        load_ground_truth(str(path), "")
-
-
-@pytest.mark.parametrize("mask_paste, area", [("exact", 40 * 40), ("integer", 42 * 42 - 4)])
-def test_masks_are_pasted_by_the_rule_asked_for(mask_paste, area, tmp_path):
-    # By the integer rule 30 cells are spread over the 44 pixels 8 to 51, of which all but the
-    # outermost lie more than half way into the mask; at the corners half of a half is too little.
-    evaluator = CocoEvaluator(None, CATEGORIES, mask_paste)
-    evaluator.add(predict(1, ([10, 20, 50, 60], 1, 0.8, 0.5)))
-    evaluator.write_results(str(tmp_path))
-    (mask,) = json.loads((tmp_path / "segm.json").read_text())
-    assert coco_mask.area(mask["segmentation"]) == area
+def test_results_have_the_file_names_of_the_ground_truth():
+    truth = ground_truth(square(1, 20, 10, 40))
+    truth["images"][0]["file_name"] = "a/1.jpg"
+    evaluator = CocoEvaluator(truth, CATEGORIES)
+    evaluator.add(predict(1, ([10, 20, 50, 60], 1, 0.8, 1)))
+    assert evaluator.results.boxes[0]["file_name"] == "a/1.jpg"

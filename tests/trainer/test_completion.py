@@ -8,14 +8,11 @@ from toy_model import toy_params
 
 from data.errors import UserError
 from data.manifest import Manifest, load_manifest, write_manifest
-from data.records import Instance, encode_example, write_shard
+from data.records import Instance, encode_example
+from data.tfrecords import write_shard
 from trainer.categories import write_categories
-from trainer.completion import (
-    complete_from_manifests,
-    complete_from_records,
-    evaluated_categories,
-    predicted_categories,
-)
+from trainer.completion import complete_from_manifests, complete_from_records
+from trainer.known_classes import evaluated_categories, predicted_categories
 
 
 def write_foreign(folder, name, *labels, names=None, with_masks=True):
@@ -64,6 +61,14 @@ def complete(folder, mode, **changes):
     changes = {"num_classes": 0, **changes}
     params = complete_from_manifests(toy_params(folder, mode=mode, **changes))
     return complete_from_records(params)
+
+
+def predicted(completion):
+    return predicted_categories(completion.params, completion.categories)
+
+
+def evaluated(completion, truth):
+    return evaluated_categories(completion.params, completion.categories, truth)
 
 
 def num_classes(folder, mode, **changes):
@@ -162,8 +167,8 @@ def test_results_carry_the_ids_of_the_evaluation_set(tmp_path, capsys, mode):
         completion = complete(tmp_path, mode, **changes)
         assert completion.params.model.num_classes == 3
         if mode == "predict":
-            return ids_by_label(predicted_categories(completion))
-        return ids_by_label(evaluated_categories(completion, {"categories": truth}))
+            return ids_by_label(predicted(completion))
+        return ids_by_label(evaluated(completion, {"categories": truth}))
 
     assert found([], eval_file_pattern=own) == {1: 20, 2: 10}
     assert "classes matched by name: dog 1 (id 10) -> 2 (id 20)" in capsys.readouterr().out
@@ -185,10 +190,13 @@ def test_an_annotation_file_tells_the_ids(tmp_path):
     files = {"eval_file_pattern": own, "eval_annotation_file": "val.json"}
     completion = complete(tmp_path, "eval", **files)
     truth = {"categories": [{"label": 1, "id": 7, "name": "dog"}]}
-    assert ids_by_label(evaluated_categories(completion, truth)) == {1: 10, 2: 7}
+    assert ids_by_label(evaluated(completion, truth)) == {
+        1: 10,
+        2: 7,
+    }
     truth["categories"][0]["name"] = "cow"
     with pytest.raises(UserError, match="val.json has classes .*: 'cow'"):
-        evaluated_categories(completion, truth)
+        evaluated(completion, truth)
 
 
 def test_a_fresh_training_from_other_weights_counts_its_own_classes(tmp_path):
@@ -208,8 +216,8 @@ def test_without_recorded_classes_those_of_the_records_are_assumed(tmp_path, cap
     foreign = write_foreign(tmp_path, "val", 2)
     completion = complete(tmp_path, "eval", eval_file_pattern=foreign)
     truth = {"categories": [{"id": 2, "name": "dog"}]}
-    assert ids_by_label(evaluated_categories(completion, truth)) == {2: 2}
-    assert predicted_categories(completion) == []
+    assert ids_by_label(evaluated(completion, truth)) == {2: 2}
+    assert predicted(completion) == []
 
 
 def test_a_checkpoint_elsewhere_brings_its_classes(tmp_path):
@@ -220,7 +228,10 @@ def test_a_checkpoint_elsewhere_brings_its_classes(tmp_path):
     for checkpoint in (elsewhere / "ckpt-4", elsewhere / "best", elsewhere / "best" / "ckpt-2"):
         weights = {"eval_file_pattern": own, "init_checkpoint": str(checkpoint)}
         completion = complete(tmp_path, "predict", **weights)
-        assert ids_by_label(predicted_categories(completion)) == {1: 20, 2: 10}
+        assert ids_by_label(predicted(completion)) == {
+            1: 20,
+            2: 10,
+        }
 
 
 def test_records_without_an_object_are_warned_about(tmp_path, capsys):

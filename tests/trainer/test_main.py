@@ -11,7 +11,8 @@ from toy_model import build_network, make_train_input_fn, toy_model_fn
 
 from data import files
 from data.manifest import Manifest, write_manifest
-from data.records import encode_example, write_shard
+from data.records import encode_example
+from data.tfrecords import write_shard
 from trainer.flags import parse_flags
 from trainer.main import main
 from trainer.run_record import load_record

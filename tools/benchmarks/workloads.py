@@ -181,7 +181,7 @@ def make_backbone(params: Params, settings: Settings) -> Workload:
 def make_predict(params: Params, settings: Settings) -> Workload:
     """Detection of one batch with 100 detections an image, and their masks as COCO RLE."""
     from model.model_fn import model_fn
-    from trainer.coco_metrics import CocoEvaluator
+    from trainer.coco_results import CocoResults
     from trainer.steps import PredictStep, split_images
 
     strategy, network = _build(params)
@@ -190,10 +190,10 @@ def make_predict(params: Params, settings: Settings) -> Workload:
     features = records.noise(settings, params.data.seed)
 
     def run() -> int:
-        writer = CocoEvaluator(None, (), params.model.mask_paste)
+        results = CocoResults((), params.model.mask_paste)
         (predictions,) = step([features])
         for image in split_images(features, predictions):
-            writer.add(image)
+            results.add(image)
         return settings.batch_size
 
     return run
@@ -222,7 +222,7 @@ def make_evaluate(params: Params, settings: Settings) -> Workload:
     if settings.kind not in ("bbox", "segm"):
         raise UserError(f"--kind={settings.kind}: `evaluate` has bbox and segm.")
     from trainer.average_precision import evaluate_results
-    from trainer.coco_metrics import load_ground_truth
+    from trainer.coco_ground_truth import load_ground_truth
 
     ground_truth = load_ground_truth(records.annotations_file(settings), "")
     image_ids = [image["id"] for image in ground_truth["images"]]

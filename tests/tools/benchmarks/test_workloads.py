@@ -39,7 +39,7 @@ def test_a_stream_takes_as_many_images_as_asked_and_one_item_at_least():
 
 def test_a_network_with_random_weights_detects_all_that_it_may(monkeypatch):
     found = []
-    added = "trainer.coco_metrics.CocoEvaluator.add"
+    added = "trainer.coco_results.CocoResults.add"
     monkeypatch.setattr(added, lambda _, image: found.append(image))
     params = parse_flags(["benchmark", "--backbone=resnet18", "--backbone_width=16"])
     assert make("predict", params, Settings(image_size=192, batch_size=1))() == 1
