@@ -11,6 +11,18 @@ from data.tensorflow_log import quieten_tensorflow
 quieten_tensorflow()
 
 from data.errors import UserError  # noqa: E402
+from data.input_fn import input_fn  # noqa: E402
+from trainer.own_loop import build, make_settings, save, train_step  # noqa: E402
 from trainer.predictor import Detections, Predictor, load  # noqa: E402
 
-__all__ = ["Detections", "Predictor", "UserError", "load"]
+__all__ = [
+    "Detections",
+    "Predictor",
+    "UserError",
+    "build",
+    "input_fn",
+    "load",
+    "make_settings",
+    "save",
+    "train_step",
+]

@@ -223,7 +223,7 @@ def _warn_of_races(features: tf.Tensor):
         if not (is_op_determinism_enabled() or tf.config.list_physical_devices("GPU")):
             print(
                 "Warning: the gradient of RoIAlign loses updates where several threads of a CPU "
-                "compute it; call model.roi_align.make_gradient_exact() before training.",
+                "compute it; call tf.config.experimental.enable_op_determinism() first.",
                 file=sys.stderr,
             )
         return upstream

@@ -26,11 +26,11 @@ from trainer.categories import load_categories
 from trainer.checkpoints import find_checkpoint, load_network
 from trainer.coco_results import boxes_in_original, scores_of, to_coco_box
 from trainer.config import Params
-from trainer.flags import list_settings, make_params
+from trainer.named_settings import choose_settings
 from trainer.overlays import Instance, draw_instances
 from trainer.run_record import has_checkpoint, load_record
 
-Photograph = np.ndarray | str | os.PathLike
+Photograph = np.ndarray | str | os.PathLike[str]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -219,7 +219,13 @@ class Predictor:
         )
 
 
-def load(folder: str | os.PathLike, *, batch_size: int = 1, checkpoint: str = "", **settings):
+def load(
+    folder: str | os.PathLike[str],
+    *,
+    batch_size: int = 1,
+    checkpoint: str | os.PathLike[str] = "",
+    **settings: object,
+) -> Predictor:
     """Opens a trained model.
 
     Args:
@@ -229,12 +235,9 @@ def load(folder: str | os.PathLike, *, batch_size: int = 1, checkpoint: str = ""
         settings: in place of the recorded ones, by the names of their flags, such as
             `score_threshold=0.5` or `precision="float32"`.
 
-    Returns:
-        `Predictor`.
-
     Raises:
         UserError: the folder holds no trained model.
-        TypeError: there is no setting of such a name.
+        TypeError: there is no setting of such a name, or its value is of another type.
         ValueError: a setting has a value that it cannot have.
     """
     folder = files.expand(folder)
@@ -244,11 +247,7 @@ def load(folder: str | os.PathLike, *, batch_size: int = 1, checkpoint: str = ""
         raise UserError(
             f"There is no trained model in {folder}: name the --model_dir of a training."
         )
-    known = {setting.name: setting.default for setting in list_settings()}
-    for name in settings:
-        if name not in known:
-            raise TypeError(f"there is no setting {name}; settings have the names of flags.")
-    params = make_params(known | recorded | {"jit_compile": False} | settings)
+    params = choose_settings(settings, recorded | {"jit_compile": False})
     network = build_network(params)
     load_network(network, find_checkpoint(checkpoint or folder))
     return Predictor(params, network, load_categories(home), batch_size)

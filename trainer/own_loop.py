@@ -1,0 +1,111 @@
+"""Settings, network, input and step, one by one, for a training loop of one's own.
+
+`trainer.estimator.Estimator` is the loop that resumes, evaluates and writes logs; what is here are
+the parts that it is made of, on one device and without flags.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+
+import tensorflow as tf
+
+from data import files
+from data.settings import SettingError
+from model.detector import Detector
+from model.model_fn import model_fn
+from model.roi_align import make_gradient_exact
+from model.systems import build_network
+from trainer.categories import write_categories
+from trainer.checkpoints import load_network, require_every_variable
+from trainer.completion import Completion, complete_from_manifests, complete_from_records
+from trainer.config import Params
+from trainer.flags import write_flagfile
+from trainer.named_settings import choose_settings, read_flagfiles
+from trainer.optimizer import Updater
+from trainer.run_record import FILE
+from trainer.schedule import resolve_schedule
+from trainer.steps import TrainStep
+
+
+def make_settings(*flagfiles: str | os.PathLike[str], **settings: object) -> Params:
+    """The settings of a network and its training.
+
+    Args:
+      flagfiles: such as configs/r18.flags; later ones override earlier ones.
+      settings: by the names of their flags; they override the flagfiles. `num_classes` is taken
+        from the records of `train_file_pattern` where it is not given.
+
+    Raises:
+      TypeError: there is no setting of such a name, or its value is of another type.
+      ValueError: a setting has a value that it cannot have, or a flagfile a line.
+      UserError: the training records cannot be used.
+    """
+    params = choose_settings(settings, read_flagfiles(flagfiles))
+    params = resolve_schedule(params, settings)
+    if params.model.num_classes or not params.data.train_file_pattern:
+        return params
+    num_classes = _look_into_records(params).params.model.num_classes
+    model = dataclasses.replace(params.model, num_classes=num_classes)
+    return dataclasses.replace(params, model=model)
+
+
+def build(settings: Params, checkpoint: str | os.PathLike[str] = "") -> Detector:
+    """The network of `settings.model.system`, with the weights of a checkpoint or random ones.
+
+    Args:
+      settings: see `make_settings`.
+      checkpoint: a checkpoint of a training or an import, or a folder with some: the latest.
+
+    Raises:
+      ValueError: the number of classes is not known, or the backbone lacks an option asked for.
+      UserError: there is no such checkpoint, or it is of another network.
+    """
+    if not settings.model.num_classes:
+        raise SettingError(
+            "--num_classes=0: give the number of classes, the background included, or a "
+            "train_file_pattern whose records tell it."
+        )
+    network = build_network(settings)
+    if checkpoint:
+        load_network(network, files.expand(checkpoint))
+    return network
+
+
+def train_step(network: Detector, settings: Params) -> TrainStep:
+    """A callable `(features, labels) -> StepResult` that updates the network.
+
+    The optimizer, its schedule and weight decay are those that the settings name. On a CPU it makes
+    TensorFlow's operations deterministic, without which the gradients of RoIAlign lose updates.
+    """
+    make_gradient_exact()
+    strategy = tf.distribute.get_strategy()
+    return TrainStep(model_fn, network, Updater(network, settings), strategy, settings)
+
+
+def save(network: Detector, settings: Params, folder: str | os.PathLike[str]) -> str:
+    """Writes what `load` opens: weights, settings, and the classes of the training records.
+
+    Returns:
+      The path of the checkpoint.
+
+    Raises:
+      UserError: the folder cannot be written.
+    """
+    folder = files.expand(folder)
+    files.require_writable(folder, "model_dir")
+    require_every_variable(network)
+    if settings.data.train_file_pattern:
+        write_categories(_look_into_records(settings).categories, folder)
+    write_flagfile(settings, os.path.join(folder, FILE))
+    checkpoint = tf.train.Checkpoint(network=network)
+    manager = tf.train.CheckpointManager(checkpoint, folder, 1, checkpoint_name="ckpt")
+    with files.os_errors(folder):
+        return manager.save()
+
+
+def _look_into_records(params: Params) -> Completion:
+    """What the training records say, whatever other model the model_dir may hold."""
+    train = dataclasses.replace(params.train, mode="train", model_dir="")
+    return complete_from_records(complete_from_manifests(dataclasses.replace(params, train=train)))
