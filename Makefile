@@ -1,6 +1,6 @@
 # make install     .venv with everything, the package itself editable
 # make test        the whole test suite
-# make lint        style and code checks
+# make lint        style, code checks and types
 # make proofs     the slow proofs of docs/RESULTS.md: hours
 # make quickstart  draw a small data set, convert, train, evaluate, show
 SHELL := /bin/bash
@@ -39,6 +39,7 @@ test: install
 lint: install
 	$(BIN)/ruff check $(ROOMS)
 	$(BIN)/ruff format --check $(ROOMS)
+	$(BIN)/mypy
 
 proofs: install
 	$(BIN)/python -m pytest -m proof tests/proofs $(PYTEST_ARGS)

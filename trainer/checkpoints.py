@@ -195,7 +195,7 @@ def load_network(network, path: str) -> None:
     restore(tf.train.Checkpoint(network=network), path)
 
 
-def find_checkpoint(path: str) -> str:
+def find_checkpoint(path: files.Path) -> str:
     """The latest checkpoint of a folder, or the path itself."""
     path = files.expand(path)
     return tf.train.latest_checkpoint(path) or path if files.is_folder(path) else path

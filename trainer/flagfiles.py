@@ -2,7 +2,8 @@
 
 A line is read as a shell would read it: what follows ` #` is a comment, quotes around a value or an
 item of a comma list are taken off, and a backslash at the end, as in a copied command, is passed
-over. An included file is looked for beside the file that names it, then in the current folder.
+over. An included file is looked for beside the file that names it, then in the current folder; what
+is not in the current folder's configs/, in those that come with the package.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ from typing import NamedTuple
 from data import files
 
 INCLUDE = "flagfile"
+# configs/ lies beside trainer/, in the repository as where a wheel is installed.
+_HOME = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 # A quote opens at the head of the line, of a value or of a list's item only: Anna's is a name.
 _PIECES = re.compile(
     r"""(?<![^=,\s])(?:"(?P<double>(?:\\.|[^"\\])*)"|'(?P<single>[^']*)')(?=[,\s]|$)
@@ -82,7 +85,7 @@ def expand_flagfiles(arguments: list[str]) -> list[Argument]:
     for text in rest:
         name, equals, value = text.lstrip("-").partition("=")
         if text.startswith("-") and name == INCLUDE:
-            from_files += read_flagfile(files.expand(value if equals else next(rest, "")))
+            from_files += read_flagfile(_find(value if equals else next(rest, "")))
         else:
             own.append(Argument(text, ""))
     return from_files + own
@@ -123,4 +126,11 @@ def _find_included(name: str, including: str) -> str:
     if files.has_scheme(name):
         return name
     beside = os.path.join(os.path.dirname(including), name)
-    return beside if files.exists(beside) else name
+    return beside if files.exists(beside) else _find(name)
+
+
+def _find(name: str) -> str:
+    """The path itself, or that of the package's own file where there is none."""
+    own = os.path.join(_HOME, name)
+    is_own = name.startswith("configs/") and not files.exists(name) and files.exists(own)
+    return own if is_own else files.expand(name)

@@ -70,10 +70,9 @@ def _convert(setting: Setting, value: object) -> object:
         kind = typing.get_args(kind)[0]
     taken, words = _TAKEN[kind]
     items = value if is_tuple else [value]
-    right = isinstance(items, list | tuple) and all(
+    if not isinstance(items, list | tuple) or not all(
         isinstance(item, taken) and isinstance(item, bool) == (kind is bool) for item in items
-    )
-    if not right:
+    ):
         expected = f"a list, each item {words}" if is_tuple else words
         raise TypeError(f"{setting.name}={value!r}: expected {expected}.")
     converted = tuple(map(kind, items))

@@ -20,6 +20,7 @@ from data import files
 from data.errors import UserError
 from data.examples import lay_out
 from data.photographs import read_photograph
+from model.detector import Detector
 from model.paste import paste_mask, paste_rle
 from model.systems import build_network
 from trainer.categories import load_categories
@@ -30,6 +31,7 @@ from trainer.named_settings import choose_settings
 from trainer.overlays import Instance, draw_instances
 from trainer.run_record import has_checkpoint, load_record
 
+_PER_DETECTION = "detection_classes", "box_scores", "mask_ious", "mask_scores", "detection_masks"
 Photograph = np.ndarray | str | os.PathLike[str]
 
 
@@ -81,7 +83,9 @@ class Detections:
         `score` is the mask score where there is one, else the box score; the single scores stand
         beside it.
         """
-        image = {"image_id": image_id} | ({"file_name": file_name} if file_name else {})
+        image: dict[str, Any] = {"image_id": image_id}
+        if file_name:
+            image["file_name"] = file_name
         size = self.height, self.width
         entries = []
         for index, box in enumerate(self.boxes):
@@ -133,7 +137,13 @@ class Predictor:
         batch_size: photographs of one canvas that go through the network together.
     """
 
-    def __init__(self, params: Params, network, categories: Sequence[Mapping], batch_size: int = 1):
+    def __init__(
+        self,
+        params: Params,
+        network: Detector,
+        categories: Sequence[Mapping],
+        batch_size: int = 1,
+    ):
         self.params = params
         self.names = {category["label"]: str(category["name"]) for category in categories}
         self._ids = {category["label"]: category["id"] for category in categories}
@@ -170,11 +180,14 @@ class Predictor:
         """
         return read_photograph(path, self.params.data.exif)
 
+    def _pixels_of(self, image: Photograph) -> np.ndarray:
+        return self.read(image) if isinstance(image, str | os.PathLike) else _check_pixels(image)
+
     def _find(self, images: Sequence[Photograph]) -> list[Detections]:
         found: list[Any] = [None] * len(images)
         waiting = collections.defaultdict(list)
         for index, image in enumerate(images):
-            features = self._lay_out(_check_pixels(image) if _is_array(image) else self.read(image))
+            features = self._lay_out(self._pixels_of(image))
             canvas = tuple(features["image"].shape[:2])
             waiting[canvas].append((index, features))
             if len(waiting[canvas]) == self._batch_size:
@@ -199,10 +212,8 @@ class Predictor:
         scores = prediction.get("mask_scores", prediction["box_scores"])[:count]
         order = np.argsort(-scores, kind="stable")
 
-        def take(name: str) -> np.ndarray | None:
-            return prediction[name][order] if name in prediction else None
-
-        classes = take("detection_classes")
+        found = {name: prediction[name][order] for name in _PER_DETECTION if name in prediction}
+        classes = found["detection_classes"]
         height, width = (int(side) for side in prediction["image_info"][3:])
         return Detections(
             height=height,
@@ -211,10 +222,10 @@ class Predictor:
             classes=classes,
             names=[self.names.get(int(label), str(label)) for label in classes],
             category_ids=[self._ids.get(int(label), int(label)) for label in classes],
-            box_scores=take("box_scores"),
-            mask_ious=take("mask_ious"),
-            mask_scores=take("mask_scores"),
-            probabilities=take("detection_masks"),
+            box_scores=found["box_scores"],
+            mask_ious=found.get("mask_ious"),
+            mask_scores=found.get("mask_scores"),
+            probabilities=found.get("detection_masks"),
             mask_paste=self.params.model.mask_paste,
         )
 
@@ -253,11 +264,7 @@ def load(
     return Predictor(params, network, load_categories(home), batch_size)
 
 
-def _is_array(image: Photograph) -> bool:
-    return not isinstance(image, str | os.PathLike)
-
-
-def _check_pixels(image) -> np.ndarray:
+def _check_pixels(image: Any) -> np.ndarray:
     pixels = np.asarray(image)
     if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3 or not pixels.size:
         raise ValueError(

@@ -64,5 +64,5 @@ BACKBONES = {
 
 def make_backbone(rng, name: str, options: Options):
     """The backbone of a name in `BACKBONES`; the result is that of its `make`."""
-    module = importlib.import_module(f"model.backbones.{BACKBONES[name].file}")
+    module = importlib.import_module(f"{__package__}.{BACKBONES[name].file}")
     return module.make(rng, name, options)

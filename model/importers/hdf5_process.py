@@ -30,7 +30,7 @@ def read_hdf5_apart(path: str) -> dict[str, np.ndarray]:
     Raises:
         Refusal: what that refuses; or the library fails on the file, crashes or does not end.
     """
-    roots = [str(_PROGRAM.parents[2]), os.environ.get("PYTHONPATH", "")]
+    roots = [str(_PROGRAM.parents[__name__.count(".")]), os.environ.get("PYTHONPATH", "")]
     try:
         done = subprocess.run(
             [sys.executable, str(_PROGRAM), os.path.abspath(path)],

@@ -99,3 +99,15 @@ def test_shipped_recipes_can_be_used_from_anywhere(repository, tmp_path, monkeyp
     monkeypatch.chdir(tmp_path)
     params = parse_flags(["prog", f"--flagfile={repository}/configs/quickstart.flags"])
     assert (params.model.backbone, params.data.canvases) == ("resnet18", ("192x192",))
+
+
+def test_configs_that_are_not_in_the_current_folder_are_the_packages_own(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    own = expand_flagfiles(["--flagfile=configs/r18.flags"])
+    assert Argument("--backbone=resnet18", own[-1].place) in own
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "configs" / "r18.flags").write_text("--flagfile=configs/base.flags\n--seed=3")
+    ours = expand_flagfiles(["--flagfile=configs/r18.flags"])
+    assert ours[-1] == Argument("--seed=3", "configs/r18.flags:2") and len(ours) == len(own)
+    with pytest.raises(FlagfileError, match="--flagfile=configs/none.flags cannot be read"):
+        expand_flagfiles(["--flagfile=configs/none.flags"])

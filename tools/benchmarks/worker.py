@@ -89,10 +89,11 @@ def serve(job: Job, turns: Iterator[str], answer: Callable[[dict], None]) -> Non
 
 def _prepare(job: Job) -> tuple[Workload, Sequence[str]]:
     if job.name == OURS:
-        workloads = importlib.import_module("tools.benchmarks.workloads")
+        from tools.benchmarks import workloads
+
         params, settings = workloads.parse_settings(["benchmark", *job.argv])
         return workloads.make(job.what, params, settings), workloads.PACKAGES
-    peer = importlib.import_module(f"tools.benchmarks.peers.{job.name}")
+    peer = importlib.import_module(f"{PeerSettings.__module__}.{job.name}")
     return peer.WORKLOADS[job.what](PeerSettings.from_dict(job.settings)), peer.PACKAGES
 
 
