@@ -60,7 +60,11 @@ quickstart: install
 	  --image_dir=$(SHAPES)/val --object_annotations_file=$(SHAPES)/annotations/val.json \
 	  --output_dir=$(RUN)/samples
 	cp $(RUN)/eval/metrics.json $(RUN)/metrics.json
+	$(BIN)/python tools/predict.py --model=$(RUN) --input='$(SHAPES)/val/*[05].*' \
+	  --output_dir=$(RUN)/predictions
 	@echo
 	@echo "Done. Open $(RUN)/samples/*.png: ground truth on the left, prediction on the right,"
 	@echo "each with its box score, mask IoU and mask score. The numbers above are in"
-	@echo "$(RUN)/metrics.json, the losses in $(RUN)/train.jsonl."
+	@echo "$(RUN)/metrics.json, the losses in $(RUN)/train.jsonl. What the trained model finds"
+	@echo "in pictures alone is drawn in $(RUN)/predictions/*.png. For photographs of yours:"
+	@echo "  $(BIN)/python tools/predict.py --model=$(RUN) --input=FILES --output_dir=found"

@@ -12,9 +12,7 @@ import contextlib
 import math
 import os
 import time
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -22,6 +20,7 @@ import tensorflow as tf
 
 from data.errors import UserError
 from data.progress import with_progress
+from trainer.ahead import ahead
 from trainer.checkpoints import Checkpoints
 from trainer.config import Params
 from trainer.hooks import OVERFLOWS_ENDURED, FiniteGuard, Progress, Stopwatch, Summaries, TrainLog
@@ -203,7 +202,8 @@ class Estimator:
         context = tf.distribute.InputContext(num_replicas_in_sync=replicas)
         shown = 0
         groups = group_batches(input_fn(mode, self._params, context), replicas)
-        for group, results in _one_ahead(groups, self._predict_step):
+        # So the devices do not wait for what is done with a prediction, such as pasting its masks.
+        for group, results in ahead((group, self._predict_step(group)) for group in groups):
             if self._signals.requested:
                 raise _Cut
             for features, predictions in zip(group, results, strict=True):
@@ -293,22 +293,6 @@ class TrainReport:
         self._progress.write(record, list(losses), steps_per_second)
         self._summaries.write_scalars(step, scalars)
         self.stopwatch.restart()
-
-
-def _one_ahead(items: Iterable, function: Callable) -> Iterator[tuple]:
-    """Yields each item with its result while the next result is being computed.
-
-    So the devices do not wait for what is done with a prediction, such as pasting its masks.
-    """
-    with ThreadPoolExecutor(1) as worker:
-        waiting: deque = deque()
-        for item in items:
-            waiting.append((item, worker.submit(function, item)))
-            if len(waiting) > 1:
-                done, result = waiting.popleft()
-                yield done, result.result()
-        for done, result in waiting:
-            yield done, result.result()
 
 
 def _next_batch(batches: Iterator, step: int) -> tuple:

@@ -10,8 +10,8 @@ import collections
 import dataclasses
 import functools
 import os
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, TypeVar, overload
 
 import numpy as np
 import tensorflow as tf
@@ -20,9 +20,11 @@ from data import files
 from data.errors import UserError
 from data.examples import lay_out
 from data.photographs import read_photograph
+from data.scenes import Tensors
 from model.detector import Detector
 from model.paste import paste_mask, paste_rle
 from model.systems import build_network
+from trainer.ahead import ahead
 from trainer.categories import load_categories
 from trainer.checkpoints import find_checkpoint, load_network
 from trainer.coco_results import boxes_in_original, scores_of, to_coco_box
@@ -33,6 +35,7 @@ from trainer.run_record import has_checkpoint, load_record
 
 _PER_DETECTION = "detection_classes", "box_scores", "mask_ious", "mask_scores", "detection_masks"
 Photograph = np.ndarray | str | os.PathLike[str]
+Key = TypeVar("Key")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -157,6 +160,12 @@ class Predictor:
         # A trace for each canvas and number of photographs: one, or a full batch.
         self._detect = tf.function(network.detect, autograph=False)
 
+    @overload  # A text is a sequence of texts too; here it is a path.
+    def __call__(self, images: Photograph) -> Detections: ...  # type: ignore[overload-overlap]
+
+    @overload
+    def __call__(self, images: Sequence[Photograph]) -> list[Detections]: ...
+
     def __call__(self, images: Photograph | Sequence[Photograph]) -> Detections | list[Detections]:
         """Finds the objects of a photograph, or of each of a list.
 
@@ -169,8 +178,30 @@ class Predictor:
             UserError: a file cannot be read as a picture.
         """
         if isinstance(images, Sequence) and not isinstance(images, str):
-            return self._find(images)
-        return self._find([images])[0]
+            found = dict(self.stream(enumerate(images)))
+            return [found[index] for index in range(len(images))]
+        return self._detect_in([self._laid_out(images)])[0]
+
+    def stream(self, images: Iterable[tuple[Key, Photograph]]) -> Iterator[tuple[Key, Detections]]:
+        """Finds the objects of many photographs, each of which comes with a key to know it by.
+
+        They are fetched and laid out by a thread, and the network computes in another while what it
+        found is in use.
+
+        Yields:
+            Each key with its detections. Photographs of one canvas keep their order; those that
+            are too few for a full batch come last.
+
+        Raises:
+            As `__call__`, where the photograph would have been.
+        """
+        laid_out = ahead(
+            ((key, self._laid_out(image)) for key, image in images), 2 * self._batch_size
+        )
+        batches = _batch_by_canvas(laid_out, self._batch_size)
+        results = (zip(keys, self._detect_in(features), strict=True) for keys, features in batches)
+        for found in ahead(results):
+            yield from found
 
     def read(self, path: str | os.PathLike) -> np.ndarray:
         """The pixels of a file as training sees them: uint8 [h, w, 3], turned as EXIF says.
@@ -180,38 +211,25 @@ class Predictor:
         """
         return read_photograph(path, self.params.data.exif)
 
-    def _pixels_of(self, image: Photograph) -> np.ndarray:
-        return self.read(image) if isinstance(image, str | os.PathLike) else _check_pixels(image)
+    def _laid_out(self, image: Photograph) -> Tensors:
+        if isinstance(image, str | os.PathLike):
+            image = self.read(image)
+        return self._lay_out(_check_pixels(image))
 
-    def _find(self, images: Sequence[Photograph]) -> list[Detections]:
-        found: list[Any] = [None] * len(images)
-        waiting = collections.defaultdict(list)
-        for index, image in enumerate(images):
-            features = self._lay_out(self._pixels_of(image))
-            canvas = tuple(features["image"].shape[:2])
-            waiting[canvas].append((index, features))
-            if len(waiting[canvas]) == self._batch_size:
-                self._run(waiting.pop(canvas), found)
-        for left in waiting.values():
-            for one in left:
-                self._run([one], found)
-        return found
-
-    def _run(self, batch: list[tuple[int, dict]], found: list) -> None:
-        """Detects in a batch of one canvas, and files what was found under its places."""
-        features = {
-            name: tf.stack([one[name] for _, one in batch]) for name in ("image", "image_info")
-        }
+    def _detect_in(self, batch: Sequence[Tensors]) -> list[Detections]:
+        """What is found in each of a batch of one canvas."""
+        features = {name: tf.stack([one[name] for one in batch]) for name in batch[0]}
         outputs = {name: value.numpy() for name, value in self._detect(features).items()}
         outputs["image_info"] = features["image_info"].numpy()
-        for row, (index, _) in enumerate(batch):
-            found[index] = self._gather({name: value[row] for name, value in outputs.items()})
+        return [
+            self._gather({name: value[row] for name, value in outputs.items()})
+            for row in range(len(batch))
+        ]
 
     def _gather(self, prediction: Mapping[str, np.ndarray]) -> Detections:
         count = int(prediction["num_detections"])
         scores = prediction.get("mask_scores", prediction["box_scores"])[:count]
         order = np.argsort(-scores, kind="stable")
-
         found = {name: prediction[name][order] for name in _PER_DETECTION if name in prediction}
         classes = found["detection_classes"]
         height, width = (int(side) for side in prediction["image_info"][3:])
@@ -262,6 +280,22 @@ def load(
     network = build_network(params)
     load_network(network, find_checkpoint(checkpoint or folder))
     return Predictor(params, network, load_categories(home), batch_size)
+
+
+def _batch_by_canvas(
+    pictures: Iterable[tuple[Key, Tensors]], size: int
+) -> Iterator[tuple[list[Key], list[Tensors]]]:
+    """Batches of one canvas as they become full, and single pictures of what is left."""
+    waiting: dict[tuple, list[tuple[Key, Tensors]]] = collections.defaultdict(list)
+    for key, features in pictures:
+        canvas = tuple(features["image"].shape[:2])
+        waiting[canvas].append((key, features))
+        if len(waiting[canvas]) == size:
+            keys, batch = zip(*waiting.pop(canvas), strict=True)
+            yield list(keys), list(batch)
+    for left in waiting.values():
+        for key, features in left:
+            yield [key], [features]
 
 
 def _check_pixels(image: Any) -> np.ndarray:

@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import threading
 import time
 
 import numpy as np
@@ -19,7 +18,7 @@ from toy_model import (
 )
 
 from data.errors import UserError
-from trainer.estimator import Estimator, _one_ahead
+from trainer.estimator import Estimator
 from trainer.steps import group_batches, split_images
 from trainer.stopping import Stopped
 
@@ -217,26 +216,6 @@ def test_images_come_with_the_first_predictions_only(tmp_path):
     assert len(shown) == 3
     assert shown[0]["image"].shape == (4, 6, 3)
     assert (shown[2]["image"] == int(shown[2]["image_id"])).all()
-
-
-def test_the_next_prediction_is_made_while_one_is_used():
-    started = [threading.Event() for _ in range(3)]
-
-    def double(item):
-        started[item].set()
-        return 2 * item
-
-    found = []
-    for item, result in _one_ahead(range(3), double):
-        if item < 2:
-            assert started[item + 1].wait(10)
-        found.append((item, result))
-    assert found == [(0, 0), (1, 2), (2, 4)]
-
-
-def test_a_failing_prediction_is_not_swallowed():
-    with pytest.raises(ZeroDivisionError):
-        list(_one_ahead([1, 0, 1], lambda item: 1 / item))
 
 
 def test_evaluate_feeds_every_image_once(tmp_path):

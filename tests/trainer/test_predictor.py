@@ -207,3 +207,21 @@ def test_what_is_no_model_is_refused(model_dir, tmp_path):
         msrcnn.load(model_dir, colour="red")
     with pytest.raises(ValueError, match="^--score_threshold=2.0: expected 0 to 1"):
         msrcnn.load(model_dir, score_threshold=2.0)
+
+
+def test_a_stream_keeps_keys_and_computes_ahead(predictor):
+    sizes = [(40, 60), (60, 40), (44, 60)]
+    images = {f"{h}x{w}": photograph(h, w) for h, w in sizes}
+    taken = []
+
+    def pictures():
+        for key, image in images.items():
+            taken.append(key)
+            yield key, image
+
+    stream = predictor.stream(pictures())
+    key, found = next(stream)
+    assert key == "40x60" and len(taken) > 1
+    assert_equal(found, predictor(images[key]))
+    rest = {key: (found.height, found.width) for key, found in stream}
+    assert rest == {"60x40": (60, 40), "44x60": (44, 60)}

@@ -1,0 +1,129 @@
+"""The pictures of photographs and videos, one after another.
+
+OpenCV decodes videos. It is imported only for one, so that photographs need no OpenCV.
+
+Axes: h w rows and columns of a picture.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from data import files
+from data.errors import UserError
+
+_PHOTOGRAPHS = (".jpg", ".jpeg", ".png")
+_VIDEOS = (".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".wmv")
+# Share of the frames that a video promises; some promise what they guess from their length.
+_COMPLETE = 0.98
+
+
+class Picture(NamedTuple):
+    """A photograph or a frame.
+
+    Attributes:
+      path: of its file.
+      frame: its number in a video, from 0 on; None of a photograph.
+      pixels: uint8 [h, w, 3], RGB.
+    """
+
+    path: str
+    frame: int | None
+    pixels: np.ndarray
+
+
+def is_video(path: str) -> bool:
+    """Whether a file's name ends as those of videos do."""
+    return path.lower().endswith(_VIDEOS)
+
+
+def find_pictures(patterns: Sequence[str]) -> list[str]:
+    """The files that names, folders and glob patterns stand for, each once, in their order.
+
+    Raises:
+      UserError: one of them stands for nothing.
+    """
+    found: dict[str, None] = {}
+    for pattern in patterns:
+        paths = [path for match in files.glob(pattern) for path in _list_pictures(match)]
+        if not paths:
+            raise UserError(f"--input={pattern}: there is no JPEG or PNG file and no video.")
+        found |= dict.fromkeys(paths)
+    return list(found)
+
+
+def read_pictures(
+    paths: Sequence[str], read: Callable[[str], np.ndarray], refused: list[str]
+) -> Iterator[Picture]:
+    """The pictures of all files; one that cannot be read is named on stderr and left out.
+
+    Args:
+      paths: photographs and videos.
+      read: gives the pixels of a photograph, or raises a UserError.
+      refused: takes the paths of files of which something cannot be read.
+    """
+    for path in paths:
+        try:
+            if is_video(path):
+                for number, pixels in enumerate(read_frames(path)):
+                    yield Picture(path, number, pixels)
+            else:
+                yield Picture(path, None, read(path))
+        except UserError as error:
+            print(f"error: {error}", file=sys.stderr)
+            refused.append(path)
+
+
+def read_frames(path: str) -> Iterator[np.ndarray]:
+    """The frames of a video, upright: uint8 [h, w, 3] in RGB.
+
+    Raises:
+      UserError: OpenCV is not installed; the file cannot be opened as a video, or ends early, which
+        is found after its last frame.
+    """
+    try:
+        import cv2
+    except ImportError:
+        raise UserError(
+            f"{path}: videos are read by OpenCV; pip install opencv-python-headless."
+        ) from None
+    try:
+        with files.local_copy(path) as local:
+            yield from _decode(cv2.VideoCapture(local), path)
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror or error}.") from None
+
+
+def _decode(video, path: str) -> Iterator[np.ndarray]:
+    import cv2
+
+    promised, count = int(video.get(cv2.CAP_PROP_FRAME_COUNT)), 0
+    try:
+        while True:
+            decoded, frame = video.read()
+            if not decoded:
+                break
+            count += 1
+            yield cv2.cvtColor(frame, cv2.COLOR_BGR2RGB)
+    finally:
+        video.release()
+    if not count:
+        raise UserError(f"{path}: cannot be read as a video.")
+    if count < _COMPLETE * promised:
+        raise UserError(f"{path}: only {count} of its {promised} frames can be read.")
+
+
+def _list_pictures(path: str) -> list[str]:
+    if not files.is_folder(path):
+        return [path]
+    names = files.list_folder(path)
+    return [
+        os.path.join(path, name)
+        for name in names
+        if name.lower().endswith(_PHOTOGRAPHS) or is_video(name)
+    ]
