@@ -2,7 +2,7 @@
 # make test        the whole test suite
 # make lint        style, code checks and types
 # make proofs     the slow proofs of docs/RESULTS.md: hours
-# make quickstart  draw a small data set, convert, train, evaluate, show
+# make quickstart  draw a small data set, convert, train, evaluate, show, predict
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 
@@ -60,7 +60,7 @@ quickstart: install
 	  --image_dir=$(SHAPES)/val --object_annotations_file=$(SHAPES)/annotations/val.json \
 	  --output_dir=$(RUN)/samples
 	cp $(RUN)/eval/metrics.json $(RUN)/metrics.json
-	$(BIN)/python tools/predict.py --model=$(RUN) --input='$(SHAPES)/val/*[05].*' \
+	$(BIN)/python tools/predict.py --model=$(RUN) --input='$(SHAPES)/val/*0.*' \
 	  --output_dir=$(RUN)/predictions
 	@echo
 	@echo "Done. Open $(RUN)/samples/*.png: ground truth on the left, prediction on the right,"
