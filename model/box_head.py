@@ -54,7 +54,7 @@ class BoxHead(Part):
         num_fcs: how many they are.
         norm: normalisation after each convolution, or "none".
         box_loss_beta: see `box_losses`.
-        score_threshold, nms_iou, max_detections, clip_below: see `detect_boxes`.
+        score_threshold, nms_iou, soft_nms_sigma, max_detections, clip_below: see `detect_boxes`.
         dtype: Keras dtype policy.
     """
 
@@ -71,6 +71,7 @@ class BoxHead(Part):
         box_loss_beta: float = 0.0,
         score_threshold: float = 0.05,
         nms_iou: float = 0.5,
+        soft_nms_sigma: float = 0.0,
         max_detections: int = 100,
         clip_below: bool = False,
         dtype: str = "float32",
@@ -90,8 +91,9 @@ class BoxHead(Part):
         )
         self.num_classes = num_classes
         self.box_loss_beta = box_loss_beta
-        self.score_threshold, self.nms_iou = score_threshold, nms_iou
-        self.max_detections, self.clip_below = max_detections, clip_below
+        self.score_threshold, self.max_detections = score_threshold, max_detections
+        self.nms_iou, self.soft_nms_sigma = nms_iou, soft_nms_sigma
+        self.clip_below = clip_below
         self.built = True
 
     def call(self, features: tf.Tensor) -> BoxOutputs:
@@ -124,6 +126,7 @@ class BoxHead(Part):
             view.image_info,
             score_threshold=self.score_threshold,
             nms_iou=self.nms_iou,
+            soft_nms_sigma=self.soft_nms_sigma,
             max_detections=self.max_detections,
             static=view.static,
             clip_below=self.clip_below,
@@ -183,6 +186,7 @@ def detect_boxes(
     nms_iou: float,
     max_detections: int,
     static: bool,
+    soft_nms_sigma: float = 0.0,
     clip_below: bool = False,
 ) -> BoxDetections:
     """Decodes every class's box, suppresses within each class, and keeps the best over all.
@@ -195,6 +199,7 @@ def detect_boxes(
         nms_iou: overlap above which the worse of two detections of a class goes.
         max_detections: D.
         static: see `suppress`.
+        soft_nms_sigma: see `suppress`; 0: suppression is hard.
         clip_below: see `data.boxes.decode`.
 
     Returns:
@@ -217,6 +222,7 @@ def detect_boxes(
         score_threshold=score_threshold,
         max_output=max_detections,
         static=static,
+        soft_sigma=soft_nms_sigma,
     )
     classes = tf.where(kept.valid, kept.classes + 1, 0)
     return BoxDetections(kept.boxes, classes, kept.scores, kept.valid)

@@ -192,8 +192,17 @@ class ModelConfig:
     score_threshold: float = predictive_setting(
         0.05, "Detections need a class score above this.", SHARE
     )
+    nms: str = predictive_setting(
+        "hard",
+        "A detection that overlaps a better one of its class goes (hard), or its score falls by "
+        "exp(-IoU^2 / sigma), which wants a low --score_threshold such as 0.001 (soft).",
+        one_of("hard", "soft"),
+    )
     nms_iou: float = predictive_setting(
-        0.5, "IoU above which a detection of the same class is suppressed.", SHARE
+        0.5, "IoU above which a detection of the same class is suppressed (hard).", SHARE
+    )
+    soft_nms_sigma: float = predictive_setting(
+        0.5, "How slowly scores fall as the overlap grows (soft).", POSITIVE
     )
     detections_per_image: int = predictive_setting(100, "Detections an image keeps.", POSITIVE)
     rescore: bool = predictive_setting(

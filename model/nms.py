@@ -2,15 +2,21 @@
 
 Axes: B images, N boxes, K foreground classes, D survivors.
 
+Hard suppression removes what overlaps a better box by more than a threshold. Soft suppression
+lowers the scores of what overlaps it, the more the greater the overlap (Bodla et al., Soft-NMS,
+ICCV 2017), so that an object in front of another is not lost.
+
 `CombinedNonMaxSuppression` is the fastest on CPU and GPU but has no XLA kernel. What compiles is
 `non_max_suppression_padded` where there is one class, and a loop over the survivors where there are
-several, whose boxes it never has to move apart. All keep the box with the higher score and suppress
-what overlaps it by more than the threshold. Of equal scores the one with the lower index is the
-higher, as in torchvision. A box without area overlaps nothing, so it stays.
+several, whose boxes it never has to move apart; soft suppression always takes that loop. Of equal
+scores the one with the lower index is the higher, as in torchvision. A box without area overlaps
+nothing, so it stays.
 """
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -41,23 +47,32 @@ def suppress(
     score_threshold: float,
     max_output: int,
     static: bool,
+    soft_sigma: float = 0.0,
 ) -> Suppressed:
     """Suppresses within each class and keeps the best over all classes.
 
     Args:
         boxes: float32 [B, N, Q, 4], Q = K, or 1 where the classes share their boxes.
-        scores: float32 [B, N, K], any numbers.
+        scores: float32 [B, N, K], any numbers; probabilities if suppression is soft.
         iou_threshold: boxes that overlap a better one by more than this go.
-        score_threshold: boxes with a score not above this go first.
+        score_threshold: boxes with a score not above this go, before or once it has fallen.
         max_output: D.
         static: use operations that XLA can compile; the survivors are the same.
+        soft_sigma: if above 0, suppression is soft: in place of going at `iou_threshold`, a box's
+            score is multiplied by exp(-IoU² / soft_sigma) for each better survivor of its class
+            (equation 4 of the paper). What survives has its lowered score.
 
     Returns:
         `Suppressed`.
     """
+    if soft_sigma:
+        lower = functools.partial(_lower, sigma=soft_sigma, score_threshold=score_threshold)
+        return _take_in_turn(boxes, scores, lower, score_threshold, max_output)
+    if static and scores.shape[2] > 1:
+        remove = functools.partial(_remove, iou_threshold=iou_threshold)
+        return _take_in_turn(boxes, scores, remove, score_threshold, max_output)
     if static:
-        suppress_static = _suppress_one_class if scores.shape[2] == 1 else _suppress_classes
-        return suppress_static(boxes, scores, iou_threshold, score_threshold, max_output)
+        return _suppress_one_class(boxes, scores, iou_threshold, score_threshold, max_output)
     ranks, ranked_scores = _rank(scores, score_threshold)
     kept, kept_ranks, classes, count = tf.image.combined_non_max_suppression(
         boxes,
@@ -121,10 +136,32 @@ def _suppress_one_class(boxes, scores, iou_threshold, score_threshold, max_outpu
     return Suppressed(kept, kept_scores, tf.zeros_like(indices), valid)
 
 
-def _suppress_classes(boxes, scores, iou_threshold, score_threshold, max_output) -> Suppressed:
-    """Takes the best box that is left, and then from its class what overlaps it, D times.
+def _remove(scores: tf.Tensor, ious: tf.Tensor, iou_threshold: float) -> tf.Tensor:
+    return tf.where(ious > iou_threshold, _GONE, scores)
 
-    Only the rows [N] of one class change each time, so that a survivor costs N + K steps.
+
+def _lower(scores: tf.Tensor, ious: tf.Tensor, sigma: float, score_threshold: float) -> tf.Tensor:
+    lowered = scores * tf.exp(-tf.square(ious) / sigma)
+    return tf.where(lowered > score_threshold, lowered, _GONE)
+
+
+def _take_in_turn(
+    boxes: tf.Tensor,
+    scores: tf.Tensor,
+    suppress_overlaps: Callable[[tf.Tensor, tf.Tensor], tf.Tensor],
+    score_threshold: float,
+    max_output: int,
+) -> Suppressed:
+    """Takes the best box that is left and suppresses what overlaps it in its class, D times.
+
+    Scores never rise, so what is taken first over all classes is what each class by itself would
+    have taken, in order, and after D boxes none that is left could be among the best D. All N K
+    boxes stay in play until then. Only the rows [N] of one class change each time, so that a
+    survivor costs N + K steps.
+
+    Args:
+        boxes, scores, score_threshold, max_output: as for `suppress`.
+        suppress_overlaps: the scores [B, N] of a class, of their IoUs [B, N] with the box taken.
     """
     batch, num_boxes, num_classes = scores.shape
     columns = boxes.shape[2]
@@ -146,9 +183,8 @@ def _suppress_classes(boxes, scores, iou_threshold, score_threshold, max_output)
         row_boxes = tf.gather(boxes, label if columns > 1 else tf.zeros_like(label), batch_dims=1)
         index = tf.gather(first, label, batch_dims=1)
         box = tf.gather(row_boxes, index, batch_dims=1)
-        overlaps = box_ops.iou(box[:, None], row_boxes) > iou_threshold
-        gone = overlaps | (tf.range(num_boxes) == index[:, None])
-        row = tf.where(gone, _GONE, row)
+        row = suppress_overlaps(row, box_ops.iou(box[:, None], row_boxes))
+        row = tf.where(tf.range(num_boxes) == index[:, None], _GONE, row)
         changed = tf.stack([images, label], axis=1)
         row_best, row_first = _first_of_best(row)
         values = {"boxes": box, "scores": score, "classes": label}

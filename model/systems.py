@@ -107,6 +107,7 @@ def _box_head(settings: Settings) -> BoxHead:
         box_loss_beta=model.box_loss_beta,
         score_threshold=model.score_threshold,
         nms_iou=model.nms_iou,
+        soft_nms_sigma=model.soft_nms_sigma if model.nms == "soft" else 0.0,
         max_detections=model.detections_per_image,
         clip_below=model.box_delta_clip == "both",
         dtype=model.precision,

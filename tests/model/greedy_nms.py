@@ -32,3 +32,18 @@ def greedy_nms_by_class(boxes, scores, *, iou_threshold, score_threshold, most):
         kept = greedy_nms(column[candidates], scores[candidates, cls], iou_threshold)
         found += [(scores[candidates[k], cls], cls, column[candidates[k]]) for k in kept]
     return sorted(found, key=lambda entry: -entry[0])[:most]
+
+
+def soft_nms_by_class(boxes, scores, *, sigma, score_threshold, most):
+    """The same by Soft-NMS, Gaussian: figure 2 of the paper, class by class."""
+    found = []
+    for cls in range(scores.shape[1]):
+        column = boxes[:, cls if boxes.shape[1] > 1 else 0]
+        overlap = iou_matrix(column, column)
+        left = {i: float(score) for i, score in enumerate(scores[:, cls])}
+        while left := {i: score for i, score in left.items() if score > score_threshold}:
+            best = max(left, key=lambda i: (left[i], -i))
+            found.append((left.pop(best), cls, column[best], best))
+            left = {i: s * np.exp(-(overlap[best, i] ** 2) / sigma) for i, s in left.items()}
+    found.sort(key=lambda entry: (-entry[0], entry[3], entry[1]))
+    return [entry[:3] for entry in found[:most]]

@@ -1,16 +1,16 @@
-"""Both variants of non-maximum suppression against a greedy loop."""
+"""Non-maximum suppression, in both variants and soft, against greedy loops."""
 
 import numpy as np
 import pytest
 import tensorflow as tf
-from greedy_nms import greedy_nms_by_class
+from greedy_nms import greedy_nms_by_class, soft_nms_by_class
 
 from model.nms import suppress
 
 both_ways = pytest.mark.parametrize("static", [False, True], ids=["combined", "static"])
 
 
-def run(boxes, scores, *, static, iou=0.5, score=0.0, most=10):
+def run(boxes, scores, *, static=False, iou=0.5, score=0.0, most=10, sigma=0.0):
     return suppress(
         tf.constant(boxes, tf.float32),
         tf.constant(scores, tf.float32),
@@ -18,7 +18,20 @@ def run(boxes, scores, *, static, iou=0.5, score=0.0, most=10):
         score_threshold=score,
         max_output=most,
         static=static,
+        soft_sigma=sigma,
     )
+
+
+def assert_found(kept, image, expected):
+    """The survivors of an image are the (score, class, box) expected, and then come zeros."""
+    valid = kept.valid[image].numpy()
+    np.testing.assert_array_equal(valid, np.arange(len(valid)) < len(expected))
+    for name, column in (("scores", 0), ("classes", 1), ("boxes", 2)):
+        ours = getattr(kept, name)[image].numpy()
+        np.testing.assert_allclose(
+            ours[valid], [entry[column] for entry in expected], rtol=1e-5, err_msg=name
+        )
+        assert not ours[~valid].any()
 
 
 def random_case(batch=2, num_boxes=60, columns=1, classes=1, seed=0):
@@ -139,14 +152,7 @@ def test_equals_the_greedy_loop(static, columns, classes, iou, score, most):
         expected = greedy_nms_by_class(
             boxes[image], scores[image], iou_threshold=iou, score_threshold=score, most=most
         )
-        valid = kept.valid[image].numpy()
-        np.testing.assert_array_equal(valid, np.arange(most) < len(expected))
-        for name, column in (("scores", 0), ("classes", 1), ("boxes", 2)):
-            ours = getattr(kept, name)[image].numpy()
-            np.testing.assert_allclose(
-                ours[valid], [entry[column] for entry in expected], rtol=1e-6, err_msg=name
-            )
-            assert not ours[~valid].any()
+        assert_found(kept, image, expected)
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -195,3 +201,50 @@ def test_static_shapes_are_exact_for_many_classes():
     kept = [run(boxes, scores, static=static, iou=40 / 60, most=300) for static in (False, True)]
     for ours, theirs in zip(*kept, strict=True):
         np.testing.assert_array_equal(ours, theirs)
+
+
+def test_soft_by_hand():
+    # The third box is one half of the second and the first the other; the fourth is the first.
+    boxes = [[0, 0, 10, 10], [0, 0, 10, 20], [0, 10, 10, 20], [0, 0, 10, 10]]
+    scores = np.reshape([0.9, 0.8, 0.6, 0.7], (1, 4, 1))
+    kept = run(np.reshape(boxes, (1, 4, 1, 4)), scores, sigma=0.5, score=0.09, most=4)
+    half = np.exp(-(0.5**2) / 0.5)
+    np.testing.assert_allclose(kept.scores, [[0.9, 0.6, 0.8 * half * half, 0]], rtol=1e-6)
+    np.testing.assert_array_equal(kept.boxes[0], [boxes[0], boxes[2], boxes[1], [0] * 4])
+    assert 0.7 * np.exp(-2) > 0.09 > 0.7 * np.exp(-2) * half
+
+
+def test_soft_takes_equal_scores_by_box_then_class():
+    places = np.float32([[0, 0, 10, 10], [0, 5, 10, 15], [20, 0, 30, 10]]).reshape(1, 3, 1, 4)
+    kept = run(places, np.full((1, 3, 2), 0.5), sigma=0.5, most=6)
+    np.testing.assert_array_equal(kept.boxes[0, :, 1], [0, 0, 0, 0, 5, 5])
+    np.testing.assert_array_equal(kept.boxes[0, :, 0], [0, 0, 20, 20, 0, 0])
+    np.testing.assert_array_equal(kept.classes, [[0, 1] * 3])
+    fallen = 0.5 * np.exp(-((1 / 3) ** 2) / 0.5)
+    np.testing.assert_allclose(kept.scores, [[0.5] * 4 + [fallen] * 2], rtol=1e-6)
+
+
+@both_ways
+@pytest.mark.parametrize(
+    "columns, classes, sigma, score, most",
+    [(1, 1, 0.5, 0.0, 60), (1, 1, 0.5, 0.3, 100), (1, 4, 0.1, 0.05, 40), (4, 4, 0.5, 0.001, 100)],
+)
+def test_soft_equals_the_papers_loop(static, columns, classes, sigma, score, most):
+    boxes, scores = random_case(columns=columns, classes=classes, seed=most)
+    kept = run(boxes, scores, static=static, sigma=sigma, score=score, most=most)
+    for image in range(2):
+        expected = soft_nms_by_class(
+            boxes[image], scores[image], sigma=sigma, score_threshold=score, most=most
+        )
+        assert_found(kept, image, expected)
+
+
+def test_soft_compiles_to_the_same():
+    boxes, scores = random_case(columns=3, classes=3)
+
+    def suppressed():
+        return run(boxes, scores, static=True, sigma=0.5, score=0.01, most=30)
+
+    compiled = tf.function(suppressed, jit_compile=True)()
+    for ours, theirs in zip(suppressed(), compiled, strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-6)
