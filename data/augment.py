@@ -83,18 +83,21 @@ def choose_canvas(size: tf.Tensor, config: DataConfig) -> tf.Tensor:
     return tf.gather(tf.constant(by_area, tf.int64), best)
 
 
-def fit_geometry(size: tf.Tensor, canvas: tf.Tensor, config: DataConfig) -> Geometry:
+def fit_geometry(
+    size: tf.Tensor, canvas: tf.Tensor, config: DataConfig, factor: float = 1.0
+) -> Geometry:
     """The map of evaluation: resized by the short and long side, nothing random.
 
     Args:
         size: int64 [2], height and width of the image.
         canvas: int64 [2].
         config: short and long side.
+        factor: of both.
 
     Returns:
         Geometry that shows the whole image.
     """
-    scale = _rule_scale(size, canvas, config.short_side, config.long_side)
+    scale = _rule_scale(size, canvas, config.short_side * factor, config.long_side * factor)
     return Geometry(
         original=size,
         offset=tf.zeros([2], tf.int64),
@@ -254,7 +257,7 @@ def map_points(points: tf.Tensor, geometry: Geometry) -> tf.Tensor:
 
 
 def _rule_scale(
-    size: tf.Tensor, canvas: tf.Tensor, short_side: float | tf.Tensor, long_side: int
+    size: tf.Tensor, canvas: tf.Tensor, short_side: float | tf.Tensor, long_side: float
 ) -> tf.Tensor:
     """Scale at which the short side gets its length, unless the long side or the canvas forbids.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 import re
 
@@ -29,6 +30,9 @@ MIN_LEVEL, MAX_LEVEL = 2, 6
 # Their numbers have to be exact in single precision.
 MOST_ANCHORS = 2**24
 
+# Sides of canvases are multiples of it.
+CANVAS_MULTIPLE = 32
+
 NEGATIVE_AREAS = ("image", "padded", "canvas")
 
 _CANVAS = re.compile(r"(\d+)x(\d+)")
@@ -36,13 +40,21 @@ _CANVAS = re.compile(r"(\d+)x(\d+)")
 
 def _is_canvas(text: str) -> bool:
     match = _CANVAS.fullmatch(text)
-    return bool(match) and all(int(side) > 0 and int(side) % 32 == 0 for side in match.groups())
+    return bool(match) and all(
+        int(side) > 0 and int(side) % CANVAS_MULTIPLE == 0 for side in match.groups()
+    )
 
 
 CANVAS = Check("HEIGHTxWIDTH with sides that are multiples of 32, such as 832x1344", _is_canvas)
 SERVICE = Check(
     "grpc://HOST:PORT", lambda text: re.fullmatch(r"(grpc://[^/]+:\d+)?", text) is not None
 )
+
+
+def _scale_canvas(canvas: tuple[int, int], factor: float) -> tuple[int, int]:
+    """The smallest canvas that holds another one times `factor`, rounding errors aside."""
+    units = (math.ceil(side * factor / CANVAS_MULTIPLE - 1e-6) for side in canvas)
+    return tuple(unit * CANVAS_MULTIPLE for unit in units)
 
 
 def _num_anchors(config: DataConfig, canvas: tuple[int, int]) -> int:
@@ -52,9 +64,15 @@ def _num_anchors(config: DataConfig, canvas: tuple[int, int]) -> int:
 
 
 FEW_ANCHORS = Relation(
-    lambda canvases, config: f"canvases with fewer than {MOST_ANCHORS} anchors",
     lambda canvases, config: (
-        max(_num_anchors(config, canvas) for canvas in config.canvas_sizes) < MOST_ANCHORS
+        f"canvases with fewer than {MOST_ANCHORS} anchors, also times --test_scales"
+    ),
+    lambda canvases, config: (
+        max(
+            _num_anchors(config, canvas)
+            for canvas in itertools.chain(config.canvas_sizes, *config.test_canvas_sizes)
+        )
+        < MOST_ANCHORS
     ),
 )
 SURVIVES_ROUNDING = Relation(
@@ -136,6 +154,15 @@ class DataConfig:
         + ", ".join(AUGMENTATIONS)
         + ".",
         AUGMENTATION_NAMES,
+    )
+    test_scales: tuple[float, ...] = predictive_setting(
+        (1.0,),
+        "At test each image is seen at these multiples of its size, the first of which decides "
+        "what goes into one batch; canvases and sides grow with it. What is found counts together.",
+        each(between(0.1, 10.0)),
+    )
+    test_flip: bool = predictive_setting(
+        False, "At test each image is also seen mirrored left to right."
     )
     max_instances: int = setting(
         100, "Ground truths an image keeps; the rest is dropped.", POSITIVE
@@ -222,6 +249,18 @@ class DataConfig:
     def canvas_sizes(self) -> tuple[tuple[int, int], ...]:
         """The canvases as (height, width) pairs."""
         return tuple(tuple(int(side) for side in canvas.split("x")) for canvas in self.canvases)
+
+    @property
+    def test_canvas_sizes(self) -> tuple[tuple[tuple[int, int], ...], ...]:
+        """What `canvas_sizes` are at each of the test scales.
+
+        Canvases that are one at the first scale are one at all of them, so images that make a batch
+        at the first do at all.
+        """
+        first = self.test_scales[0]
+        base = tuple(_scale_canvas(canvas, first) for canvas in self.canvas_sizes)
+        others = (scale / first for scale in self.test_scales[1:])
+        return base, *(tuple(_scale_canvas(canvas, factor) for canvas in base) for factor in others)
 
     @property
     def pairs_images(self) -> bool:

@@ -6,6 +6,8 @@ vertices of a ground truth after padding, S sampled anchors, H W canvas.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import tensorflow as tf
 
 from data import augment
@@ -28,10 +30,10 @@ def eval_example(serialized: tf.Tensor, config: DataConfig) -> Tensors:
 
     Args:
         serialized: string scalar, a record.
-        config: canvases, short and long side.
+        config: canvases, short and long side, scales at test.
 
     Returns:
-        image uint8 [H, W, 3], image_id int64 [], image_info float32 [5].
+        The features of `lay_out`, and image_id int64 [].
     """
     record = parse_record(serialized, include_masks=False)
     features = lay_out(decode_image(record, config.exif), config)
@@ -39,38 +41,52 @@ def eval_example(serialized: tf.Tensor, config: DataConfig) -> Tensors:
 
 
 def lay_out(pixels: tf.Tensor, config: DataConfig) -> Tensors:
-    """Puts a picture on its canvas as evaluation does.
+    """Puts a picture on its canvas as evaluation does, once for each scale at test.
 
     Args:
         pixels: uint8 [h, w, 3].
-        config: canvases, short and long side.
+        config: canvases, short and long side, scales at test.
 
     Returns:
-        image uint8 [H, W, 3], image_info float32 [5].
+        image uint8 [H, W, 3] and image_info float32 [5] at the first scale, image_1 and
+        image_info_1 at the next, and so on.
     """
     size = tf.shape(pixels, tf.int64)[:2]
-    _, canvas = _choose_canvas(size, config)
-    geometry = augment.fit_geometry(size, canvas, config)
-    image = augment.render_image(pixels, geometry, canvas)
-    return _features(image, geometry.image_info, config)
+    index = augment.choose_canvas(size, config)
+    features = {}
+    for view, canvases in enumerate(config.test_canvas_sizes):
+        canvas = tf.gather(tf.constant(canvases, tf.int64), index)
+        geometry = augment.fit_geometry(size, canvas, config, config.test_scales[view])
+        image = augment.render_image(pixels, geometry, canvas)
+        features |= _features(image, geometry.image_info, canvases, view)
+    return features
 
 
 def padding_example(height: tf.Tensor, width: tf.Tensor, config: DataConfig) -> Tensors:
     """Features of no image, with image_id -1, to complete a batch of evaluation.
 
     Args:
-        height, width: int64 scalars, the canvas.
-        config: canvases.
+        height, width: int64 scalars, the canvas at the first scale.
+        config: canvases, scales at test.
 
     Returns:
         As `eval_example`; image_info says that the black canvas itself is the image.
     """
-    sides = tf.cast([height, width], tf.float32)
-    return {
-        "image": _set_canvas_shape(tf.zeros([height, width, 3], tf.uint8), config),
-        "image_id": tf.constant(-1, tf.int64),
-        "image_info": tf.concat([sides, [1.0], sides], axis=0),
-    }
+    features = {"image_id": tf.constant(-1, tf.int64)}
+    firsts = tf.constant(config.test_canvas_sizes[0], tf.int64)
+    index = tf.where(tf.reduce_all(firsts == [height, width], axis=1))[0, 0]
+    for view, canvases in enumerate(config.test_canvas_sizes):
+        canvas = tf.gather(tf.constant(canvases, tf.int64), index)
+        image = tf.zeros(tf.concat([canvas, [3]], axis=0), tf.uint8)
+        sides = tf.cast(canvas, tf.float32)
+        image_info = tf.concat([sides, [1.0], sides], axis=0)
+        features |= _features(image, image_info, canvases, view)
+    return features
+
+
+def view_feature(name: str, view: int) -> str:
+    """The name that a feature such as `image` has in a view of the picture, counted from 0."""
+    return f"{name}_{view}" if view else name
 
 
 @tf.autograph.experimental.do_not_convert
@@ -94,10 +110,11 @@ def train_example(
             `data.augmentations.SCENES` that take something from one.
 
     Returns:
-        The features of `eval_example` and the labels gt_boxes float32 [G, 4], gt_classes int32 [G]
-        (0 is padding), gt_masks uint8 [G, M, M] and gt_areas float32 [G] if masks are included,
-        gt_polygons float32 [G, V, 2] (y, x in canvas pixels) and gt_polygon_parts int32 [G, V] (0
-        is padding; see `data.polygons.lay_out_polygons`) if polygons are,
+        The features image uint8 [H, W, 3], image_info float32 [5] and image_id int64 [], and the
+        labels gt_boxes float32 [G, 4], gt_classes int32 [G] (0 is padding), gt_masks uint8
+        [G, M, M] and gt_areas float32 [G] if masks are included, gt_polygons float32 [G, V, 2]
+        (y, x in canvas pixels) and gt_polygon_parts int32 [G, V] (0 is padding; see
+        `data.polygons.lay_out_polygons`) if polygons are,
         rpn_indices int32 [S], rpn_labels int32 [S], rpn_deltas float32 [S, 4] and sample_seeds
         int32 [2].
     """
@@ -105,7 +122,8 @@ def train_example(
     record = parse_record(serialized, include_masks, max_vertices)
     seeds = image_seeds(config.seed, epoch, record["image_id"])
     size = tf.stack([record["height"], record["width"]])
-    canvas_index, canvas = _choose_canvas(size, config)
+    canvas_index = augment.choose_canvas(size, config)
+    canvas = tf.gather(tf.constant(config.canvas_sizes, tf.int64), canvas_index)
     scene = draw_scene(record, canvas, config, seeds[0])
     for change in find_augmentations(config.augmentations, SCENES):
         seed = fold_seed(seeds[0], change.__name__)
@@ -123,7 +141,7 @@ def train_example(
         "rpn_deltas": rpn.deltas,
         "sample_seeds": seeds[2],
     }
-    features = _features(scene.image, scene.image_info, config)
+    features = _features(scene.image, scene.image_info, config.canvas_sizes)
     return features | {"image_id": record["image_id"]}, labels
 
 
@@ -141,20 +159,15 @@ def image_seeds(seed: int, epoch: tf.Tensor, image_id: tf.Tensor) -> tf.Tensor:
     )
 
 
-def _choose_canvas(size: tf.Tensor, config: DataConfig) -> tuple[tf.Tensor, tf.Tensor]:
-    """Number and size of the canvas that a picture goes to: int64 [], int64 [2]."""
-    index = augment.choose_canvas(size, config)
-    return index, tf.gather(tf.constant(config.canvas_sizes, tf.int64), index)
-
-
-def _features(image: tf.Tensor, image_info: tf.Tensor, config: DataConfig) -> Tensors:
-    return {"image": _set_canvas_shape(image, config), "image_info": image_info}
-
-
-def _set_canvas_shape(image: tf.Tensor, config: DataConfig) -> tf.Tensor:
-    """Makes the shape static, as far as there is one canvas only."""
-    canvases = set(config.canvas_sizes)
-    return tf.ensure_shape(image, [*(canvases.pop() if len(canvases) == 1 else (None, None)), 3])
+def _features(
+    image: tf.Tensor, image_info: tf.Tensor, canvases: Sequence[tuple[int, int]], view: int = 0
+) -> Tensors:
+    """The features of a view; its shape is static as far as there is one canvas only."""
+    sides = canvases[0] if len(set(canvases)) == 1 else (None, None)
+    return {
+        view_feature("image", view): tf.ensure_shape(image, [*sides, 3]),
+        view_feature("image_info", view): image_info,
+    }
 
 
 def _rpn_targets(

@@ -33,6 +33,13 @@ class BoxOutputs(NamedTuple):
     box_deltas: tf.Tensor  # float32 [N, K, 4]
 
 
+class BoxCandidates(NamedTuple):
+    """Each proposal as each class but the background would have it."""
+
+    boxes: tf.Tensor  # float32 [B, P, K - 1, 4], pixels of the network's input
+    scores: tf.Tensor  # float32 [B, P, K - 1], 0 for what is no detection
+
+
 class BoxDetections(NamedTuple):
     """Boxes in order of falling class score; empty slots at the end hold zeros."""
 
@@ -54,7 +61,8 @@ class BoxHead(Part):
         num_fcs: how many they are.
         norm: normalisation after each convolution, or "none".
         box_loss_beta: see `box_losses`.
-        score_threshold, nms_iou, soft_nms_sigma, max_detections, clip_below: see `detect_boxes`.
+        score_threshold, nms_iou, soft_nms_sigma, max_detections: see `choose_detections`.
+        clip_below: see `data.boxes.decode`.
         dtype: Keras dtype policy.
     """
 
@@ -124,14 +132,35 @@ class BoxHead(Part):
             self._classify(view, proposals.boxes),
             proposals,
             view.image_info,
-            score_threshold=self.score_threshold,
-            nms_iou=self.nms_iou,
-            soft_nms_sigma=self.soft_nms_sigma,
-            max_detections=self.max_detections,
-            static=view.static,
             clip_below=self.clip_below,
+            static=view.static,
+            **self._limits,
         )
-        return found, {
+        return found, self._name_outputs(found)
+
+    def find_candidates(self, view: View, proposals: Proposals) -> BoxCandidates:
+        """The first half of `detect`, for one of several views."""
+        outputs = self._classify(view, proposals.boxes)
+        return decode_candidates(outputs, proposals, view.image_info, self.clip_below)
+
+    def choose(
+        self, candidates: BoxCandidates, static: bool
+    ) -> tuple[BoxDetections, dict[str, tf.Tensor]]:
+        """The second half, of the candidates of all views."""
+        found = choose_detections(candidates, static=static, **self._limits)
+        return found, self._name_outputs(found)
+
+    @property
+    def _limits(self) -> dict[str, float]:
+        return {
+            "score_threshold": self.score_threshold,
+            "nms_iou": self.nms_iou,
+            "soft_nms_sigma": self.soft_nms_sigma,
+            "max_detections": self.max_detections,
+        }
+
+    def _name_outputs(self, found: BoxDetections) -> dict[str, tf.Tensor]:
+        return {
             "num_detections": tf.math.count_nonzero(found.valid, axis=1, dtype=tf.int32),
             "detection_boxes": found.boxes,
             "detection_classes": found.classes,
@@ -182,42 +211,73 @@ def detect_boxes(
     proposals: Proposals,
     image_info: tf.Tensor,
     *,
-    score_threshold: float,
-    nms_iou: float,
-    max_detections: int,
-    static: bool,
-    soft_nms_sigma: float = 0.0,
     clip_below: bool = False,
+    **limits,
 ) -> BoxDetections:
     """Decodes every class's box, suppresses within each class, and keeps the best over all.
+
+    Args:
+        outputs, proposals, image_info, clip_below: see `decode_candidates`.
+        limits: the further arguments of `choose_detections`.
+
+    Returns:
+        `BoxDetections`.
+    """
+    return choose_detections(
+        decode_candidates(outputs, proposals, image_info, clip_below), **limits
+    )
+
+
+def decode_candidates(
+    outputs: BoxOutputs, proposals: Proposals, image_info: tf.Tensor, clip_below: bool
+) -> BoxCandidates:
+    """The box of every class, cut to the image.
 
     Args:
         outputs: of the box head on the proposals, N = B P.
         proposals: what was classified.
         image_info: float32 [B, 5]; its first two columns are the height and width to clip to.
-        score_threshold: class probability that a detection has to exceed.
-        nms_iou: overlap above which the worse of two detections of a class goes.
-        max_detections: D.
-        static: see `suppress`.
-        soft_nms_sigma: see `suppress`; 0: suppression is hard.
         clip_below: see `data.boxes.decode`.
 
     Returns:
-        `BoxDetections`.
+        `BoxCandidates`.
     """
-    batch, count = proposals.valid.shape
-    scores = tf.reshape(tf.nn.softmax(outputs.class_logits), [batch, count, -1])[:, :, 1:]
+    shape = [*proposals.valid.shape, outputs.class_logits.shape[1]]
+    scores = tf.reshape(tf.nn.softmax(outputs.class_logits), shape)[:, :, 1:]
     scores = tf.where(proposals.valid[..., None], scores, 0.0)
-    deltas = tf.reshape(outputs.box_deltas, [batch, count, -1, 4])[:, :, 1:]
+    deltas = tf.reshape(outputs.box_deltas, [*shape, 4])[:, :, 1:]
     boxes = box_ops.decode(
         deltas, proposals.boxes[:, :, None, :], DELTA_WEIGHTS, clip_below=clip_below
     )
     boxes = box_ops.clip(boxes, image_info[:, None, None, 0], image_info[:, None, None, 1])
     # What clipping leaves without area is no detection.
-    scores = tf.where(box_ops.area(boxes) > 0, scores, 0.0)
+    return BoxCandidates(boxes, tf.where(box_ops.area(boxes) > 0, scores, 0.0))
+
+
+def choose_detections(
+    candidates: BoxCandidates,
+    *,
+    score_threshold: float,
+    nms_iou: float,
+    max_detections: int,
+    static: bool,
+    soft_nms_sigma: float = 0.0,
+) -> BoxDetections:
+    """The best candidates over all classes, after suppression within each.
+
+    Args:
+        candidates: boxes and scores.
+        score_threshold: class probability that a detection has to exceed.
+        nms_iou: overlap above which the worse of two detections of a class goes.
+        max_detections: D.
+        static: see `suppress`.
+        soft_nms_sigma: see `suppress`; 0: suppression is hard.
+
+    Returns:
+        `BoxDetections`.
+    """
     kept = suppress(
-        boxes,
-        scores,
+        *candidates,
         iou_threshold=nms_iou,
         score_threshold=score_threshold,
         max_output=max_detections,

@@ -202,7 +202,7 @@ class ModelConfig:
         0.5, "IoU above which a detection of the same class is suppressed (hard).", SHARE
     )
     soft_nms_sigma: float = predictive_setting(
-        0.5, "How slowly scores fall as the overlap grows (soft).", POSITIVE
+        0.5, "The larger, the less scores fall with overlap (soft).", between(0.01, 100.0)
     )
     detections_per_image: int = predictive_setting(100, "Detections an image keeps.", POSITIVE)
     rescore: bool = predictive_setting(

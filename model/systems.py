@@ -18,6 +18,7 @@ import numpy as np
 
 from data.anchors import AnchorGrid
 from data.config import DataConfig
+from model.augmented_detector import AugmentedDetector
 from model.backbones import Options, Pixels, make_backbone
 from model.box_head import BoxHead
 from model.config import ModelConfig
@@ -173,7 +174,10 @@ def build_network(params) -> Detector:
         dtype=model.precision,
     )
     backbone = make_backbone(settings.rng, model.backbone, options)
-    return Detector(
+    make_detector, scales, flip = Detector, len(params.data.test_scales), params.data.test_flip
+    if scales > 1 or flip:
+        make_detector = functools.partial(AugmentedDetector, num_scales=scales, flip=flip)
+    return make_detector(
         pixels=Pixels(model.pixel_mean, model.pixel_std),
         backbone=backbone,
         neck=system.neck(settings, backbone.out_channels),

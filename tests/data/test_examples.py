@@ -15,6 +15,7 @@ from data.conversion import Conversion, convert
 from data.examples import (
     eval_example,
     image_seeds,
+    lay_out,
     padding_example,
     train_example,
 )
@@ -276,6 +277,26 @@ def test_evaluation_shows_the_whole_image_upright_at_the_rule_s_size():
     assert not features["image"][33:].numpy().any() and not features["image"][:, 17:].numpy().any()
 
 
+def test_views_at_other_scales_are_laid_out_from_the_original_pixels():
+    """At twice the size of a 64 × 96 canvas a picture of 128 × 192 is itself."""
+    pixels = np.random.default_rng(0).integers(0, 256, (128, 180, 3), np.uint8)
+    config = dataclasses.replace(CONFIG, test_scales=(1.0, 2.0, 0.5))
+    features = lay_out(tf.constant(pixels), config)
+    assert features.keys() == {
+        *("image", "image_1", "image_2", "image_info", "image_info_1", "image_info_2")
+    }
+    np.testing.assert_array_equal(features["image_1"][:, :180], pixels)
+    np.testing.assert_array_equal(features["image_info_1"], np.float32([128, 180, 1, 128, 180]))
+    np.testing.assert_array_equal(features["image_info_2"], np.float32([32, 45, 0.25, 128, 180]))
+    assert (
+        features["image_2"].shape == (32, 64, 3) and not features["image_2"][:, 45:].numpy().any()
+    )
+    plain = lay_out(tf.constant(pixels), CONFIG)
+    assert plain.keys() == {"image", "image_info"}
+    for name, values in plain.items():
+        np.testing.assert_array_equal(features[name], values)
+
+
 @pytest.mark.parametrize(
     "changes, message",
     [
@@ -392,10 +413,14 @@ def test_colours_change_pixels_alone():
     tf.nest.map_structure(np.testing.assert_array_equal, drawn, plain)
 
 
-def test_padding_has_the_shape_of_an_example():
-    padding = padding_example(tf.constant(64, tf.int64), tf.constant(96, tf.int64), CONFIG)
-    example = eval_example(make_record(GRAY), CONFIG)
+@pytest.mark.parametrize("scales", [(1.0,), (0.5, 1.0, 1.3)])
+def test_padding_has_the_shape_of_an_example(scales):
+    config = dataclasses.replace(CONFIG, canvases=("96x64", "64x96"), test_scales=scales)
+    example = eval_example(make_record(GRAY), config)
+    sides = tf.unstack(tf.shape(example["image"], tf.int64)[:2])
+    padding = padding_example(*sides, config)
     assert padding["image_id"] == -1
     assert not padding["image"].numpy().any()
+    assert padding.keys() == example.keys()
     for name, value in example.items():
         assert (padding[name].shape, padding[name].dtype) == (value.shape, value.dtype)

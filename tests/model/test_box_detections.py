@@ -76,6 +76,22 @@ def test_equals_the_oracle(static, score, iou, most):
 
 
 @both_ways
+def test_soft_suppression_on_a_graph_that_does_not_know_the_number_of_rois(static):
+    outputs, proposals = random_case()
+
+    @tf.function(input_signature=[BoxOutputs(*(tf.TensorSpec([None, *s]) for s in ([4], [4, 4])))])
+    def detect(outputs):
+        return run(outputs, proposals, static=static, soft_nms_sigma=0.5)
+
+    expected = run(outputs, proposals, static=not static, soft_nms_sigma=0.5)
+    for ours, theirs in zip(detect(outputs), expected, strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-5)
+    hard = run(outputs, proposals, static=static).scores.numpy()
+    np.testing.assert_array_equal(expected.scores[:, 0], hard[:, 0])
+    assert (expected.scores.numpy() != hard).any()
+
+
+@both_ways
 def test_empty_slots_hold_zeros(static):
     found = run(*random_case(), static=static, score=0.9, most=30)
     empty = ~found.valid.numpy()

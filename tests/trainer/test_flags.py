@@ -288,7 +288,7 @@ def test_a_setting_of_the_network_changes_predictions_or_concerns_training_alone
     of_input = {s.name for s in settings if s.room != "model" and s.changes_predictions}
     assert of_input == {
         "canvases", "short_side", "long_side", "exif", "anchor_sizes", "anchor_ratios",
-        "anchor_rounding",
+        "anchor_rounding", "test_scales", "test_flip",
     }  # fmt: skip
 
 

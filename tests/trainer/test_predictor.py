@@ -147,6 +147,28 @@ def test_the_network_sees_what_it_sees_in_evaluation(predictor, tmp_path):
         np.testing.assert_array_equal(values, features[name], err_msg=name)
 
 
+def test_settings_of_the_test_are_taken(model_dir, predictor):
+    image = photograph()
+    scores = np.sort(predictor(image).box_scores)[::-1]
+    found = msrcnn.load(model_dir, detections_per_image=3, rescore=False)(image)
+    np.testing.assert_array_equal(found.mask_scores, scores[:3])
+    least = float(scores[2])
+    found = msrcnn.load(model_dir, nms="soft", nms_iou=0.0, score_threshold=least)(image)
+    assert len(found) and found.box_scores.max() == scores[0] and found.box_scores.min() > least
+
+
+def test_augmented_detections_are_in_pixels_of_the_photograph(model_dir):
+    """What fills the canvas fills it at twice the scale, where it is seen alone or with others."""
+    augmented = msrcnn.load(model_dir, batch_size=2, test_scales=(1.0, 2.0), nms_iou=1.0)
+    small, large = photograph(40, 60), photograph(120, 200)
+    *together, alone = augmented([small, large, small])
+    for found, image in zip(together, (small, large), strict=True):
+        assert len(found) == 6 and found.masks.shape == (6, *image.shape[:2])
+        assert (found.boxes <= np.tile(image.shape[:2], 2) + 1e-3).all()
+    assert together[1].boxes.max() > 60
+    assert_equal(together[0], alone, atol=1e-4)
+
+
 def test_lists_keep_their_order_and_canvases_do_not_mix(predictor, model_dir):
     images = [photograph(*size, seed=seed) for seed, size in enumerate([(40, 60), (60, 40)] * 3)]
     alone = [predictor(image) for image in images]
