@@ -1,8 +1,8 @@
-# make install     .venv with everything, the package itself editable
-# make test        the whole test suite
-# make lint        style, code checks and types
-# make proofs     the slow proofs of docs/RESULTS.md: hours
-# make quickstart  draw a small data set, convert, train, evaluate, show, predict
+# make install     create .venv with all dependencies and the packages in editable mode
+# make test        run the whole test suite
+# make lint        check style, code and types
+# make proofs      run the slow checks of docs/RESULTS.md (hours)
+# make quickstart  generate a small synthetic dataset, convert, train, evaluate, draw samples, predict
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 
@@ -15,13 +15,13 @@ ROOMS := data model trainer tools tests setup.py msrcnn.py
 RUN := runs/quickstart
 SHAPES := $(RUN)/shapes
 RECORDS := $(RUN)/records
-# Without AVX-512 16-bit arithmetic is emulated, several times slower than float32.
+# Without AVX-512, 16-bit arithmetic is emulated and several times slower than float32.
 PRECISION := $(shell grep -qs avx512bw /proc/cpuinfo && echo mixed_bfloat16 || echo float32)
 
 .PHONY: help install test lint proofs quickstart
 
 help:
-	@sed -n 's/^# //p' Makefile
+	@sed -n 's/^# make/make/p' Makefile
 
 install: $(STAMP)
 
@@ -63,8 +63,11 @@ quickstart: install
 	$(BIN)/python tools/predict.py --model=$(RUN) --input='$(SHAPES)/val/*0.*' \
 	  --output_dir=$(RUN)/predictions
 	@echo
-	@echo "Done. Open $(RUN)/samples/*.png: ground truth on the left, prediction on the right,"
-	@echo "each with its box score, mask IoU and mask score. The numbers above are in"
-	@echo "$(RUN)/metrics.json, the losses in $(RUN)/train.jsonl. What the trained model finds"
-	@echo "in pictures alone is drawn in $(RUN)/predictions/*.png. For photographs of yours:"
+	@echo "Done. What to open next:"
+	@echo "  $(RUN)/samples/*.png      ground truth on the left, predictions on the right, each"
+	@echo "    object with its box score, mask IoU and mask score"
+	@echo "  $(RUN)/predictions/*.png  predictions of the trained model for a few images"
+	@echo "  $(RUN)/metrics.json       the metrics printed above"
+	@echo "  $(RUN)/train.jsonl        the losses"
+	@echo "To predict on your own images:"
 	@echo "  $(BIN)/python tools/predict.py --model=$(RUN) --input=FILES --output_dir=found"
