@@ -94,7 +94,10 @@ def _is_gzip(path: str) -> bool:
 
 def explain_error(error: tf.errors.OpError) -> str:
     """TensorFlow's message without the names of nodes and ops around it."""
-    message = re.sub(r"\{\{[^}]*\}\} ", "", error.message.partition("\n")[0])
+    message = error.message
+    if message.startswith("Graph execution error:"):  # then come lines of source, then the reason
+        message = message.partition("\n\t [[")[0].rpartition("\n\n")[2]
+    message = re.sub(r"\{\{[^}]*\}\} ", "", message.partition("\n")[0])
     message = re.sub(r"^Error in user-defined function .*? Iterator::\S*: ", "", message)
     message = re.sub(r" \[Op:\w+\].*$", "", message)
     if absent := re.search(r"Feature: (\S+) \(data type: \w+\) is required but could", message):

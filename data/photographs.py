@@ -40,7 +40,7 @@ def read_photograph(path: Path, exif: str, size: tuple[int, int] | None = None) 
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
     except tf.errors.OpError as error:
-        reason = explain_error(error)
+        reason = explain_error(error).partition(". Image id:")[0]
     raise UserError(f"{path}: cannot be read as an image ({reason}).")
 
 

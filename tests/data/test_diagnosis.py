@@ -99,3 +99,16 @@ def test_messages_lose_what_only_tensorflow_understands():
     assert explain_error(tf.errors.DataLossError(None, None, "corrupted record at 0")) == (
         "corrupted record at 0"
     )
+
+
+def test_what_a_graph_refuses_is_told_without_its_source():
+    @tf.function(autograph=False)
+    def check(value):
+        with tf.control_dependencies(
+            [tf.debugging.Assert(value > 0, ["it is not positive:", value])]
+        ):
+            return tf.identity(value)
+
+    with pytest.raises(tf.errors.InvalidArgumentError) as refusal:
+        check(tf.constant(-1))
+    assert explain_error(refusal.value) == "it is not positive: -1"
