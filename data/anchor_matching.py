@@ -46,10 +46,10 @@ class AnchorMatches(NamedTuple):
     """The labels of all anchors, sparsely; anchors in neither list are negative.
 
     Attributes:
-      positives: int32 [P], ascending indices of the positive anchors.
-      non_negatives: int32 [N], ascending indices of the positive and the ignored anchors.
-      claims: float32 [G], the IoU from which a positive has to learn this ground truth, infinite
-        where it learns the one it overlaps most.
+        positives: int32 [P], ascending indices of the positive anchors.
+        non_negatives: int32 [N], ascending indices of the positive and the ignored anchors.
+        claims: float32 [G], the IoU from which a positive has to learn this ground truth, infinite
+            where it learns the one it overlaps most.
     """
 
     positives: tf.Tensor
@@ -61,9 +61,9 @@ class RpnTargets(NamedTuple):
     """The sampled anchors of one image: positives first, then negatives, then padding.
 
     Attributes:
-      indices: int32 [S], anchor indices, 0 in padding.
-      labels: int32 [S], 1 positive, 0 negative, -1 padding.
-      deltas: float32 [S, 4], from the anchor to its ground truth; 0 unless positive.
+        indices: int32 [S], anchor indices, 0 in padding.
+        labels: int32 [S], 1 positive, 0 negative, -1 padding.
+        deltas: float32 [S, 4], from the anchor to its ground truth; 0 unless positive.
     """
 
     indices: tf.Tensor
@@ -88,25 +88,25 @@ def match_and_sample(
     """Labels the anchors of one image and draws those that train the RPN.
 
     Args:
-      gt_boxes: float32 [G, 4], pixels; degenerate ones are ignored.
-      crowd_boxes: float32 [C, 4], pixels; only used with `ignore_crowds`.
-      grid: the anchors of the image's canvas.
-      seed: int32 [2]; equal seeds draw equal samples.
-      positive_iou: IoU from which an anchor is positive.
-      negative_iou: IoU below which an anchor is negative, above 0.
-      num_samples: S.
-      positive_fraction: largest share of positives among the samples.
-      ignore_crowds: whether anchors inside crowds are kept out of the negatives.
-      forced_match: "best" or "reassign", as told above.
-      negative_area: float32 [2], height and width of what the centres of negatives lie within,
-        from the canvas' upper left corner; None: all of the canvas.
+        gt_boxes: float32 [G, 4], pixels; degenerate ones are ignored.
+        crowd_boxes: float32 [C, 4], pixels; only used with `ignore_crowds`.
+        grid: the anchors of the image's canvas.
+        seed: int32 [2]; equal seeds draw equal samples.
+        positive_iou: IoU from which an anchor is positive.
+        negative_iou: IoU below which an anchor is negative, above 0.
+        num_samples: S.
+        positive_fraction: largest share of positives among the samples.
+        ignore_crowds: whether anchors inside crowds are kept out of the negatives.
+        forced_match: "best" or "reassign", as told above.
+        negative_area: float32 [2], height and width of what the centres of negatives lie within,
+            from the canvas' upper left corner; None: all of the canvas.
 
     Returns:
-      RpnTargets.
+        RpnTargets.
 
     Raises:
-      ValueError: the thresholds are not 0 < negative_iou <= positive_iou, or `forced_match` is
-        neither.
+        ValueError: the thresholds are not 0 < negative_iou <= positive_iou, or `forced_match` is
+            neither.
     """
     matches = match(
         gt_boxes,
@@ -188,12 +188,12 @@ def matched_gts(gt_boxes: tf.Tensor, anchors: CentredBoxes, claims: tf.Tensor) -
     anchor more than the one that forces it. The first of equally large overlaps is taken.
 
     Args:
-      gt_boxes: float32 [G, 4].
-      anchors: CentredBoxes [P].
-      claims: float32 [G], of `AnchorMatches`.
+        gt_boxes: float32 [G, 4].
+        anchors: CentredBoxes [P].
+        claims: float32 [G], of `AnchorMatches`.
 
     Returns:
-      int32 [P], indices of ground truths.
+        int32 [P], indices of ground truths.
     """
     ious = ious_with_all(gt_boxes, anchors)
     is_most = tf.equal(ious, tf.reduce_max(ious, axis=0))
@@ -210,12 +210,12 @@ def draw(population: tf.Tensor, seed: tf.Tensor, limit: int) -> tf.Tensor:
     `tf.random.experimental.index_shuffle` would do, but what it selects is spread too evenly.
 
     Args:
-      population: int32 scalar.
-      seed: int32 [2].
-      limit: how many are drawn if there are as many.
+        population: int32 scalar.
+        seed: int32 [2].
+        limit: how many are drawn if there are as many.
 
     Returns:
-      int32 [min(limit, population)].
+        int32 [min(limit, population)].
     """
 
     def shuffle_all():
@@ -249,11 +249,11 @@ def _runs_within(grid: AnchorGrid, area: tf.Tensor) -> tuple[np.ndarray, tf.Tens
     """Where the anchors of each row of cells begin, and where those centred in the area end.
 
     Args:
-      grid: the anchors of the canvas.
-      area: float32 [2], height and width in pixels.
+        grid: the anchors of the canvas.
+        area: float32 [2], height and width in pixels.
 
     Returns:
-      Two int32 [R], R rows of all levels, ascending: anchor indices.
+        Two int32 [R], R rows of all levels, ascending: anchor indices.
     """
     levels = zip(grid.strides, grid.level_shapes, strict=True)
     rows = [
@@ -279,11 +279,11 @@ def negatives_of_ranks(ranks: tf.Tensor, non_negatives: tf.Tensor) -> tf.Tensor:
     """Anchor indices of negatives, given how many negatives come before each.
 
     Args:
-      ranks: int32 [S].
-      non_negatives: int32 [N], ascending.
+        ranks: int32 [S].
+        non_negatives: int32 [N], ascending.
 
     Returns:
-      int32 [S].
+        int32 [S].
     """
     negatives_before = non_negatives - tf.range(tf.size(non_negatives))
     return ranks + _num_below(ranks + 1, negatives_before)

@@ -43,16 +43,16 @@ class AnchorShapes:
     Arrays are float32 [T]; indices stay exact, because they are below 2**24.
 
     Attributes:
-      heights, widths: pixels.
-      areas: square pixels; those of unrounded anchors from the level's size, so equal for all
-        ratios.
-      strides: pixels between neighbouring cells.
-      last_rows, last_columns: the largest row and column.
-      starts: index of the shape's anchor in cell (0, 0).
-      row_steps: what one row adds to the index.
-      table: [T, 7], all of these but the last rows, in this order.
-      num_ratios: int, what one column adds to the index.
-      longest: int, the largest number of rows or columns.
+        heights, widths: pixels.
+        areas: square pixels; those of unrounded anchors from the level's size, so equal for all
+            ratios.
+        strides: pixels between neighbouring cells.
+        last_rows, last_columns: the largest row and column.
+        starts: index of the shape's anchor in cell (0, 0).
+        row_steps: what one row adds to the index.
+        table: [T, 7], all of these but the last rows, in this order.
+        num_ratios: int, what one column adds to the index.
+        longest: int, the largest number of rows or columns.
     """
 
     def __init__(self, grid: AnchorGrid):
@@ -91,11 +91,11 @@ class _Strips(NamedTuple):
     """Runs of cells in one row, one for each box, anchor shape and row, all [L].
 
     Attributes:
-      lengths: int32, number of cells.
-      first_anchors: int32, index of the anchor in the first cell.
-      boxes: int32, box indices, ascending.
-      floats: float32 [L, 8], of each strip: the overlap in y, the first column, the stride, the
-        box's x, width and area, the anchor's width and area.
+        lengths: int32, number of cells.
+        first_anchors: int32, index of the anchor in the first cell.
+        boxes: int32, box indices, ascending.
+        floats: float32 [L, 8], of each strip: the overlap in y, the first column, the stride, the
+            box's x, width and area, the anchor's width and area.
     """
 
     lengths: tf.Tensor
@@ -108,11 +108,11 @@ class Pairs(NamedTuple):
     """Pairs of an anchor and a box, by ascending box.
 
     Attributes:
-      anchors: int32 [N], anchor indices.
-      boxes: int32 [N], box indices.
-      intersections: float32 [N], square pixels.
-      box_areas: float32 [N], square pixels.
-      anchor_areas: float32 [N], square pixels.
+        anchors: int32 [N], anchor indices.
+        boxes: int32 [N], box indices.
+        intersections: float32 [N], square pixels.
+        box_areas: float32 [N], square pixels.
+        anchor_areas: float32 [N], square pixels.
     """
 
     anchors: tf.Tensor
@@ -203,13 +203,13 @@ def _strips_reaching(
     """Covers the anchors whose intersection with a box reaches `needed`, and hardly any others.
 
     Args:
-      needed: float32 [G, T], square pixels.
-      boxes: the boxes.
-      overlap_x: float32 [G, T], the largest overlaps in x.
-      shapes: the anchor shapes.
+        needed: float32 [G, T], square pixels.
+        boxes: the boxes.
+        overlap_x: float32 [G, T], the largest overlaps in x.
+        shapes: the anchor shapes.
 
     Returns:
-      _Strips.
+        _Strips.
     """
     first_row, num_rows = _window(
         boxes.y, boxes.heights, shapes.heights, needed / overlap_x, shapes.strides, shapes.last_rows
@@ -257,15 +257,15 @@ def _window(
     """Rows (or columns) whose anchors overlap an interval by at least `needed` pixels.
 
     Args:
-      centres: float32, of the intervals.
-      sizes: float32, of the intervals.
-      anchor_sizes: float32, the anchors' heights (or widths).
-      needed: float32, pixels; infinite or not a number where nothing can suffice.
-      strides: float32, pixels between rows.
-      last: float32, the largest row.
+        centres: float32, of the intervals.
+        sizes: float32, of the intervals.
+        anchor_sizes: float32, the anchors' heights (or widths).
+        needed: float32, pixels; infinite or not a number where nothing can suffice.
+        strides: float32, pixels between rows.
+        last: float32, the largest row.
 
     Returns:
-      The first row, float32, and the number of rows, int32, in the arguments' common shape.
+        The first row, float32, and the number of rows, int32, in the arguments' common shape.
     """
     reach = 0.5 * (sizes + anchor_sizes) - needed + PIXEL_SLACK
     first = tf.maximum(tf.math.ceil((centres - reach) / strides), 0.0)

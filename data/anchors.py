@@ -23,14 +23,14 @@ class AnchorGrid:
     """The anchors of one canvas.
 
     Attributes:
-      height: canvas height in pixels.
-      width: canvas width in pixels.
-      min_level: finest pyramid level.
-      max_level: coarsest pyramid level.
-      sizes: square root of the anchor area at each level, pixels.
-      ratios: anchor height over width.
-      rounded: whether the corners of the anchor at the origin are rounded to whole pixels, halves
-        to even ones.
+        height: canvas height in pixels.
+        width: canvas width in pixels.
+        min_level: finest pyramid level.
+        max_level: coarsest pyramid level.
+        sizes: square root of the anchor area at each level, pixels.
+        ratios: anchor height over width.
+        rounded: whether the corners of the anchor at the origin are rounded to whole pixels, halves
+            to even ones.
     """
 
     height: int

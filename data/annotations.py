@@ -46,12 +46,12 @@ def read_outline(annotation: Mapping, height: int, width: int, include_mask: boo
     """Checks and completes one annotation.
 
     Args:
-      annotation: COCO's: bbox; segmentation if the mask is included; area and iscrowd if known.
-      height, width: size of the image in pixels.
-      include_mask: whether to read the mask, which has to be there then.
+        annotation: COCO's: bbox; segmentation if the mask is included; area and iscrowd if known.
+        height, width: size of the image in pixels.
+        include_mask: whether to read the mask, which has to be there then.
 
     Raises:
-      InvalidAnnotation: box, mask or area cannot be used.
+        InvalidAnnotation: box, mask or area cannot be used.
     """
     y1, x1, y2, x2 = box = clip_box(annotation["bbox"], height, width)
     area, runs, outlines = (y2 - y1) * (x2 - x1), None, []
@@ -71,15 +71,15 @@ def complete_annotation(annotation: Mapping, height: int, width: int) -> dict:
     """The annotation as the evaluation reads it.
 
     Args:
-      annotation: as for `read_outline`; segmentation may be absent.
-      height, width: size of the image in pixels.
+        annotation: as for `read_outline`; segmentation may be absent.
+        height, width: size of the image in pixels.
 
     Returns:
-      A copy with bbox (inside the image), area, iscrowd and, if there is one, segmentation as
-      compressed RLE.
+        A copy with bbox (inside the image), area, iscrowd and, if there is one, segmentation as
+        compressed RLE.
 
     Raises:
-      InvalidAnnotation: box, mask or area cannot be used.
+        InvalidAnnotation: box, mask or area cannot be used.
     """
     outline = read_outline(annotation, height, width, bool(annotation.get("segmentation")))
     y1, x1, y2, x2 = outline.box
@@ -112,14 +112,14 @@ def clip_box(bbox: Sequence[float], height: int, width: int) -> tuple[float, flo
     """Turns a COCO box into corners and clips it to the image.
 
     Args:
-      bbox: x, y, width, height in pixels.
-      height, width: size of the image in pixels.
+        bbox: x, y, width, height in pixels.
+        height, width: size of the image in pixels.
 
     Returns:
-      y1, x1, y2, x2 in pixels, 0 <= y1 < y2 <= height and likewise in x.
+        y1, x1, y2, x2 in pixels, 0 <= y1 < y2 <= height and likewise in x.
 
     Raises:
-      InvalidAnnotation: not four finite numbers, a negative side, or no area inside the image.
+        InvalidAnnotation: not four finite numbers, a negative side, or no area inside the image.
     """
     if not isinstance(bbox, Sequence) or isinstance(bbox, str) or len(bbox) != 4:
         raise InvalidAnnotation(f"the box {bbox!r} is not four numbers")
@@ -148,9 +148,9 @@ def find_doubts(annotation: Mapping, outline: Outline, height: int, width: int) 
     """What is odd about an annotation that can be used: kinds of `data.findings.Warnings`.
 
     Args:
-      annotation: COCO's.
-      height, width: size of the image in pixels.
-      outline: what `read_outline` made of it.
+        annotation: COCO's.
+        height, width: size of the image in pixels.
+        outline: what `read_outline` made of it.
     """
     doubts = []
     if disagreement := _find_disagreement(annotation, outline, height, width):

@@ -31,11 +31,11 @@ def iou(a: tf.Tensor, b: tf.Tensor) -> tf.Tensor:
     """Intersection over union of corresponding boxes.
 
     Args:
-      a: float32 [..., 4].
-      b: float32 [..., 4], broadcastable against `a`.
+        a: float32 [..., 4].
+        b: float32 [..., 4], broadcastable against `a`.
 
     Returns:
-      float32 [...] in 0..1; 0 where either box is degenerate.
+        float32 [...] in 0..1; 0 where either box is degenerate.
     """
     a_y1, a_x1, a_y2, a_x2 = tf.unstack(a, axis=-1)
     b_y1, b_x1, b_y2, b_x2 = tf.unstack(b, axis=-1)
@@ -50,11 +50,11 @@ def pairwise_iou(a: tf.Tensor, b: tf.Tensor) -> tf.Tensor:
     """IoU of every box of one set with every box of another.
 
     Args:
-      a: float32 [..., N, 4].
-      b: float32 [..., M, 4] with the same leading axes.
+        a: float32 [..., N, 4].
+        b: float32 [..., M, 4] with the same leading axes.
 
     Returns:
-      float32 [..., N, M] in 0..1; 0 where either box is degenerate.
+        float32 [..., N, M] in 0..1; 0 where either box is degenerate.
     """
     return iou(a[..., :, tf.newaxis, :], b[..., tf.newaxis, :, :])
 
@@ -67,12 +67,12 @@ def encode(
     """Deltas that turn `references` into `boxes`; the inverse of `decode`.
 
     Args:
-      boxes: float32 [..., 4].
-      references: float32 [..., 4], anchors or RoIs.
-      weights: factors of dy, dx, dh and dw.
+        boxes: float32 [..., 4].
+        references: float32 [..., 4], anchors or RoIs.
+        weights: factors of dy, dx, dh and dw.
 
     Returns:
-      float32 [..., 4] deltas; all 0 where either box is degenerate, as padding is.
+        float32 [..., 4] deltas; all 0 where either box is degenerate, as padding is.
     """
     y, x, height, width = _centres_and_sizes(boxes)
     reference_y, reference_x, reference_height, reference_width = _centres_and_sizes(references)
@@ -100,16 +100,16 @@ def decode(
     """Boxes that `deltas` make of `references`; the inverse of `encode`.
 
     Args:
-      deltas: float32 [..., 4].
-      references: float32 [..., 4], anchors or RoIs.
-      weights: factors that `encode` used.
-      max_log_scale: upper bound of the log scales, so that an untrained network's deltas do not
-        overflow.
-      clip_below: whether `-max_log_scale` bounds the log scales from below, as in mmdetection;
-        otherwise lower values pass.
+        deltas: float32 [..., 4].
+        references: float32 [..., 4], anchors or RoIs.
+        weights: factors that `encode` used.
+        max_log_scale: upper bound of the log scales, so that an untrained network's deltas do not
+            overflow.
+        clip_below: whether `-max_log_scale` bounds the log scales from below, as in mmdetection;
+            otherwise lower values pass.
 
     Returns:
-      float32 [..., 4] boxes, not clipped to the image.
+        float32 [..., 4] boxes, not clipped to the image.
     """
     dy, dx, dh, dw = tf.unstack(deltas / tf.constant(weights), axis=-1)
     y, x, height, width = _centres_and_sizes(references)
@@ -126,13 +126,13 @@ def clip(boxes: tf.Tensor, height: tf.Tensor | float, width: tf.Tensor | float) 
     """Cuts boxes to an image.
 
     Args:
-      boxes: float32 [..., 4].
-      height: image height in pixels, a number or float32 broadcastable against `boxes[..., 0]`
-        (for boxes [B, N, 4], heights [B, 1]).
-      width: image width in pixels, likewise.
+        boxes: float32 [..., 4].
+        height: image height in pixels, a number or float32 broadcastable against `boxes[..., 0]`
+            (for boxes [B, N, 4], heights [B, 1]).
+        width: image width in pixels, likewise.
 
     Returns:
-      float32 [..., 4]; boxes outside become degenerate boxes on the image's border.
+        float32 [..., 4]; boxes outside become degenerate boxes on the image's border.
     """
     y1, x1, y2, x2 = tf.unstack(boxes, axis=-1)
     y1, y2 = (tf.minimum(tf.maximum(y, 0.0), height) for y in (y1, y2))

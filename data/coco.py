@@ -42,12 +42,12 @@ def load_dataset(path: str, skipped: SkippedItems) -> CocoDataset:
     A file without annotations, such as COCO's image_info, lists images without objects.
 
     Args:
-      path: the JSON.
-      skipped: takes the images and annotations that cannot be used.
+        path: the JSON.
+        skipped: takes the images and annotations that cannot be used.
 
     Raises:
-      UserError: the file is missing, cut short or no COCO instance file; its categories cannot be
-        used; or `skipped` tolerates nothing and something is wrong.
+        UserError: the file is missing, cut short or no COCO instance file; its categories cannot be
+            used; or `skipped` tolerates nothing and something is wrong.
     """
     content = _read_json(path)
     entries = _check_lists(content, path)

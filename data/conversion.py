@@ -74,12 +74,12 @@ def convert(settings: Conversion) -> manifest.Manifest:
     """Converts a data set; a rerun goes on with the shards that are missing or changed.
 
     Returns:
-      The manifest, which is also written to `P.manifest.json`. Its warnings go to stderr.
+        The manifest, which is also written to `P.manifest.json`. Its warnings go to stderr.
 
     Raises:
-      UserError: something in the input cannot be used, or the output cannot be written. What an
-        earlier conversion wrote is untouched then; finished shards wait in `P.partial`, and nothing
-        is left behind where there are none.
+        UserError: something in the input cannot be used, or the output cannot be written. What an
+            earlier conversion wrote is untouched then; finished shards wait in `P.partial`, and
+            nothing is left behind where there are none.
     """
     with _partial_folder(settings):
         if not files.is_folder(settings.image_dir):
@@ -266,7 +266,7 @@ def _stale_shards(settings: Conversion, jobs: Sequence[ShardJob]) -> list[str]:
     Left in place, a pattern such as P-* would read the images of both conversions.
 
     Raises:
-      UserError: there are shards of this prefix that no conversion has listed.
+        UserError: there are shards of this prefix that no conversion has listed.
     """
     fresh = {job.name for job in jobs}
     stale = _listed_shards(settings.output_prefix) - fresh

@@ -26,13 +26,13 @@ def find_broken_record(
     """Parses and decodes records in order until one cannot be.
 
     Args:
-      file_pattern: as for `data.manifest.expand_pattern`.
-      include_masks: whether the masks have to be usable too.
-      max_polygon_vertices: as for `data.records.parse_record`.
-      exif: as for `data.decoding.decode_image`.
+        file_pattern: as for `data.manifest.expand_pattern`.
+        include_masks: whether the masks have to be usable too.
+        max_polygon_vertices: as for `data.records.parse_record`.
+        exif: as for `data.decoding.decode_image`.
 
     Returns:
-      An error, to be raised, that names file, record and image; None if all is well.
+        An error, to be raised, that names file, record and image; None if all is well.
     """
 
     def use(serialized: tf.Tensor) -> tf.Tensor:
@@ -67,11 +67,11 @@ def require_unique_ids(image_ids: Sequence[int], file_pattern: str) -> None:
     """Refuses records of which two have one image id.
 
     Args:
-      image_ids: of all records, in any order.
-      file_pattern: where to look for the two.
+        image_ids: of all records, in any order.
+        file_pattern: where to look for the two.
 
     Raises:
-      UserError: names both records.
+        UserError: names both records.
     """
     if len(set(image_ids)) == len(image_ids):
         return

@@ -166,11 +166,11 @@ def require_writable(folder: Path, flag: str) -> None:
     """Makes a folder unless it is there, and makes sure that files can be written to it.
 
     Args:
-      folder: what will be written to; nothing is left in it.
-      flag: name of the flag that gave it, for the message.
+        folder: what will be written to; nothing is left in it.
+        flag: name of the flag that gave it, for the message.
 
     Raises:
-      UserError: it cannot be made, or takes no file.
+        UserError: it cannot be made, or takes no file.
     """
     try:
         make_folder(folder)

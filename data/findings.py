@@ -56,8 +56,8 @@ class Warnings:
     """Things that are converted all the same, by kind: how many, and where the first of them are.
 
     Attributes:
-      entries: [{"kind": a sentence without its full stop, "count": n, "first": ["annotation 7",
-        ...]}], as JSON can hold it.
+        entries: [{"kind": a sentence without its full stop, "count": n, "first": ["annotation 7",
+            ...]}], as JSON can hold it.
     """
 
     def __init__(self, *parts: Iterable[Mapping]):

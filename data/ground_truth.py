@@ -25,17 +25,17 @@ def ground_truth_from_records(file_pattern: str) -> dict:
     ids; where annotation ids are absent or not unique, all are numbered anew from 1.
 
     Args:
-      file_pattern: as for `data.manifest.expand_pattern`.
+        file_pattern: as for `data.manifest.expand_pattern`.
 
     Returns:
-      A dict that `json.dump` writes as a COCO file. "images": id, file_name, height, width.
-      "annotations": crowds included, bbox as x, y, width, height in pixels, segmentation as
-      compressed RLE unless some of the records hold no masks. "categories": the manifest's, or
-      without one those of the labels seen, which are then the ids, under the records' name or else
-      the label.
+        A dict that `json.dump` writes as a COCO file. "images": id, file_name, height, width.
+        "annotations": crowds included, bbox as x, y, width, height in pixels, segmentation as
+        compressed RLE unless some of the records hold no masks. "categories": the manifest's, or
+        without one those of the labels seen, which are then the ids, under the records' name or
+        else the label.
 
     Raises:
-      UserError: nothing matches, or a record cannot be parsed.
+        UserError: nothing matches, or a record cannot be parsed.
     """
     manifest = find_manifest(file_pattern)
     paths = expand_pattern(file_pattern)
@@ -70,7 +70,7 @@ def read_file_names(file_pattern: str) -> dict[int, str]:
     Every byte is read and hardly any is looked at: the speed is that of the disk.
 
     Raises:
-      UserError: nothing matches, or a record cannot be parsed.
+        UserError: nothing matches, or a record cannot be parsed.
     """
 
     def parse(serialized):

@@ -46,10 +46,10 @@ def inspect_image(encoded: bytes) -> ImageFacts:
     half the cost.
 
     Args:
-      encoded: the whole file.
+        encoded: the whole file.
 
     Raises:
-      InvalidImage: neither JPEG nor PNG, too large, truncated or otherwise broken.
+        InvalidImage: neither JPEG nor PNG, too large, truncated or otherwise broken.
     """
     image_format = _detect_format(encoded)
     try:

@@ -116,7 +116,7 @@ def load_manifest(path: str) -> Manifest:
     """Reads a manifest.
 
     Raises:
-      UserError: it cannot be read, is no manifest, or is of another schema version.
+        UserError: it cannot be read, is no manifest, or is of another schema version.
     """
     try:
         with files.open_file(path) as file:
@@ -166,17 +166,17 @@ def find_manifest(file_pattern: str) -> Manifest | None:
     """Finds the manifest that belongs to the shards a pattern matches.
 
     Args:
-      file_pattern: as for `expand_pattern`. Where it matches some shards of a conversion, what the
-        manifest says is theirs alone. Where it matches several sets of shards, their manifests are
-        joined: counts added, shards and skipped items one after another.
+        file_pattern: as for `expand_pattern`. Where it matches some shards of a conversion, what
+            the manifest says is theirs alone. Where it matches several sets of shards, their
+            manifests are joined: counts added, shards and skipped items one after another.
 
     Returns:
-      None when a matched file has no manifest, as others' records have none.
+        None when a matched file has no manifest, as others' records have none.
 
     Raises:
-      UserError: nothing matches, a manifest cannot be read, it does not list a shard that is
-        matched or lists one that should have been, a conversion is unfinished, or the sets'
-        categories differ.
+        UserError: nothing matches, a manifest cannot be read, it does not list a shard that is
+            matched or lists one that should have been, a conversion is unfinished, or the sets'
+            categories differ.
     """
     sets, foreign = _find_sets(_split(file_pattern))
     for found in sets:
@@ -195,10 +195,10 @@ def check_shards(file_pattern: str) -> None:
     """Compares the shards' sizes with their manifests', and warns of images that are left out.
 
     Args:
-      file_pattern: as for `expand_pattern`.
+        file_pattern: as for `expand_pattern`.
 
     Raises:
-      UserError: a shard was altered, or as for `find_manifest`.
+        UserError: a shard was altered, or as for `find_manifest`.
     """
     patterns = _split(file_pattern)
     sets, foreign = _find_sets(patterns)
@@ -322,12 +322,12 @@ def expand_pattern(file_pattern: str) -> list[str]:
     """Lists the files a pattern matches, in order of name.
 
     Args:
-      file_pattern: a path, a folder of records, a glob as for `data.files.glob`, or several of them
-        with commas between. A comma belongs to a name where that names something. Manifests are
-        left out.
+        file_pattern: a path, a folder of records, a glob as for `data.files.glob`, or several of
+            them with commas between. A comma belongs to a name where that names something.
+            Manifests are left out.
 
     Raises:
-      UserError: one of the globs matches nothing.
+        UserError: one of the globs matches nothing.
     """
     return sorted({path for paths in _split(file_pattern).values() for path in paths})
 

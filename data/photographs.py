@@ -18,12 +18,12 @@ def read_photograph(path: Path, exif: str, size: tuple[int, int] | None = None) 
     """The pixels of a file, uint8 [h, w, 3], turned as `data.decoding.decode_image` says.
 
     Args:
-      path: a JPEG or PNG file, or with `size` any that `decode_image` takes.
-      exif: "apply" or "ignore".
-      size: h and w that annotations refer to; by default the file's own, once turned.
+        path: a JPEG or PNG file, or with `size` any that `decode_image` takes.
+        exif: "apply" or "ignore".
+        size: h and w that annotations refer to; by default the file's own, once turned.
 
     Raises:
-      UserError: the file cannot be read, is no such picture, or has another size.
+        UserError: the file cannot be read, is no such picture, or has another size.
     """
     try:
         with open_file(path, "rb") as file:

@@ -20,10 +20,10 @@ class ProgressMeter:
     A terminal gets a bar; anything else a line each ten seconds and one at the end.
 
     Args:
-      what: what is being done, such as "Evaluating".
-      total: number of items, as far as it is known.
-      unit: what an item is called.
-      stream: where to write; stderr by default.
+        what: what is being done, such as "Evaluating".
+        total: number of items, as far as it is known.
+        unit: what an item is called.
+        stream: where to write; stderr by default.
     """
 
     def __init__(

@@ -68,17 +68,17 @@ def encode_example(
     """Serialises one image; the same arguments always give the same bytes.
 
     Args:
-      encoded: the image file, kept untouched.
-      image_format: "jpeg" or "png".
-      height, width: size in pixels, once turned.
-      file_name: as in the annotations; what is no Unicode in it is escaped.
-      image_id: 0 or more.
-      instances: may be empty; then there are no image/object/* values.
-      include_masks: whether to write the instances' run lengths and polygons.
-      orientation: EXIF's, 1 to 8, by which the stored pixels are to be turned.
+        encoded: the image file, kept untouched.
+        image_format: "jpeg" or "png".
+        height, width: size in pixels, once turned.
+        file_name: as in the annotations; what is no Unicode in it is escaped.
+        image_id: 0 or more.
+        instances: may be empty; then there are no image/object/* values.
+        include_masks: whether to write the instances' run lengths and polygons.
+        orientation: EXIF's, 1 to 8, by which the stored pixels are to be turned.
 
     Returns:
-      A serialised tf.train.Example.
+        A serialised tf.train.Example.
     """
     features = {
         "image/encoded": bytes_feature(encoded),
@@ -139,27 +139,27 @@ def parse_record(serialized, include_masks: bool, max_polygon_vertices: int = 0)
     annotation ids as -1.
 
     Args:
-      serialized: string scalar, a serialised tf.train.Example.
-      include_masks: whether to return the masks' run lengths.
-      max_polygon_vertices: whether to return the polygons, if above 0; no object but crowds may
-        have more vertices than that, with each polygon's first point counted twice, or none.
+        serialized: string scalar, a serialised tf.train.Example.
+        include_masks: whether to return the masks' run lengths.
+        max_polygon_vertices: whether to return the polygons, if above 0; no object but crowds may
+            have more vertices than that, with each polygon's first point counted twice, or none.
 
     Returns:
-      encoded: string scalar, the image file. image_id: int64 scalar; image/id where present, else
-      image/source_id as a number, else a stable hash of it (of image/filename when it is empty).
-      height, width: int64 scalars, pixels. orientation: int64 scalar, EXIF's, 0 where only the
-      image file itself may tell it. boxes: float32 [N, 4], y1, x1, y2, x2 in pixels of the
-      original image. classes: int32 [N]. is_crowd: bool [N]. areas: float32 [N], pixels.
-      annotation_ids: int64 [N]. With masks also run_lengths: int64 [T] and num_runs: int64 [N];
-      with polygons also points: float32 [X, 2], y, x in pixels of the original image, num_points:
-      int64 [P] and num_polygons: int64 [N].
+        encoded: string scalar, the image file. image_id: int64 scalar; image/id where present, else
+        image/source_id as a number, else a stable hash of it (of image/filename when it is empty).
+        height, width: int64 scalars, pixels. orientation: int64 scalar, EXIF's, 0 where only the
+        image file itself may tell it. boxes: float32 [N, 4], y1, x1, y2, x2 in pixels of the
+        original image. classes: int32 [N]. is_crowd: bool [N]. areas: float32 [N], pixels.
+        annotation_ids: int64 [N]. With masks also run_lengths: int64 [T] and num_runs: int64 [N];
+        with polygons also points: float32 [X, 2], y, x in pixels of the original image, num_points:
+        int64 [P] and num_polygons: int64 [N].
 
     Raises:
-      tf.errors.InvalidArgumentError: when evaluated on a record without image, height or width,
-        whose instance keys differ in length, as when masks are asked for and it has none, whose
-        boxes are no fractions of the image's sides (`data.record_checks.box_checks`), whose
-        polygons are asked for and missing or too long, or whose PNG masks cannot be used
-        (`data.png_masks.png_run_lengths`).
+        tf.errors.InvalidArgumentError: when evaluated on a record without image, height or width,
+            whose instance keys differ in length, as when masks are asked for and it has none, whose
+            boxes are no fractions of the image's sides (`data.record_checks.box_checks`), whose
+            polygons are asked for and missing or too long, or whose PNG masks cannot be used
+            (`data.png_masks.png_run_lengths`).
     """
     import tensorflow as tf
 

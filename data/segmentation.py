@@ -35,16 +35,16 @@ def read_mask(segmentation, height: int, width: int) -> tuple[np.ndarray, list[n
     """Turns a COCO segmentation into the run lengths that pycocotools' `annToMask` decodes.
 
     Args:
-      segmentation: polygons (x, y in turn, pixels), or an RLE with compressed or plain counts.
-        Pieces of fewer than three points count for nothing beside polygons.
-      height, width: size of the image in pixels.
+        segmentation: polygons (x, y in turn, pixels), or an RLE with compressed or plain counts.
+            Pieces of fewer than three points count for nothing beside polygons.
+        height, width: size of the image in pixels.
 
     Returns:
-      int64 [R] run lengths, column by column, zeros first; they add up to height * width. And the
-      polygons, float64 [2 V] for each of V points, x, y in turn; none of an RLE.
+        int64 [R] run lengths, column by column, zeros first; they add up to height * width. And the
+        polygons, float64 [2 V] for each of V points, x, y in turn; none of an RLE.
 
     Raises:
-      InvalidAnnotation: the segmentation is missing or malformed.
+        InvalidAnnotation: the segmentation is missing or malformed.
     """
     if segmentation is None or segmentation in ([], {}):
         raise InvalidAnnotation(
@@ -123,13 +123,13 @@ def decode_counts(counts: str | bytes) -> np.ndarray:
     the difference to the count before last (`rleFrString` in cocoapi's maskApi.c).
 
     Args:
-      counts: the compressed text.
+        counts: the compressed text.
 
     Returns:
-      int64 [R] run lengths.
+        int64 [R] run lengths.
 
     Raises:
-      InvalidAnnotation: the text is not such an encoding.
+        InvalidAnnotation: the text is not such an encoding.
     """
     raw = counts.encode("utf-8", "surrogatepass") if isinstance(counts, str) else counts
     codes = np.frombuffer(raw, np.uint8) - np.uint8(48)  # what is below 48 comes out above 63
@@ -159,11 +159,11 @@ def mask_box(runs: np.ndarray, height: int) -> tuple[int, int, int, int]:
     """The smallest box around the pixels of a mask that has some.
 
     Args:
-      runs: int64 [R], as of `run_lengths`.
-      height: of the image in pixels.
+        runs: int64 [R], as of `run_lengths`.
+        height: of the image in pixels.
 
     Returns:
-      y1, x1, y2, x2 in pixels; y2 and x2 are behind the last pixel.
+        y1, x1, y2, x2 in pixels; y2 and x2 are behind the last pixel.
     """
     if np.count_nonzero(runs[1::2]) < len(runs) // 2:
         runs = _without_empty_runs(runs)

@@ -96,11 +96,11 @@ def setting(
     """A dataclass field that also carries what its flag has to know.
 
     Args:
-      default: the value when the flag is not given.
-      help: the flag's meaning.
-      check: what the value has to be by itself.
-      relation: what it has to be beside the other settings of its class.
-      traits: is_path and changes_predictions, as the functions below set them.
+        default: the value when the flag is not given.
+        help: the flag's meaning.
+        check: what the value has to be by itself.
+        relation: what it has to be beside the other settings of its class.
+        traits: is_path and changes_predictions, as the functions below set them.
     """
     known = {"is_path": False, "changes_predictions": False}
     metadata = {"help": help, "check": check, "relation": relation, **known, **traits}

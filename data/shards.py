@@ -83,12 +83,12 @@ def build_shard(job: ShardJob, advance: Callable[[int], None]) -> ShardResult:
     """Builds one shard, or finds it finished by an earlier run.
 
     Args:
-      job: what to build.
-      advance: called with the number of images done since its last call.
+        job: what to build.
+        advance: called with the number of images done since its last call.
 
     Raises:
-      UserError: an image or annotation is invalid and `job.skip_invalid` is off.
-      OSError: the shard cannot be written.
+        UserError: an image or annotation is invalid and `job.skip_invalid` is off.
+        OSError: the shard cannot be written.
     """
     fingerprint = _fingerprint(job)
     finished = _finished_result(job, fingerprint)
@@ -237,7 +237,7 @@ def _read_image(job: ShardJob, image: coco.CocoImage) -> tuple[bytes, images.Ima
     size, the JSON tells which.
 
     Raises:
-      InvalidImage: the image is not as announced.
+        InvalidImage: the image is not as announced.
     """
     path = _image_path(job, image)
     try:

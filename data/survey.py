@@ -62,11 +62,11 @@ def survey_records(file_pattern: str, limit: int = -1) -> Survey:
     be decoded for it, of the first `PEEK`. Those of the others are checked where they are used.
 
     Args:
-      file_pattern: as for `data.manifest.expand_pattern`.
-      limit: number of records to look at, in order of the files; -1 for all.
+        file_pattern: as for `data.manifest.expand_pattern`.
+        limit: number of records to look at, in order of the files; -1 for all.
 
     Raises:
-      UserError: nothing matches, a record cannot be read or used, or two have one image id.
+        UserError: nothing matches, a record cannot be read or used, or two have one image id.
     """
     paths = expand_pattern(file_pattern)
     readers = min(len(paths), _FILES_READ_AT_A_TIME) if limit < 0 else None

@@ -26,11 +26,11 @@ def write_shard(path: str, records: Iterable[bytes]) -> Shard:
     """Writes a TFRecord file that appears under its name only when it is complete.
 
     Args:
-      path: where to, as for `data.files.whole_file`.
-      records: serialised examples.
+        path: where to, as for `data.files.whole_file`.
+        records: serialised examples.
 
     Raises:
-      OSError: the file cannot be written.
+        OSError: the file cannot be written.
     """
     digest = hashlib.sha256()
     num_records = num_bytes = 0
@@ -49,7 +49,7 @@ def record_ends(path: str) -> Iterator[int]:
     """Where each record of a file ends, in bytes, from the lengths that frame them.
 
     Raises:
-      UserError: the file ends within a record.
+        UserError: the file ends within a record.
     """
     size = file_size(path)
     end = 0

@@ -29,10 +29,10 @@ class Window(NamedTuple):
     """The part of a pasted mask that may be set; everything outside it is 0.
 
     Attributes:
-      pixels: uint8 [h, w], 0 or 1, or float32 probabilities; h or w is 0 when the box misses the
-        image.
-      top: image row of the first window row.
-      left: image column of the first window column.
+        pixels: uint8 [h, w], 0 or 1, or float32 probabilities; h or w is 0 when the box misses the
+            image.
+        top: image row of the first window row.
+        left: image column of the first window column.
     """
 
     pixels: np.ndarray
@@ -96,15 +96,15 @@ def paste_probabilities(
     """Pastes one mask without a threshold, returning only the window that it can colour.
 
     Args:
-      mask: float [M, M], probabilities over the box.
-      box: float [4], (y1, x1, y2, x2) in pixels of the image; may reach over its border.
-      height: H of the image, pixels.
-      width: W of the image, pixels.
-      rule: "exact", where a box without area gives an empty window, or "integer", where only an
-        inverted one does.
+        mask: float [M, M], probabilities over the box.
+        box: float [4], (y1, x1, y2, x2) in pixels of the image; may reach over its border.
+        height: H of the image, pixels.
+        width: W of the image, pixels.
+        rule: "exact", where a box without area gives an empty window, or "integer", where only an
+            inverted one does.
 
     Returns:
-      The window with float32 probabilities.
+        The window with float32 probabilities.
     """
     y1, x1, y2, x2 = (float(side) for side in box)
     top, rows = _WEIGHTS[rule](y1, y2, height, mask.shape[0])
@@ -123,12 +123,12 @@ def paste_window(
     """Pastes one mask, returning only the window of the image that it can colour.
 
     Args:
-      mask, box, height, width, rule: as for `paste_probabilities`.
-      threshold: pixels whose probability is at least this ("exact"), or above it ("integer"), are
-        set.
+        mask, box, height, width, rule: as for `paste_probabilities`.
+        threshold: pixels whose probability is at least this ("exact"), or above it ("integer"), are
+            set.
 
     Returns:
-      The window with uint8 pixels, 0 or 1.
+        The window with uint8 pixels, 0 or 1.
     """
     soft = paste_probabilities(mask, box, height, width, rule)
     is_set = soft.pixels >= threshold if rule == "exact" else soft.pixels > threshold
@@ -153,7 +153,7 @@ def encode_window(window: Window, height: int, width: int) -> dict:
     Equal to pycocotools' encoding of the whole image, but the cost grows with the window.
 
     Returns:
-      {"size": [H, W], "counts": str}.
+        {"size": [H, W], "counts": str}.
     """
     columns = window.pixels.T.astype(np.int8)
     edges = np.diff(np.pad(columns, ((0, 0), (1, 1))))
@@ -176,7 +176,7 @@ def encode_counts(counts: Sequence[int], height: int, width: int) -> dict:
     """COCO's compressed RLE of run lengths (column by column, zeros first).
 
     Returns:
-      {"size": [H, W], "counts": str}.
+        {"size": [H, W], "counts": str}.
     """
     size = [height, width]
     rle = coco_mask.frPyObjects({"size": size, "counts": list(counts)}, height, width)

@@ -58,7 +58,7 @@ def _read_flags(argv: Sequence[str]) -> Conversion | str:
     """Returns what to convert, or the help text that was asked for.
 
     Raises:
-      flags.Error, ValueError: the flags cannot be used.
+        flags.Error, ValueError: the flags cannot be used.
     """
     values = _define_flags()
     if any(argument in ("-h", "-help", "--help") for argument in argv):

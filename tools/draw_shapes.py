@@ -47,10 +47,10 @@ class Shape:
     """A shape laid into a picture.
 
     Attributes:
-      category_id: COCO id of its kind.
-      parts: outlines, each float [points, 2] of (x, y) pixels.
-      hole: outline of the part that is missing, or None.
-      is_crowd: whether it stands for many small discs.
+        category_id: COCO id of its kind.
+        parts: outlines, each float [points, 2] of (x, y) pixels.
+        hole: outline of the part that is missing, or None.
+        is_crowd: whether it stands for many small discs.
     """
 
     category_id: int
@@ -124,7 +124,7 @@ def arrange_shapes(
     """Lays shapes over each other.
 
     Returns:
-      The shapes, the lowest first, and the visible part of each, bool [H, W].
+        The shapes, the lowest first, and the visible part of each, bool [H, W].
     """
     if rng.random() < _EMPTY_SHARE:
         return [], []
@@ -202,10 +202,10 @@ def describe_shape(shape: Shape, mask: np.ndarray, number: int) -> dict:
     """A COCO annotation of what is visible of a shape, its ids of image and itself left out.
 
     Args:
-      shape: the shape.
-      mask: bool [H, W], its visible part.
-      number: takes turns between the ways to write a mask. Polygons can only stand for a shape
-        that is wholly visible and has no hole.
+        shape: the shape.
+        mask: bool [H, W], its visible part.
+        number: takes turns between the ways to write a mask. Polygons can only stand for a shape
+            that is wholly visible and has no hole.
     """
     height, width = mask.shape
     rle = coco_mask.encode(np.asfortranarray(mask, np.uint8))
@@ -231,14 +231,14 @@ def draw_split(folder: str, first_id: int, count: int, seed: int, sides: tuple[i
     """Draws the pictures of one split into a folder.
 
     Args:
-      folder: where the pictures go; made when missing.
-      first_id: image id of the first one; the others follow.
-      count: how many.
-      seed: together with its image id it determines a picture.
-      sides: smallest and largest length of a picture's side, pixels.
+        folder: where the pictures go; made when missing.
+        first_id: image id of the first one; the others follow.
+        count: how many.
+        seed: together with its image id it determines a picture.
+        sides: smallest and largest length of a picture's side, pixels.
 
     Returns:
-      The COCO dict of the split.
+        The COCO dict of the split.
     """
     files.make_folder(folder)
     images: list[dict] = []
@@ -266,7 +266,7 @@ def draw_data_set(
     """Draws both splits; each annotation file is written last and appears whole.
 
     Raises:
-      UserError: the folder cannot be written.
+        UserError: the folder cannot be written.
     """
     splits = {"train": (1, num_train), "val": (num_train + 1, num_val)}
     try:

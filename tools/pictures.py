@@ -27,9 +27,9 @@ class Picture(NamedTuple):
     """A photograph or a frame.
 
     Attributes:
-      path: of its file.
-      frame: its number in a video, from 0 on; None of a photograph.
-      pixels: uint8 [h, w, 3], RGB.
+        path: of its file.
+        frame: its number in a video, from 0 on; None of a photograph.
+        pixels: uint8 [h, w, 3], RGB.
     """
 
     path: str
@@ -46,7 +46,7 @@ def find_pictures(patterns: Sequence[str]) -> list[str]:
     """The files that names, folders and glob patterns stand for, each once, in their order.
 
     Raises:
-      UserError: one of them stands for nothing.
+        UserError: one of them stands for nothing.
     """
     found: dict[str, None] = {}
     for pattern in patterns:
@@ -63,9 +63,9 @@ def read_pictures(
     """The pictures of all files; one that cannot be read is named on stderr and left out.
 
     Args:
-      paths: photographs and videos.
-      read: gives the pixels of a photograph, or raises a UserError.
-      refused: takes the paths of files of which something cannot be read.
+        paths: photographs and videos.
+        read: gives the pixels of a photograph, or raises a UserError.
+        refused: takes the paths of files of which something cannot be read.
     """
     for path in paths:
         try:
@@ -83,8 +83,8 @@ def read_frames(path: str) -> Iterator[np.ndarray]:
     """The frames of a video, upright: uint8 [h, w, 3] in RGB.
 
     Raises:
-      UserError: OpenCV is not installed; the file cannot be opened as a video, or ends early, which
-        is found after its last frame.
+        UserError: OpenCV is not installed; the file cannot be opened as a video, or ends early,
+            which is found after its last frame.
     """
     try:
         import cv2

@@ -38,13 +38,13 @@ def predict(
     """Writes the results of photographs and videos, and their pictures with what was found.
 
     Args:
-      predictor: `msrcnn.Predictor`.
-      paths: the files. One that cannot be read is named and left out.
-      folder: where to.
-      min_score: detections with a lower box score are not drawn; above 1 nothing is drawn.
+        predictor: `msrcnn.Predictor`.
+        paths: the files. One that cannot be read is named and left out.
+        folder: where to.
+        min_score: detections with a lower box score are not drawn; above 1 nothing is drawn.
 
     Returns:
-      The number of pictures, and the files of which something could not be read.
+        The number of pictures, and the files of which something could not be read.
     """
     names = _names_of_drawings(paths)
     refused: list[str] = []

@@ -70,10 +70,10 @@ def own_times(events: Iterable[Event]) -> dict[tuple[str, str], int]:
     """How long each operation of one thread took, without those that ran within it.
 
     Args:
-      events: of one thread, in any order; those that are no operations are left out.
+        events: of one thread, in any order; those that are no operations are left out.
 
     Returns:
-      Picoseconds by the name and the type of the operation.
+        Picoseconds by the name and the type of the operation.
     """
     times: dict[tuple[str, str], int] = collections.Counter()
     running: list[tuple[int, tuple[str, str]]] = []

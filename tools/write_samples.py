@@ -29,11 +29,11 @@ def read_results(folder: str, min_score: float) -> dict[int, list[dict]]:
     """Results by image id, best box_score first; masks and boxes of one detection are joined.
 
     Args:
-      folder: holds bbox.json and maybe segm.json, whose entries are in the same order.
-      min_score: results with a lower box_score are left out.
+        folder: holds bbox.json and maybe segm.json, whose entries are in the same order.
+        min_score: results with a lower box_score are left out.
 
     Raises:
-      UserError: bbox.json is missing or no JSON, or the two files do not belong together.
+        UserError: bbox.json is missing or no JSON, or the two files do not belong together.
     """
     results = _read_json(os.path.join(folder, "bbox.json"))
     if files.exists(path := os.path.join(folder, "segm.json")):
@@ -70,14 +70,14 @@ def draw_sample(
     """Reads an image as training does and draws truth and results on it: uint8 [H', W', 3].
 
     Args:
-      path: the image file.
-      image: its entry in the JSON.
-      annotations, results: of this image.
-      names: of the categories, by id.
-      exif: as for `data.decoding.decode_image`.
+        path: the image file.
+        image: its entry in the JSON.
+        annotations, results: of this image.
+        names: of the categories, by id.
+        exif: as for `data.decoding.decode_image`.
 
     Raises:
-      UserError: the image cannot be read, or has another size than its annotations refer to.
+        UserError: the image cannot be read, or has another size than its annotations refer to.
     """
     from data.photographs import read_photograph
 
@@ -97,7 +97,7 @@ def write_samples(flags: argparse.Namespace) -> int:
     """Writes the pictures and returns how many.
 
     Raises:
-      UserError: something cannot be read or written.
+        UserError: something cannot be read or written.
     """
     ground_truth = load_ground_truth(flags.object_annotations_file, "")
     results = read_results(flags.results_dir, flags.min_score)

@@ -46,17 +46,17 @@ def evaluate_results(
     """Runs COCO's evaluation of one kind of result.
 
     Args:
-      ground_truth: COCO-format dict; every annotation has area and iscrowd, and with kind "segm"
-        a segmentation in any of its forms.
-      results: entries in COCO results format, with bbox or, as compressed RLE, segmentation as
-        the kind asks; may be empty. Of equal scores in an image the earlier entry ranks first.
-      kind: "bbox" or "segm".
-      image_ids: images of the ground truth that take part.
-      max_detections: of an image; beyond COCO's 100, AP with as many is measured as well.
+        ground_truth: COCO-format dict; every annotation has area and iscrowd, and with kind "segm"
+            a segmentation in any of its forms.
+        results: entries in COCO results format, with bbox or, as compressed RLE, segmentation as
+            the kind asks; may be empty. Of equal scores in an image the earlier entry ranks first.
+        kind: "bbox" or "segm".
+        image_ids: images of the ground truth that take part.
+        max_detections: of an image; beyond COCO's 100, AP with as many is measured as well.
 
     Returns:
-      The 12 numbers of `METRICS`, beyond 100 detections also `AP@max_detections`, and AP by COCO
-      category id; -1 where no ground truth exists.
+        The 12 numbers of `METRICS`, beyond 100 detections also `AP@max_detections`, and AP by COCO
+        category id; -1 where no ground truth exists.
     """
     curves = measure_curves(ground_truth, results, kind, image_ids, max_detections)
     counted = len(_COUNTED)

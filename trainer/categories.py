@@ -32,7 +32,7 @@ def load_categories(folder: str) -> tuple[Category, ...]:
     """Reads categories.json; empty where there is none.
 
     Raises:
-      UserError: it is no list of categories.
+        UserError: it is no list of categories.
     """
     path = os.path.join(folder, FILE)
     if not files.exists(path):
@@ -52,8 +52,8 @@ def record_categories(file_pattern: str, names: Callable[[], Mapping[int, str]])
     """The categories of records: their manifest's, or else those of the labels seen.
 
     Args:
-      file_pattern: as for `data.manifest.expand_pattern`.
-      names: the name of each label, "" where the records give none; called without a manifest.
+        file_pattern: as for `data.manifest.expand_pattern`.
+        names: the name of each label, "" where the records give none; called without a manifest.
     """
     if manifest := find_manifest(file_pattern):
         return tuple(manifest.categories)

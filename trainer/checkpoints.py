@@ -34,8 +34,8 @@ class Checkpoints:
     """The checkpoints of one model_dir.
 
     Attributes:
-      step: int64 variable, the number of training steps taken.
-      loaded: the checkpoint whose weights the network has; "" as long as they are random.
+        step: int64 variable, the number of training steps taken.
+        loaded: the checkpoint whose weights the network has; "" as long as they are random.
     """
 
     def __init__(self, model_dir: str, network, updater: Updater, step: tf.Variable, keep: int):
@@ -72,14 +72,14 @@ class Checkpoints:
         model_dir only.
 
         Args:
-          init_checkpoint: a checkpoint or a folder.
-          load: gives a network the weights of `init_checkpoint`; by default all of them.
+            init_checkpoint: a checkpoint or a folder.
+            load: gives a network the weights of `init_checkpoint`; by default all of them.
 
         Returns:
-          The number of steps taken so far; 0 in a fresh folder.
+            The number of steps taken so far; 0 in a fresh folder.
 
         Raises:
-          UserError: the checkpoint does not fit, or `init_checkpoint` is none.
+            UserError: the checkpoint does not fit, or `init_checkpoint` is none.
         """
         for folder in (self._model_dir, os.path.join(self._model_dir, "best")):
             _remove_unfinished(folder)
@@ -95,10 +95,10 @@ class Checkpoints:
         """Loads the network of `init_checkpoint`, or without one of the latest checkpoint.
 
         Returns:
-          The step at which it was saved; 0 for weights that come without one.
+            The step at which it was saved; 0 for weights that come without one.
 
         Raises:
-          UserError: there is no checkpoint, or it does not fit the network.
+            UserError: there is no checkpoint, or it does not fit the network.
         """
         path = find_checkpoint(init_checkpoint) or self._recent.latest_checkpoint
         if not path:
@@ -117,8 +117,8 @@ class Checkpoints:
         """Saves everything under the current step and returns the checkpoint's path.
 
         Raises:
-          OSError: there is no room, or another reason why it cannot be written; the checkpoints
-            before are intact.
+            OSError: there is no room, or another reason why it cannot be written; the checkpoints
+                before are intact.
         """
         if self.is_saved():
             return self._recent.latest_checkpoint
@@ -134,10 +134,10 @@ class Checkpoints:
         """Takes note that the current step was evaluated; keeps it in `best/` if it is the best.
 
         Args:
-          metric: what the best is chosen by; NaN if it could not be measured.
+            metric: what the best is chosen by; NaN if it could not be measured.
 
         Returns:
-          Whether it is the best so far.
+            Whether it is the best so far.
         """
         best_step, best_metric = self._read_best()
         is_best = metric > best_metric and best_step != self._steps()
@@ -189,7 +189,7 @@ def load_network(network, path: str) -> None:
     """Loads the network's weights, all of them, from a checkpoint (or a folder's latest).
 
     Raises:
-      UserError: there is no checkpoint at `path`, or its network differs in names or shapes.
+        UserError: there is no checkpoint at `path`, or its network differs in names or shapes.
     """
     path = find_checkpoint(path)
     restore(tf.train.Checkpoint(network=network), path)
@@ -205,7 +205,7 @@ def restore(checkpoint: tf.train.Checkpoint, path: str) -> None:
     """Restores `checkpoint` from `path` after checking that every tensor has its place.
 
     Raises:
-      UserError: names or shapes differ between the file and the parts of `checkpoint`.
+        UserError: names or shapes differ between the file and the parts of `checkpoint`.
     """
     check_fit(list_shapes(checkpoint), read_shapes(path), path)
     checkpoint.read(path).assert_existing_objects_matched().expect_partial()
@@ -215,7 +215,7 @@ def check_fit(wanted: dict[str, list[int]], found: dict[str, list[int]], path: s
     """Compares tensors by name and shape; those of parts that nobody wants are left alone.
 
     Raises:
-      UserError: names the first mismatches and says how many more there are.
+        UserError: names the first mismatches and says how many more there are.
     """
     parts = {name.split("/")[0] for name in wanted}
     found = {name: shape for name, shape in found.items() if name.split("/")[0] in parts}
@@ -258,7 +258,7 @@ def read_shapes(path: str) -> dict[str, list[int]]:
     """Names and shapes of a checkpoint's tensors.
 
     Raises:
-      UserError: there is no checkpoint at `path`.
+        UserError: there is no checkpoint at `path`.
     """
     try:
         shapes = _reader(path).get_variable_to_shape_map()

@@ -18,12 +18,12 @@ def load_ground_truth(annotation_file: str, eval_file_pattern: str) -> dict:
     """Reads the ground truth to evaluate against, as a COCO-format dict.
 
     Args:
-      annotation_file: COCO JSON, of which broken images and annotations are left out with a
-        warning; "" rebuilds the ground truth from the evaluation records.
-      eval_file_pattern: glob of the evaluation records.
+        annotation_file: COCO JSON, of which broken images and annotations are left out with a
+            warning; "" rebuilds the ground truth from the evaluation records.
+        eval_file_pattern: glob of the evaluation records.
 
     Raises:
-      UserError: the file cannot be read, is no JSON, or is no COCO instance file.
+        UserError: the file cannot be read, is no JSON, or is no COCO instance file.
     """
     if not annotation_file:
         # Here because it brings TensorFlow, which nothing else here needs.
@@ -50,8 +50,8 @@ def complete_ground_truth(ground_truth: Mapping, names_by_id: Mapping[int, str])
     """A copy with complete annotations and all categories.
 
     Args:
-      ground_truth: as `load_ground_truth` returns it.
-      names_by_id: names of the categories by COCO id.
+        ground_truth: as `load_ground_truth` returns it.
+        names_by_id: names of the categories by COCO id.
     """
     images = {image["id"]: image for image in ground_truth["images"]}
     annotations = []
@@ -69,12 +69,12 @@ def segmentation_to_rle(segmentation: Mapping | Sequence, height: int, width: in
     """COCO's compressed RLE of a segmentation in any of its forms.
 
     Args:
-      segmentation: a list of polygons [x, y, x, y, ...], or {"size", "counts"} with the counts as
-        a list or compressed.
-      height: H of the image, pixels.
-      width: W of the image, pixels.
+        segmentation: a list of polygons [x, y, x, y, ...], or {"size", "counts"} with the counts as
+            a list or compressed.
+        height: H of the image, pixels.
+        width: W of the image, pixels.
 
     Raises:
-      InvalidAnnotation: the segmentation is malformed.
+        InvalidAnnotation: the segmentation is malformed.
     """
     return encode_counts(run_lengths(segmentation, height, width).tolist(), height, width)

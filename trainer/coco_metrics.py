@@ -22,15 +22,15 @@ class CocoEvaluator:
     """Collects predictions image by image and measures them against a ground truth.
 
     Args:
-      ground_truth: COCO-format dict as `trainer.coco_ground_truth.load_ground_truth` returns it.
-      categories, mask_paste: as for `CocoResults`.
-      max_detections: of an image; beyond COCO's 100, AP with as many is measured as well.
+        ground_truth: COCO-format dict as `trainer.coco_ground_truth.load_ground_truth` returns it.
+        categories, mask_paste: as for `CocoResults`.
+        max_detections: of an image; beyond COCO's 100, AP with as many is measured as well.
 
     Attributes:
-      results: `CocoResults` of what was added.
+        results: `CocoResults` of what was added.
 
     Raises:
-      UserError: the ground truth calls a category by another name.
+        UserError: the ground truth calls a category by another name.
     """
 
     def __init__(
@@ -54,7 +54,7 @@ class CocoEvaluator:
         """Takes the predictions of one image, as `CocoResults.add` does.
 
         Raises:
-          UserError: the image was added before, or the ground truth does not know it.
+            UserError: the image was added before, or the ground truth does not know it.
         """
         image_id = int(prediction["image_id"])
         if image_id in self.results.image_ids:
@@ -73,10 +73,10 @@ class CocoEvaluator:
         """Measures what was added, over the images that were added.
 
         Returns:
-          {"bbox": {the 12 of `METRICS`, and AP@n beyond 100 detections}, "per_category": {name:
-          {"bbox": AP}}}, and with masks also "segm" (ranked by mask score) and "segm_class_score"
-          (the same masks ranked by class score) in both places. 0 where there is nothing detected,
-          -1 where there is nothing to detect.
+            {"bbox": {the 12 of `METRICS`, and AP@n beyond 100 detections}, "per_category": {name:
+            {"bbox": AP}}}, and with masks also "segm" (ranked by mask score) and "segm_class_score"
+            (the same masks ranked by class score) in both places. 0 where there is nothing
+            detected, -1 where there is nothing to detect.
         """
         ranked = {"bbox": self.results.boxes}
         if self._measures_masks():

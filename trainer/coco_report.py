@@ -24,8 +24,8 @@ def explain_unmeasured(metrics: Mapping, areas: np.ndarray) -> list[str]:
     """Says of every AP that is -1 why it is so.
 
     Args:
-      metrics: as `CocoEvaluator.evaluate` returns them.
-      areas: float [objects], pixels of the objects in the evaluated images, crowds left out.
+        metrics: as `CocoEvaluator.evaluate` returns them.
+        areas: float [objects], pixels of the objects in the evaluated images, crowds left out.
     """
     sentences = []
     for metric in METRICS:
@@ -42,8 +42,8 @@ def explain_crowded(objects_by_image: Mapping[int, int], max_detections: int) ->
     """Says what COCO's bound of 100 detections an image leaves out, if it does.
 
     Args:
-      objects_by_image: number of objects by image id.
-      max_detections: of an image, by `--detections_per_image`.
+        objects_by_image: number of objects by image id.
+        max_detections: of an image, by `--detections_per_image`.
     """
     image_id, most = max(objects_by_image.items(), key=lambda item: item[1], default=(0, 0))
     if max(most, max_detections) <= DETECTIONS_COUNTED:
@@ -62,7 +62,7 @@ def format_table(metrics: Mapping) -> str:
     """Metrics as plain text: the numbers of each kind, then AP by category.
 
     Args:
-      metrics: as `CocoEvaluator.evaluate` returns them; other keys are passed over.
+        metrics: as `CocoEvaluator.evaluate` returns them; other keys are passed over.
     """
     kinds = [kind for kind in KINDS if kind in metrics]
     rows = [["", *metrics["bbox"]]]

@@ -24,16 +24,16 @@ class CocoResults:
     """Collects the predictions of images and writes them.
 
     Args:
-      categories: {"label", "id", "name"} of every class: the network's label, COCO's id (None:
-        what is found of the class is left out). A label that is not listed stands for the COCO
-        id itself.
-      mask_paste: how masks are pasted into their images, a rule of `model.paste`.
-      file_names: of the images by id.
+        categories: {"label", "id", "name"} of every class: the network's label, COCO's id (None:
+            what is found of the class is left out). A label that is not listed stands for the COCO
+            id itself.
+        mask_paste: how masks are pasted into their images, a rule of `model.paste`.
+        file_names: of the images by id.
 
     Attributes:
-      image_ids: set of the images added.
-      boxes, masks: the entries of bbox.json and segm.json.
-      have_masks: whether any prediction came with masks, be it of no object.
+        image_ids: set of the images added.
+        boxes, masks: the entries of bbox.json and segm.json.
+        have_masks: whether any prediction came with masks, be it of no object.
     """
 
     def __init__(
@@ -54,10 +54,11 @@ class CocoResults:
         """Takes the predictions of one image.
 
         Args:
-          prediction: image_id [] (-1, a padding entry, is passed over), image_info [5],
-            num_detections [], detection_boxes [N, 4] (y1, x1, y2, x2 in network pixels),
-            detection_classes [N], box_scores [N]; with masks also detection_masks [N, M, M]
-            (probabilities over the box) and mask_scores [N], and with a MaskIoU head mask_ious [N].
+            prediction: image_id [] (-1, a padding entry, is passed over), image_info [5],
+                num_detections [], detection_boxes [N, 4] (y1, x1, y2, x2 in network pixels),
+                detection_classes [N], box_scores [N]; with masks also detection_masks [N, M, M]
+                (probabilities over the box) and mask_scores [N], and with a MaskIoU head mask_ious
+                [N].
         """
         image_id = int(prediction["image_id"])
         if image_id == -1:
@@ -112,8 +113,8 @@ def boxes_in_original(prediction: Mapping[str, np.ndarray]) -> np.ndarray:
     """Detected boxes in pixels of the original image: float64 [num_detections, 4], not clipped.
 
     Args:
-      prediction: one image's; image_info [5], num_detections [], detection_boxes [N, 4] as
-        (y1, x1, y2, x2) in network pixels.
+        prediction: one image's; image_info [5], num_detections [], detection_boxes [N, 4] as
+            (y1, x1, y2, x2) in network pixels.
     """
     valid_height, valid_width, _, height, width = np.asarray(prediction["image_info"], np.float64)
     stretch = np.array([height / valid_height, width / valid_width] * 2)
@@ -131,11 +132,11 @@ def scores_of(prediction: Mapping[str, np.ndarray | None], index: int) -> dict[s
     """box_score of a detection, and mask_iou and mask_score as far as there are such.
 
     Args:
-      prediction: box_scores [N], and perhaps mask_ious [N] and mask_scores [N].
-      index: of the detection.
+        prediction: box_scores [N], and perhaps mask_ious [N] and mask_scores [N].
+        index: of the detection.
 
     Returns:
-      The shortest decimals that read back as the same float32, so that scores keep their order.
+        The shortest decimals that read back as the same float32, so that scores keep their order.
     """
     given = {name: prediction.get(key) for name, key in _SCORES.items()}
     return {name: float(str(np.float32(v[index]))) for name, v in given.items() if v is not None}

@@ -23,10 +23,10 @@ class Completion(NamedTuple):
     """All that a run has to know.
 
     Attributes:
-      params: the settings, complete.
-      categories: of the network's labels.
-      label_map: the network's label of each label of the training records, where any differ.
-      num_images: in the training records, where there are any.
+        params: the settings, complete.
+        categories: of the network's labels.
+        label_map: the network's label of each label of the training records, where any differ.
+        num_images: in the training records, where there are any.
     """
 
     params: Params
@@ -39,11 +39,11 @@ def complete_from_manifests(params: Params) -> Params:
     """Finds the number of classes as far as manifests tell it, and checks the flags by them.
 
     Returns:
-      Params whose num_classes is 0 if nothing but the records themselves tells it.
+        Params whose num_classes is 0 if nothing but the records themselves tells it.
 
     Raises:
-      UserError: a pattern matches nothing, the number of classes is too small, or the records lack
-        masks that the network is to learn.
+        UserError: a pattern matches nothing, the number of classes is too small, or the records
+            lack masks that the network is to learn.
     """
     for pattern in params.patterns:
         check_shards(pattern)
@@ -62,9 +62,9 @@ def complete_from_records(params: Params) -> Completion:
     trained on or the number of classes is known from nothing else, otherwise the first few.
 
     Raises:
-      UserError: there is no label to count classes by, a label is below 1 or beyond the number of
-        classes, the network knows other classes than the records, or these lack masks that it is to
-        learn.
+        UserError: there is no label to count classes by, a label is below 1 or beyond the number of
+            classes, the network knows other classes than the records, or these lack masks that it
+            is to learn.
     """
     about, training = params.patterns[0], params.train.trains
     facts = _look_into(params)

@@ -71,13 +71,13 @@ class Estimator:
     """Trains, evaluates and predicts with one network in one model_dir.
 
     Args:
-      model_fn: `(features, labels, mode, params, network) -> EstimatorSpec`; in training its loss
-        is the replica's share of the global loss.
-      network: has `variables`, `trainable_variables` and `decayed_variables`, and was made under
-        the strategy's scope.
-      params: settings; those of `params.data` and `params.model` are only handed on, except for
-        batch sizes, precision and jit_compile.
-      strategy: spreads batches over replicas.
+        model_fn: `(features, labels, mode, params, network) -> EstimatorSpec`; in training its loss
+            is the replica's share of the global loss.
+        network: has `variables`, `trainable_variables` and `decayed_variables`, and was made under
+            the strategy's scope.
+        params: settings; those of `params.data` and `params.model` are only handed on, except for
+            batch sizes, precision and jit_compile.
+        strategy: spreads batches over replicas.
     """
 
     def __init__(
@@ -115,20 +115,22 @@ class Estimator:
         """Trains up to `--train_steps`, going on from the model_dir's latest checkpoint.
 
         Args:
-          input_fn: `(mode, params, input_context, start_step)` to a dataset of (features, labels)
-            that does not end and begins with the batch of the step after `start_step`.
-          evaluate: called with the step after every `--eval_every_steps` and after the last, also
-            for the step that a run goes on from if it was due there and did not come to its end.
-          begin: called with the steps so far when a checkpoint was found to fit and there is
-            something to train.
-          load: as `Checkpoints.resume` takes it.
+            input_fn: `(mode, params, input_context, start_step)` to a dataset of (features, labels)
+                that does not end and begins with the batch of the step after `start_step`.
+            evaluate: called with the step after every `--eval_every_steps` and after the last, also
+                for the step that a run goes on from if it was due there and did not come to its
+                end.
+            begin: called with the steps so far when a checkpoint was found to fit and there is
+                something to train.
+            load: as `Checkpoints.resume` takes it.
 
         Returns:
-          The number of steps taken; 0 if the run was complete.
+            The number of steps taken; 0 if the run was complete.
 
         Raises:
-          UserError: a loss or gradient is not finite, the input ends, or a checkpoint does not fit.
-          Stopped: Ctrl-C, SIGTERM or SIGHUP asked for it; the steps taken are saved.
+            UserError: a loss or gradient is not finite, the input ends, or a checkpoint does not
+                fit.
+            Stopped: Ctrl-C, SIGTERM or SIGHUP asked for it; the steps taken are saved.
         """
         config = self._params.train
         start = self.checkpoints.resume(config.init_checkpoint, load)
@@ -167,7 +169,7 @@ class Estimator:
         """Loads the weights to evaluate or predict with and returns the step they were saved at.
 
         Raises:
-          UserError: the model_dir has no checkpoint and `--init_checkpoint` names none.
+            UserError: the model_dir has no checkpoint and `--init_checkpoint` names none.
         """
         return self.checkpoints.load_for_evaluation(self._params.train.init_checkpoint)
 
@@ -189,14 +191,14 @@ class Estimator:
         """Yields the predictions of each image, padding left out, in no particular order.
 
         Args:
-          input_fn: `(mode, params, input_context)` to a dataset of features that ends.
-          mode: "predict" or "eval", for `input_fn`.
-          num_images_shown: so many of the first predictions also have `image`, uint8
-            [valid height, valid width, 3], and no more are made.
+            input_fn: `(mode, params, input_context)` to a dataset of features that ends.
+            mode: "predict" or "eval", for `input_fn`.
+            num_images_shown: so many of the first predictions also have `image`, uint8
+                [valid height, valid width, 3], and no more are made.
 
         Yields:
-          NumPy arrays by name: image_id [], image_info [5], num_detections [], and N detections'
-          detection_boxes [N, 4], detection_classes [N] and so on.
+            NumPy arrays by name: image_id [], image_info [5], num_detections [], and N detections'
+            detection_boxes [N, 4], detection_classes [N] and so on.
         """
         replicas = self._strategy.num_replicas_in_sync
         context = tf.distribute.InputContext(num_replicas_in_sync=replicas)
@@ -240,7 +242,7 @@ class Estimator:
         """Acts after a step, and leaves with everything saved if a signal asks for it.
 
         Raises:
-          Stopped: says which step was saved.
+            Stopped: says which step was saved.
         """
         with contextlib.suppress(_Cut):
             for action in actions:
@@ -262,8 +264,8 @@ class TrainReport:
     """Writes a logged step to train.jsonl, to the progress line and to TensorBoard.
 
     Attributes:
-      result: the latest step's scalars.
-      stopwatch: times the steps since the latest report.
+        result: the latest step's scalars.
+        stopwatch: times the steps since the latest report.
     """
 
     def __init__(self, params: Params, updater: Updater, start: int):

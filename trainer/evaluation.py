@@ -26,14 +26,14 @@ class Evaluation:
     """Evaluates an estimator against a ground truth as often as it is called.
 
     Args:
-      estimator: whose current weights are evaluated.
-      input_fn: gives the evaluation images in mode "eval".
-      ground_truth: COCO-format dict.
-      categories: {"label", "id", "name"} of every class.
-      output_dir: where `eval/` and the summaries are written.
-      num_images_shown: predictions drawn into TensorBoard.
-      mask_paste: how masks are pasted into their images, a rule of `model.paste`.
-      max_detections: of an image, as `CocoEvaluator` takes it.
+        estimator: whose current weights are evaluated.
+        input_fn: gives the evaluation images in mode "eval".
+        ground_truth: COCO-format dict.
+        categories: {"label", "id", "name"} of every class.
+        output_dir: where `eval/` and the summaries are written.
+        num_images_shown: predictions drawn into TensorBoard.
+        mask_paste: how masks are pasted into their images, a rule of `model.paste`.
+        max_detections: of an image, as `CocoEvaluator` takes it.
     """
 
     def __init__(

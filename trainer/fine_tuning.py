@@ -32,13 +32,13 @@ def load_by_class(network, path: str, own: Sequence[Category]) -> None:
     """Loads a checkpoint's weights into a network whose classes may be others.
 
     Args:
-      network: takes the weights.
-      path: a checkpoint, or a folder's latest. Without categories.json beside it, or with the same
-        classes there, all of it has to fit.
-      own: the network's categories.
+        network: takes the weights.
+        path: a checkpoint, or a folder's latest. Without categories.json beside it, or with the
+            same classes there, all of it has to fit.
+        own: the network's categories.
 
     Raises:
-      UserError: there is no checkpoint, or it differs in more than its classes.
+        UserError: there is no checkpoint, or it differs in more than its classes.
     """
     theirs = categories.load_categories(folder_of(path))
     if not theirs or [c["name"] for c in theirs] == [c["name"] for c in own]:

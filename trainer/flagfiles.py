@@ -44,12 +44,12 @@ def read_flagfile(path: str, place: str = "", including: tuple[str, ...] = ()) -
     """Lists the flags of a file and, where they are included, those of other files.
 
     Args:
-      path: the file.
-      place: where it is named, for the message.
-      including: the files that lead to it.
+        path: the file.
+        place: where it is named, for the message.
+        including: the files that lead to it.
 
     Raises:
-      FlagfileError: it cannot be read, includes itself, or has a line that is no flag.
+        FlagfileError: it cannot be read, includes itself, or has a line that is no flag.
     """
     try:
         with files.open_file(path) as file:
@@ -78,7 +78,7 @@ def expand_flagfiles(arguments: list[str]) -> list[Argument]:
     """A command line's flags: those of its flagfiles first, since its own win over them.
 
     Raises:
-      FlagfileError: as `read_flagfile`.
+        FlagfileError: as `read_flagfile`.
     """
     own, from_files = [], []
     rest: Iterator[str] = iter(arguments)

@@ -90,9 +90,9 @@ class CommandLine(typing.NamedTuple):
     """What a command line says.
 
     Attributes:
-      params: the settings.
-      flag_values: all flags, a program's own among them.
-      places: where each flag that was given stands: FILE:LINE, or "" for the command line itself.
+        params: the settings.
+        flag_values: all flags, a program's own among them.
+        places: where each flag that was given stands: FILE:LINE, or "" for the command line itself.
     """
 
     params: Params
@@ -192,11 +192,11 @@ def parse_command_line(
     """The same with all that a command line says.
 
     Args:
-      argv: the command line.
-      description: what the program is for.
-      define_more: defines flags of the program's own.
-      recall: of the settings' values and the places of those that were given it makes other values,
-        and the places that it has them from.
+        argv: the command line.
+        description: what the program is for.
+        define_more: defines flags of the program's own.
+        recall: of the settings' values and the places of those that were given it makes other
+            values, and the places that it has them from.
     """
     flag_values = flags.FlagValues()
     define_flags(flag_values)
@@ -227,11 +227,11 @@ def assign_flags(flag_values: flags.FlagValues, arguments: Iterable[Argument]) -
     """Gives flags the values that arguments name, later ones in place of earlier ones.
 
     Returns:
-      The place of each flag that was named.
+        The place of each flag that was named.
 
     Raises:
-      ValueError: a flag is unknown, or its value missing or not of its kind; the message begins
-        with the place, if it is in a file.
+        ValueError: a flag is unknown, or its value missing or not of its kind; the message begins
+            with the place, if it is in a file.
     """
     places = {}
     rest = iter(arguments)
@@ -304,9 +304,9 @@ def format_help(description: str, short: bool = False, own: Iterable[flags.Flag]
     """Lists a program's own flags and then all settings, room by room.
 
     Args:
-      description: what the program is for.
-      short: leaves the flags' meaning out.
-      own: flags that are no settings.
+        description: what the program is for.
+        short: leaves the flags' meaning out.
+        own: flags that are no settings.
     """
     rooms = {"this program": [(flag.name, flag.default, flag.help) for flag in own]}
     for setting in list_settings():

@@ -30,9 +30,9 @@ class FiniteGuard:
     """Keeps the scalars of each step, unsynchronised, until they are looked at.
 
     Args:
-      strategy: where image ids come from, one part a replica.
-      overflows_endured: steps in a row whose gradients may be infinite or NaN: 0, or
-        `OVERFLOWS_ENDURED` under dynamic loss scaling, which skips such steps by itself.
+        strategy: where image ids come from, one part a replica.
+        overflows_endured: steps in a row whose gradients may be infinite or NaN: 0, or
+            `OVERFLOWS_ENDURED` under dynamic loss scaling, which skips such steps by itself.
     """
 
     def __init__(self, strategy: tf.distribute.Strategy, overflows_endured: int = 0):
@@ -49,7 +49,7 @@ class FiniteGuard:
         """Looks at the steps kept and forgets them.
 
         Raises:
-          UserError: names the first step whose loss or gradient is not finite, and its images.
+            UserError: names the first step whose loss or gradient is not finite, and its images.
         """
         kept, self._kept = self._kept, []
         for step, loss, norm, image_ids in kept:

@@ -36,14 +36,14 @@ def settle_categories(
     """The network's categories, and its labels for those of the training records.
 
     Args:
-      params: the settings.
-      found: the categories of the records that the run is about.
+        params: the settings.
+        found: the categories of the records that the run is about.
 
     Returns:
-      The categories, and the network's label by the records' label, {} if none differ.
+        The categories, and the network's label by the records' label, {} if none differ.
 
     Raises:
-      UserError: the training records have classes that the network does not know.
+        UserError: the training records have classes that the network does not know.
     """
     known = known_categories(params)
     if known:
@@ -84,7 +84,7 @@ def evaluated_categories(
     """The network's categories with the ids that a ground truth gives to their names.
 
     Raises:
-      UserError: the ground truth or the records have classes that the network does not know.
+        UserError: the ground truth or the records have classes that the network does not know.
     """
     truth = ground_truth["categories"]
     if not known:
@@ -100,7 +100,7 @@ def predicted_categories(params: Params, known: Sequence[Category]) -> Sequence[
     """The network's categories with the ids that the records' manifest gives to their names.
 
     Raises:
-      UserError: the manifest has classes that the network does not know.
+        UserError: the manifest has classes that the network does not know.
     """
     pattern = params.data.eval_file_pattern
     manifest = find_manifest(pattern)

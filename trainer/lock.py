@@ -32,7 +32,7 @@ def exclusive_training(model_dir: str) -> Iterator[None]:
     """Holds the model_dir for this process's training; evaluations beside it do not ask.
 
     Raises:
-      UserError: another training holds it.
+        UserError: another training holds it.
     """
     if files.has_scheme(model_dir):
         with _lease(model_dir):

@@ -97,7 +97,7 @@ def execute(params: Params) -> None:
     """Does what `--mode` says.
 
     Raises:
-      UserError: something in the flags, the records or the model_dir cannot be used.
+        UserError: something in the flags, the records or the model_dir cannot be used.
     """
     _require_folders(params)
     training = params.train.trains

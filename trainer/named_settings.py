@@ -28,12 +28,12 @@ def choose_settings(given: Mapping[str, object], values: Values | None = None) -
     """The settings given, and for the others `values`, and for the others their defaults.
 
     Args:
-      given: Python values by the names of flags; lists will do for tuples.
-      values: of a record or flagfiles.
+        given: Python values by the names of flags; lists will do for tuples.
+        values: of a record or flagfiles.
 
     Raises:
-      TypeError: there is no setting of such a name, or its value is of another type.
-      ValueError: a setting has a value that it cannot have.
+        TypeError: there is no setting of such a name, or its value is of another type.
+        ValueError: a setting has a value that it cannot have.
     """
     settings = {setting.name: setting for setting in list_settings()}
     for name in given:
@@ -51,7 +51,7 @@ def read_flagfiles(paths: Iterable[str | os.PathLike[str]]) -> Values:
     """The settings that flagfiles name, of which later ones override earlier ones.
 
     Raises:
-      ValueError: a file cannot be read, or a line is no flag or has a value that it cannot have.
+        ValueError: a file cannot be read, or a line is no flag or has a value that it cannot have.
     """
     flag_values = flags.FlagValues()
     define_flags(flag_values)
@@ -63,7 +63,7 @@ def _convert(setting: Setting, value: object) -> object:
     """The value as its setting's type.
 
     Raises:
-      TypeError: it is of another type.
+        TypeError: it is of another type.
     """
     kind, is_tuple = setting.type, typing.get_origin(setting.type) is tuple
     if is_tuple:

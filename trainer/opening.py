@@ -51,8 +51,8 @@ def warn_of_frozen_weights(params: Params, loaded: str) -> None:
     """Warns of layers that stay as they were initialised.
 
     Args:
-      params: settings.
-      loaded: where the weights come from; empty if they are random.
+        params: settings.
+        loaded: where the weights come from; empty if they are random.
     """
     model = params.model
     frozen = {"freeze_at": model.freeze_at > 0, "norm": model.norm == "frozen_bn"}
@@ -71,9 +71,9 @@ def warn_of_slow_precision(params: Params, devices: str, cpu_info: str = "/proc/
     """Warns of 16-bit arithmetic on an x86 processor that has to emulate it.
 
     Args:
-      params: settings.
-      devices: in words.
-      cpu_info: where Linux lists what its processors can do.
+        params: settings.
+        devices: in words.
+        cpu_info: where Linux lists what its processors can do.
     """
     precision = params.model.precision
     if precision == "float32" or "CPU" not in devices or not files.exists(cpu_info):
@@ -95,10 +95,10 @@ def describe_system(
     """The network in a line, with its classes, precision, devices and weights.
 
     Args:
-      params: settings.
-      categories: of the network's labels.
-      devices: in words.
-      weights: where they come from, in words.
+        params: settings.
+        categories: of the network's labels.
+        devices: in words.
+        weights: where they come from, in words.
     """
     model = params.model
     return (

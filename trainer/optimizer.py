@@ -166,8 +166,8 @@ class Updater:
     """Turns a replica's loss into one update of the variables; call it under the scope.
 
     Attributes:
-      optimizer: the Keras optimizer, built for the network's trainable variables.
-      loss_scale: `LossScale` under mixed_float16, else None.
+        optimizer: the Keras optimizer, built for the network's trainable variables.
+        loss_scale: `LossScale` under mixed_float16, else None.
     """
 
     def __init__(self, network, params: Params):
@@ -216,9 +216,9 @@ class Updater:
         """Updates the variables; call it outside the replicas.
 
         Args:
-          gradients: what `gradients` returned in each replica.
-          norm: float32 scalar, the global norm; under float16 a step where it is not finite
-            is skipped.
+            gradients: what `gradients` returned in each replica.
+            norm: float32 scalar, the global norm; under float16 a step where it is not finite
+                is skipped.
         """
 
         def update():

@@ -28,9 +28,9 @@ class Instance:
     """One object to draw.
 
     Attributes:
-      box: (y1, x1, y2, x2) in pixels of the picture.
-      label: text beside the box.
-      mask: uint8 [H, W], 0 or 1; None draws the box alone.
+        box: (y1, x1, y2, x2) in pixels of the picture.
+        label: text beside the box.
+        mask: uint8 [H, W], 0 or 1; None draws the box alone.
     """
 
     box: tuple[float, float, float, float]
@@ -49,12 +49,12 @@ def prediction_instances(
     """What a prediction of one image shows on a picture of it, best box_score first.
 
     Args:
-      prediction: as `CocoEvaluator.add` takes it.
-      names: class name by label; a label without one shows its number.
-      height: H of the picture, pixels; need not be the network's nor the original's.
-      width: W of the picture, pixels.
-      min_score: detections with a lower box_score are left out.
-      mask_paste: how masks are pasted, a rule of `model.paste`.
+        prediction: as `CocoEvaluator.add` takes it.
+        names: class name by label; a label without one shows its number.
+        height: H of the picture, pixels; need not be the network's nor the original's.
+        width: W of the picture, pixels.
+        min_score: detections with a lower box_score are left out.
+        mask_paste: how masks are pasted, a rule of `model.paste`.
     """
     count = int(prediction["num_detections"])
     valid_height, valid_width = prediction["image_info"][:2]
@@ -84,11 +84,11 @@ def annotation_instances(
     """What COCO annotations, or entries in COCO results format, show on their picture.
 
     Args:
-      annotations: of one image; bbox, category_id, and where they exist segmentation, iscrowd and
-        the scores box_score, mask_iou and mask_score.
-      names: category name by COCO id.
-      height: H of the original picture, pixels.
-      width: W of the original picture, pixels.
+        annotations: of one image; bbox, category_id, and where they exist segmentation, iscrowd and
+            the scores box_score, mask_iou and mask_score.
+        names: category name by COCO id.
+        height: H of the original picture, pixels.
+        width: W of the original picture, pixels.
     """
     instances = []
     for annotation in annotations:
@@ -112,12 +112,12 @@ def draw_comparison(
     """Ground truth on the left, prediction on the right, small pictures enlarged.
 
     Args:
-      image: uint8 [H, W, 3].
-      ground_truth: objects of the left picture.
-      prediction: objects of the right picture; labels of the first ones are placed first.
+        image: uint8 [H, W, 3].
+        ground_truth: objects of the left picture.
+        prediction: objects of the right picture; labels of the first ones are placed first.
 
     Returns:
-      uint8 [H', W', 3], H' and W' at least what two legible pictures need.
+        uint8 [H', W', 3], H' and W' at least what two legible pictures need.
     """
     enlargement = _legible_enlargement(image, max(len(ground_truth), len(prediction)))
     left = draw_instances(image, ground_truth, enlargement)
@@ -138,13 +138,13 @@ def draw_instances(
     Labels that would cover another label are left out, the first objects having the first choice.
 
     Args:
-      image: uint8 [H, W, 3].
-      instances: what to draw, in pixels of the image.
-      enlargement: whole number f; None takes the one that makes the longer side at least 480
-        pixels, or 960 where there are many objects.
+        image: uint8 [H, W, 3].
+        instances: what to draw, in pixels of the image.
+        enlargement: whole number f; None takes the one that makes the longer side at least 480
+            pixels, or 960 where there are many objects.
 
     Returns:
-      uint8 [f H, f W, 3].
+        uint8 [f H, f W, 3].
     """
     factor = enlargement or _legible_enlargement(image, len(instances))
     canvas = _enlarge(image, factor).astype(np.float32)

@@ -33,14 +33,14 @@ def make_settings(*flagfiles: str | os.PathLike[str], **settings: object) -> Par
     """The settings of a network and its training.
 
     Args:
-      flagfiles: such as configs/r18.flags; later ones override earlier ones.
-      settings: by the names of their flags; they override the flagfiles. `num_classes` is taken
-        from the records of `train_file_pattern` where it is not given.
+        flagfiles: such as configs/r18.flags; later ones override earlier ones.
+        settings: by the names of their flags; they override the flagfiles. `num_classes` is taken
+            from the records of `train_file_pattern` where it is not given.
 
     Raises:
-      TypeError: there is no setting of such a name, or its value is of another type.
-      ValueError: a setting has a value that it cannot have, or a flagfile a line.
-      UserError: the training records cannot be used.
+        TypeError: there is no setting of such a name, or its value is of another type.
+        ValueError: a setting has a value that it cannot have, or a flagfile a line.
+        UserError: the training records cannot be used.
     """
     params = choose_settings(settings, read_flagfiles(flagfiles))
     params = resolve_schedule(params, settings)
@@ -55,12 +55,12 @@ def build(settings: Params, checkpoint: str | os.PathLike[str] = "") -> Detector
     """The network of `settings.model.system`, with the weights of a checkpoint or random ones.
 
     Args:
-      settings: see `make_settings`.
-      checkpoint: a checkpoint of a training or an import, or a folder with some: the latest.
+        settings: see `make_settings`.
+        checkpoint: a checkpoint of a training or an import, or a folder with some: the latest.
 
     Raises:
-      ValueError: the number of classes is not known, or the backbone lacks an option asked for.
-      UserError: there is no such checkpoint, or it is of another network.
+        ValueError: the number of classes is not known, or the backbone lacks an option asked for.
+        UserError: there is no such checkpoint, or it is of another network.
     """
     if not settings.model.num_classes:
         raise SettingError(
@@ -88,10 +88,10 @@ def save(network: Detector, settings: Params, folder: str | os.PathLike[str]) ->
     """Writes what `load` opens: weights, settings, and the classes of the training records.
 
     Returns:
-      The path of the checkpoint.
+        The path of the checkpoint.
 
     Raises:
-      UserError: the folder cannot be written.
+        UserError: the folder cannot be written.
     """
     folder = files.expand(folder)
     files.require_writable(folder, "model_dir")

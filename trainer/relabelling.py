@@ -12,9 +12,9 @@ def relabel(input_fn: Callable, label_map: Mapping[int, int]) -> Callable:
     """An input function whose training labels have the network's numbers.
 
     Args:
-      input_fn: as `data.input_fn.input_fn`.
-      label_map: the network's label of each of the records'; empty where they are the same. The
-        background, which is padding as well, stays 0.
+        input_fn: as `data.input_fn.input_fn`.
+        label_map: the network's label of each of the records'; empty where they are the same. The
+            background, which is padding as well, stays 0.
     """
     if not label_map:
         return input_fn

@@ -72,7 +72,7 @@ def load_record(folder: str) -> Values:
     """The recorded settings by name; empty without a record.
 
     Raises:
-      UserError: it cannot be read.
+        UserError: it cannot be read.
     """
     return _load_with_places(folder)[0]
 
@@ -81,7 +81,7 @@ def load_params(folder: str) -> Params:
     """The recorded settings, with defaults for what is not recorded.
 
     Raises:
-      UserError: they cannot be read.
+        UserError: they cannot be read.
     """
     defaults = {setting.name: setting.default for setting in list_settings()}
     return make_params(defaults | load_record(folder))
@@ -91,14 +91,14 @@ def recall_settings(values: Values, places: Places) -> tuple[Values, Places]:
     """The settings to evaluate or predict with: those given, and else those of the training.
 
     Args:
-      values: by name, given or not.
-      places: of those that are given.
+        values: by name, given or not.
+        places: of those that are given.
 
     Returns:
-      The values, and where the record has what is taken from it.
+        The values, and where the record has what is taken from it.
 
     Raises:
-      UserError: the record cannot be read.
+        UserError: the record cannot be read.
     """
     values = values | {"init_checkpoint": _named_checkpoint(values, places)}
     folder = home_of(values["model_dir"], values["init_checkpoint"])

@@ -17,13 +17,13 @@ def resolve_schedule(params: Params, literal: Container[str] = ()) -> Params:
     the steps are k times fewer, so that the images seen stay the same.
 
     Args:
-      params: settings; a `learning_rate_batch_size` of 0 says that the numbers are meant as they
-        are.
-      literal: names of settings whose steps are meant as they are, such as those that were given
-        on the command line.
+        params: settings; a `learning_rate_batch_size` of 0 says that the numbers are meant as they
+            are.
+        literal: names of settings whose steps are meant as they are, such as those that were given
+            on the command line.
 
     Returns:
-      Params with `learning_rate_batch_size` 0, which scaling once more does not change.
+        Params with `learning_rate_batch_size` 0, which scaling once more does not change.
     """
     train, reference = params.train, params.train.learning_rate_batch_size
     if not reference:

@@ -139,10 +139,10 @@ def split_images(
     """Yields the predictions of each image of a batch, padding entries left out.
 
     Args:
-      features: `image` uint8 [B, H, W, 3] is read when `with_images`.
-      predictions: `image_id` [B], `image_info` [B, 5], `num_detections` [B] and arrays [B, N, ...],
-        which are cut to the image's number of detections.
-      with_images: adds `image`, uint8 [valid height, valid width, 3].
+        features: `image` uint8 [B, H, W, 3] is read when `with_images`.
+        predictions: `image_id` [B], `image_info` [B, 5], `num_detections` [B] and arrays [B, N,
+            ...], which are cut to the image's number of detections.
+        with_images: adds `image`, uint8 [valid height, valid width, 3].
     """
     for index, image_id in enumerate(predictions["image_id"]):
         if image_id == IMAGE_ID_OF_PADDING:

@@ -27,7 +27,7 @@ class StopSignals:
     signals cannot be handled, the context does nothing.
 
     Attributes:
-      requested: name of the first signal, "" before there was any.
+        requested: name of the first signal, "" before there was any.
     """
 
     def __init__(self):

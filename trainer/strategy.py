@@ -17,7 +17,7 @@ def prepare_runtime(params: Params) -> None:
     """Seeds every generator and prepares the devices; call it before TensorFlow is used.
 
     Raises:
-      UserError: the CPU cannot be split any more because TensorFlow already runs.
+        UserError: the CPU cannot be split any more because TensorFlow already runs.
     """
     keras.utils.set_random_seed(params.data.seed)
     if params.data.deterministic:
@@ -41,7 +41,7 @@ def make_strategy(params: Params) -> tf.distribute.Strategy:
     """The strategy that `--distribution` asks for on the devices at hand.
 
     Raises:
-      UserError: a batch that cannot be split evenly, or XLA over several replicas.
+        UserError: a batch that cannot be split evenly, or XLA over several replicas.
     """
     if os.environ.get("TF_CONFIG"):
         print(

@@ -16,13 +16,13 @@ def check_labels(
     """Compares the labels of records with the number of classes, the background among them.
 
     Args:
-      pattern: of the records.
-      names: a name, or "", by label.
-      num_classes: of the network.
-      for_training: whether they are to be learnt; otherwise larger labels are warned about.
+        pattern: of the records.
+        names: a name, or "", by label.
+        num_classes: of the network.
+        for_training: whether they are to be learnt; otherwise larger labels are warned about.
 
     Raises:
-      UserError: a label is below 1, or too large to be learnt.
+        UserError: a label is below 1, or too large to be learnt.
     """
     if min(names, default=1) < 1:
         raise UserError(
@@ -48,8 +48,8 @@ def check_training_records(params: Params, facts) -> None:
     """Compares the settings with a `Manifest` or a `data.survey.Survey` of the training records.
 
     Raises:
-      UserError: the records lack masks or polygons that are to be learnt, or there is no room for
-        the polygons.
+        UserError: the records lack masks or polygons that are to be learnt, or there is no room for
+            the polygons.
     """
     pattern = params.data.train_file_pattern
     for entry in facts.warnings:

@@ -70,11 +70,11 @@ def make_foreign_record(pixels, boxes=(), labels=(), **features) -> bytes:
     """A record as other converters write it.
 
     Args:
-      pixels: the image, stored as PNG.
-      boxes: [N, 4] as fractions of the image, y1, x1, y2, x2; without any there are no
-        image/object/* keys at all.
-      labels: N of them.
-      features: further ones by name, __ for /; a list of bytes, ints or floats each.
+        pixels: the image, stored as PNG.
+        boxes: [N, 4] as fractions of the image, y1, x1, y2, x2; without any there are no
+            image/object/* keys at all.
+        labels: N of them.
+        features: further ones by name, __ for /; a list of bytes, ints or floats each.
     """
     import tensorflow as tf
 

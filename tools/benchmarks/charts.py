@@ -60,12 +60,12 @@ def draw(chart: str, measurements: Sequence[Measurement], picture: str) -> bytes
     """Draws a chart from those measurements that it can show.
 
     Args:
-      chart: "overview" or "scaling".
-      measurements: of all kinds.
-      picture: "svg" or "png".
+        chart: "overview" or "scaling".
+        measurements: of all kinds.
+        picture: "svg" or "png".
 
     Raises:
-      UserError: matplotlib is missing, or the chart would be empty.
+        UserError: matplotlib is missing, or the chart would be empty.
     """
     try:
         import matplotlib

@@ -61,13 +61,13 @@ class Measurement:
     """One JSON file.
 
     Attributes:
-      path: the file.
-      stage: one of `STAGES`.
-      date: day of the measurement, YYYY-MM-DD.
-      machine: the machine in words.
-      sweep: the setting that varies, or an empty text.
-      programs: ours first.
-      speedups: for each peer, how many times as fast as it this project is.
+        path: the file.
+        stage: one of `STAGES`.
+        date: day of the measurement, YYYY-MM-DD.
+        machine: the machine in words.
+        sweep: the setting that varies, or an empty text.
+        programs: ours first.
+        speedups: for each peer, how many times as fast as it this project is.
     """
 
     path: str
@@ -97,7 +97,7 @@ def read_measurement(path: str) -> Measurement:
     """Reads a JSON file of tools/benchmark.py.
 
     Raises:
-      UserError: the file cannot be read, or is another one.
+        UserError: the file cannot be read, or is another one.
     """
     try:
         with open(path, encoding="utf-8") as file:
@@ -174,8 +174,8 @@ def describe(measurement: Measurement, others: Sequence[Measurement] = ()) -> st
     """The settings that tell a measurement apart, such as "512 px, batch 2, float32".
 
     Args:
-      measurement: what to describe.
-      others: where they measure the same stage, the settings in which they differ are named too.
+        measurement: what to describe.
+        others: where they measure the same stage, the settings in which they differ are named too.
     """
     settings = measurement.programs[0].settings
     always = STAGES[measurement.stage].settings

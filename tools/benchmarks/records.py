@@ -28,7 +28,7 @@ def run_converter(settings: Settings, annotations: str, folder: str) -> None:
     """Converts as a user would, to shards `train-*.tfrecord` in `folder`.
 
     Raises:
-      UserError: the converter refuses.
+        UserError: the converter refuses.
     """
     command = [
         sys.executable,

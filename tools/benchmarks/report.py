@@ -15,9 +15,9 @@ def summarise(stage: str, results: Sequence[Result], sweep: str = "") -> dict:
     """The JSON object of a measurement.
 
     Args:
-      stage: one of `STAGES`.
-      results: of the programs, ours first.
-      sweep: the flag whose values they differ in, if they do.
+        stage: one of `STAGES`.
+        results: of the programs, ours first.
+        sweep: the flag whose values they differ in, if they do.
     """
     unit = STAGES[stage].unit
     programs = [_program(result, unit) for result in results]

@@ -18,10 +18,10 @@ class Stage(NamedTuple):
     """A stage that can be benchmarked.
 
     Attributes:
-      title: what people call it.
-      unit: of its figure: "images/s", "s/step", "s/image", "ms/image" or "s".
-      settings: those that a chart always states.
-      streams: whether it works ahead, and so has finished work in stock when its turn comes.
+        title: what people call it.
+        unit: of its figure: "images/s", "s/step", "s/image", "ms/image" or "s".
+        settings: those that a chart always states.
+        streams: whether it works ahead, and so has finished work in stock when its turn comes.
     """
 
     title: str
@@ -49,7 +49,7 @@ class Settings:
     """The settings that all programs share; each is a flag.
 
     Raises:
-      SettingError: a value cannot be used.
+        SettingError: a value cannot be used.
     """
 
     image_size: int = setting(832, "Side of the square canvas, pixels.", POSITIVE)

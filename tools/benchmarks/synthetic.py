@@ -37,7 +37,7 @@ def read_coco(settings: Settings) -> dict:
     """The COCO file to work on, its objects drawn anew if a number of them an image is asked for.
 
     Raises:
-      UserError: no file is named, or it cannot be read.
+        UserError: no file is named, or it cannot be read.
     """
     path = settings.object_annotations_file
     if not path:

@@ -33,12 +33,12 @@ class Result:
     """What became of one program.
 
     Attributes:
-      job: what it was told.
-      versions: of the packages it ran with.
-      ready_seconds: from the start of the process until it could begin.
-      first_seconds: its first run, which does not count.
-      samples: the timed runs.
-      peak_rss_mb: the most memory its process, or a process that it started, ever held.
+        job: what it was told.
+        versions: of the packages it ran with.
+        ready_seconds: from the start of the process until it could begin.
+        first_seconds: its first run, which does not count.
+        samples: the timed runs.
+        peak_rss_mb: the most memory its process, or a process that it started, ever held.
     """
 
     job: Job
@@ -53,7 +53,7 @@ class Worker:
     """A program in its process.
 
     Args:
-      job: what to do.
+        job: what to do.
     """
 
     def __init__(self, job: Job):
@@ -123,7 +123,7 @@ def take_turns(jobs: Sequence[Job], repeats: int) -> list[Result]:
     """Times the programs `repeats` times, one after the other each time.
 
     Raises:
-      UserError: one of them cannot do its work.
+        UserError: one of them cannot do its work.
     """
     with contextlib.ExitStack() as stack:
         workers = []

@@ -34,11 +34,11 @@ class Job:
     """What a process is to do.
 
     Attributes:
-      name: `OURS`, or one of `tools.benchmarks.peers`.
-      what: one of `STAGES`.
-      python: the interpreter to run it with.
-      argv: our own command line, `OURS` only.
-      settings: of the work; a peer takes its `PeerSettings` from them.
+        name: `OURS`, or one of `tools.benchmarks.peers`.
+        what: one of `STAGES`.
+        python: the interpreter to run it with.
+        argv: our own command line, `OURS` only.
+        settings: of the work; a peer takes its `PeerSettings` from them.
     """
 
     name: str

@@ -34,7 +34,7 @@ def with_canvas(params: Params, settings: Settings) -> Params:
     """The settings with the flags' canvas and batch, and COCO's classes if none are told.
 
     Raises:
-      UserError: no network can have them.
+        UserError: no network can have them.
     """
     size, batch = settings.image_size, settings.batch_size
     try:
@@ -217,7 +217,7 @@ def make_evaluate(params: Params, settings: Settings) -> Workload:
     """COCO evaluation of one kind: 30 detections an image, many of them wrong.
 
     Raises:
-      UserError: the kind is one of `backbone`.
+        UserError: the kind is one of `backbone`.
     """
     if settings.kind not in ("bbox", "segm"):
         raise UserError(f"--kind={settings.kind}: `evaluate` has bbox and segm.")

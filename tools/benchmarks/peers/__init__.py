@@ -41,7 +41,7 @@ def expect_detections(counts: list[int]) -> None:
     """Refuses figures of less work than ours.
 
     Raises:
-      RuntimeError: an image has fewer than `DETECTIONS`.
+        RuntimeError: an image has fewer than `DETECTIONS`.
     """
     if min(counts) < DETECTIONS:
         raise RuntimeError(f"{counts} of {DETECTIONS} detections: larger images have more.")

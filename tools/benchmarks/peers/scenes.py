@@ -17,10 +17,10 @@ class Scene(NamedTuple):
     """An image and its objects.
 
     Attributes:
-      image: uint8 [3, S, S].
-      boxes: float32 [G, 4] as x1, y1, x2, y2 in pixels.
-      labels: int64 [G] from 1.
-      masks: uint8 [G, S, S], an ellipse in each box.
+        image: uint8 [3, S, S].
+        boxes: float32 [G, 4] as x1, y1, x2, y2 in pixels.
+        labels: int64 [G] from 1.
+        masks: uint8 [G, S, S], an ellipse in each box.
     """
 
     image: np.ndarray

@@ -70,8 +70,8 @@ def name_classes(
     """A box head's outputs for three classes a RoI that pass the threshold, as ours are pinned.
 
     Args:
-      outputs: logits [N, K] and box deltas.
-      first: of the K - 1 classes that are objects.
+        outputs: logits [N, K] and box deltas.
+        first: of the K - 1 classes that are objects.
     """
     import torch
 
