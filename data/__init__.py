@@ -1,1 +1,1 @@
-"""From COCO files to batches; nothing here knows a layer."""
+"""The data package: from COCO files to batches, independent of any network."""

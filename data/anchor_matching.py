@@ -4,15 +4,16 @@ The rule is Faster R-CNN's (Ren et al., section 3.1.2). An anchor is positive if
 ground truth reaches `positive_iou`, or if it is some ground truth's best anchor (every one of them
 where several tie); it is negative if its best IoU is below `negative_iou`; otherwise it is ignored.
 A positive's target is the ground truth it overlaps most, the first one on ties. A ground truth that
-meets no anchor makes none positive, although Detectron2 and torchvision would force all of them at
-IoU 0. Crowds take no part; on request, anchors lying mostly inside one are not taken as negatives.
+overlaps no anchor makes none positive, whereas Detectron2 and torchvision would force all anchors
+at IoU 0. Crowds are ignored; optionally, anchors lying mostly inside one are not used as negatives.
 
-mmdetection forces otherwise (`forced_match="reassign"`): only a best IoU that reaches
-`negative_iou`, its min_pos_iou, forces anchors, and these learn the ground truth that forces them,
-the last one where several do, even if they overlap another more.
+mmdetection forces anchors differently (`forced_match="reassign"`): only a best IoU that reaches
+`negative_iou`, its min_pos_iou, forces anchors, and their target is the ground truth that forces
+them (the last one if there are several), even if they overlap another one more.
 
-Only the pairs that can matter are compared (`anchor_windows`), and the negatives, nearly all of the
-anchors, are never listed: time and memory grow with the boxes, hardly with the canvas.
+Only pairs that can affect the result are compared (`anchor_windows`), and the negatives, nearly all
+of the anchors, are never listed. Time and memory therefore grow with the number of boxes and hardly
+with the canvas.
 
 Axes: A anchors, G ground truths, C crowds, N pairs of a box and an anchor or other lists, P
 positives, S samples.
@@ -36,8 +37,8 @@ from data.anchor_windows import (
 )
 from data.anchors import AnchorGrid
 
-# IoUs that differ by less, relatively, tie: rounding separates what is equal in exact arithmetic,
-# such as the anchors of all ratios inside a huge box.
+# IoUs with a smaller relative difference count as equal, because rounding separates values that are
+# equal in exact arithmetic, such as those of all ratios inside a huge box.
 TIE_TOLERANCE = 1e-6
 FORCED_MATCHES = ("best", "reassign")
 
@@ -48,8 +49,8 @@ class AnchorMatches(NamedTuple):
     Attributes:
         positives: int32 [P], ascending indices of the positive anchors.
         non_negatives: int32 [N], ascending indices of the positive and the ignored anchors.
-        claims: float32 [G], the IoU from which a positive has to learn this ground truth, infinite
-            where it learns the one it overlaps most.
+        claims: float32 [G], the IoU from which a positive's target has to be this ground truth;
+            infinite where the target is the one it overlaps most.
     """
 
     positives: tf.Tensor
@@ -97,16 +98,16 @@ def match_and_sample(
         num_samples: S.
         positive_fraction: largest share of positives among the samples.
         ignore_crowds: whether anchors inside crowds are kept out of the negatives.
-        forced_match: "best" or "reassign", as told above.
-        negative_area: float32 [2], height and width of what the centres of negatives lie within,
-            from the canvas' upper left corner; None: all of the canvas.
+        forced_match: "best" or "reassign", as described above.
+        negative_area: float32 [2], height and width of the area, starting at the canvas' upper left
+            corner, that the centres of negatives lie within; None for the whole canvas.
 
     Returns:
         RpnTargets.
 
     Raises:
         ValueError: the thresholds are not 0 < negative_iou <= positive_iou, or `forced_match` is
-            neither.
+            unknown.
     """
     matches = match(
         gt_boxes,
@@ -182,7 +183,7 @@ def match(
 
 
 def matched_gts(gt_boxes: tf.Tensor, anchors: CentredBoxes, claims: tf.Tensor) -> tf.Tensor:
-    """The ground truth of each of P anchors: the last that claims it or the one it overlaps most.
+    """Finds each anchor's target: the last ground truth that claims it or the one it overlaps most.
 
     All G ground truths are compared, because below `negative_iou` any of them may overlap a forced
     anchor more than the one that forces it. The first of equally large overlaps is taken.
@@ -207,12 +208,12 @@ def matched_gts(gt_boxes: tf.Tensor, anchors: CentredBoxes, claims: tf.Tensor) -
 def draw(population: tf.Tensor, seed: tf.Tensor, limit: int) -> tf.Tensor:
     """Draws distinct numbers below `population`, all ordered selections being equally likely.
 
-    `tf.random.experimental.index_shuffle` would do, but what it selects is spread too evenly.
+    `tf.random.experimental.index_shuffle` is not used because its selections are too regular.
 
     Args:
         population: int32 scalar.
         seed: int32 [2].
-        limit: how many are drawn if there are as many.
+        limit: how many are drawn, if `population` is large enough.
 
     Returns:
         int32 [min(limit, population)].
@@ -223,7 +224,7 @@ def draw(population: tf.Tensor, seed: tf.Tensor, limit: int) -> tf.Tensor:
         return tf.math.top_k(scores, tf.minimum(limit, population)).indices
 
     def skip_repeated():
-        # One of 26 is repeated on average, so `limit` of them are different.
+        # One in 26 is repeated on average, so at least `limit` of them are different.
         draws = tf.random.stateless_uniform(
             [limit + limit // 4 + 16], seed, 0, population, tf.int32
         )
@@ -276,7 +277,7 @@ def _num_below(values: tf.Tensor, ascending: tf.Tensor) -> tf.Tensor:
 
 
 def negatives_of_ranks(ranks: tf.Tensor, non_negatives: tf.Tensor) -> tf.Tensor:
-    """Anchor indices of negatives, given how many negatives come before each.
+    """Returns the anchor indices of negatives, given how many negatives come before each.
 
     Args:
         ranks: int32 [S].

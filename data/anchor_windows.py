@@ -1,4 +1,4 @@
-"""The few pairs of an anchor and a box that can matter to anchor matching.
+"""Finds the few anchor-box pairs that can affect anchor matching.
 
 Comparing all A x G pairs is needless, because only anchors of a similar area nearby can reach the
 IoU below which anchors are negative. Among the anchors of one shape (level and ratio) all areas are
@@ -30,7 +30,7 @@ import tensorflow as tf
 
 from data.anchors import AnchorGrid
 
-# Share of an anchor's area from which it counts as lying inside a crowd.
+# An anchor counts as inside a crowd if at least this fraction of its area is.
 CROWD_COVERAGE = 0.7
 # Slack of the windows, far above float32 rounding and far below a cell: relative, and in pixels.
 RELATIVE_SLACK = 1e-5
@@ -123,7 +123,7 @@ class Pairs(NamedTuple):
 
 
 def pairs_with_gts(gt_boxes: tf.Tensor, shapes: AnchorShapes, lowest_iou: float) -> Pairs:
-    """All pairs whose IoU is above 0 and reaches `lowest_iou` or the box's best, and some more."""
+    """Lists at least all pairs whose IoU is above 0 and reaches `lowest_iou` or the box's best."""
     boxes = _centre_and_size(gt_boxes)
     overlap_y, overlap_x = _largest_overlaps(boxes, shapes)
     intersections = overlap_y * overlap_x
@@ -136,7 +136,8 @@ def pairs_with_gts(gt_boxes: tf.Tensor, shapes: AnchorShapes, lowest_iou: float)
 
 
 def anchors_inside(crowd_boxes: tf.Tensor, shapes: AnchorShapes) -> tf.Tensor:
-    """Indices, with repetitions, of anchors covered by `CROWD_COVERAGE` by a box: int32 [N]."""
+    """Lists anchors of which a box covers at least `CROWD_COVERAGE`: int32 [N], with
+    repetitions."""
     boxes = _centre_and_size(crowd_boxes)
     _, overlap_x = _largest_overlaps(boxes, shapes)
     needed = tf.ones_like(overlap_x) * ((1.0 - RELATIVE_SLACK) * CROWD_COVERAGE * shapes.areas)
@@ -148,7 +149,7 @@ def anchors_inside(crowd_boxes: tf.Tensor, shapes: AnchorShapes) -> tf.Tensor:
 def locate_anchors(anchors: tf.Tensor, shapes: AnchorShapes) -> CentredBoxes:
     """Anchors from their indices: int32 [P] -> CentredBoxes [P].
 
-    They are computed, as a table of all would put megabytes of constants into every input graph.
+    They are computed because a table of all would add megabytes of constants to every input graph.
     """
     level_starts = shapes.starts[:: shapes.num_ratios].astype(np.int32)
     level = tf.searchsorted(level_starts, anchors, side="right") - 1
@@ -178,7 +179,7 @@ def _centre_and_size(boxes: tf.Tensor) -> CentredBoxes:
 def _overlaps(distances: tf.Tensor, sizes: tf.Tensor, other_sizes: tf.Tensor) -> tf.Tensor:
     """Lengths that intervals share, from the distances of their centres, any shape.
 
-    An interval inside the other is shared as a whole, whatever the rounding of its centre.
+    An interval inside the other counts in full, regardless of the rounding of its centre.
     """
     meeting = 0.5 * (sizes + other_sizes) - tf.abs(distances)
     return tf.maximum(tf.minimum(tf.minimum(sizes, other_sizes), meeting), 0.0)
@@ -200,7 +201,7 @@ def _largest_overlaps(boxes: CentredBoxes, shapes: AnchorShapes) -> tuple[tf.Ten
 def _strips_reaching(
     needed: tf.Tensor, boxes: CentredBoxes, overlap_x: tf.Tensor, shapes: AnchorShapes
 ) -> _Strips:
-    """Covers the anchors whose intersection with a box reaches `needed`, and hardly any others.
+    """Finds strips that cover all anchors whose intersection with a box reaches `needed`.
 
     Args:
         needed: float32 [G, T], square pixels.
@@ -279,7 +280,7 @@ def _window(
 def _repeat(counts: tf.Tensor, largest_count: int) -> tuple[tf.Tensor, tf.Tensor]:
     """[2, 0, 3] -> ([0, 0, 2, 2, 2], [0, 1, 0, 1, 2]): who is repeated, and which repeat it is.
 
-    A single range operation counts the repeats in the low bits, above them stands the owner.
+    A single range operation counts the repeats in the low bits; the high bits hold the owner.
     """
     bits = largest_count.bit_length()
     starts = tf.range(tf.size(counts)) * 2**bits

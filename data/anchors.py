@@ -55,13 +55,13 @@ class AnchorGrid:
             raise ValueError(f"ratios={self.ratios}: expected at least one, all positive.")
         if not self.shapes.all():
             raise ValueError(
-                f"sizes={self.sizes}, ratios={self.ratios}: expected larger anchors, as rounding "
-                "leaves some without height or width."
+                f"sizes={self.sizes}, ratios={self.ratios}: expected larger anchors, because "
+                "rounding leaves some of these without height or width."
             )
 
     @classmethod
     def from_config(cls, config: DataConfig, canvas: tuple[int, int]) -> AnchorGrid:
-        """The grid that `config` describes on a canvas of (height, width) pixels."""
+        """Makes the grid that `config` describes for a canvas of (height, width) pixels."""
         return cls(
             height=canvas[0],
             width=canvas[1],
@@ -105,7 +105,7 @@ class AnchorGrid:
         return 2.0 * np.round(shapes / 2.0) if self.rounded else shapes
 
     def boxes(self) -> np.ndarray:
-        """All anchors as boxes, float32 [A, 4]; those near the border stick out of the canvas."""
+        """All anchors as boxes, float32 [A, 4]; those near the border extend beyond the canvas."""
         levels = zip(self.strides, self.level_shapes, self.shapes, strict=True)
         return np.concatenate([_level_boxes(*level) for level in levels]).astype(np.float32)
 

@@ -1,7 +1,6 @@
-"""One COCO annotation: its box, mask and area, checked and completed.
+"""Checks and completes the box, mask and area of a COCO annotation.
 
-Everything that reads annotations, be it for records or for the evaluation, completes them here, so
-that both see the same objects.
+Both the converter and the evaluation use this module, so they see the same objects.
 
 Axes: R runs of one mask, V points of one polygon.
 """
@@ -20,15 +19,16 @@ from data.segmentation import is_relative, mask_area, mask_box, read_mask
 
 Box = tuple[float, float, float, float]
 
-NARROW = "the box is less than a pixel wide or high, which training passes over"
-# Ways in which programs give a box by mistake: from the four numbers to x, y, width, height.
+NARROW = "the box is less than a pixel wide or high; training ignores it"
+# Box formats that programs use by mistake, as functions from them to x, y, width, height.
 _OTHER_READINGS = {
     "x1, y1, x2, y2": lambda a, b, c, d: (a, b, c - a, d - b),
     "y, x, height, width": lambda a, b, c, d: (b, a, d, c),
     "y1, x1, y2, x2": lambda a, b, c, d: (b, a, d - b, c - a),
     "centre x, centre y, width, height": lambda a, b, c, d: (a - c / 2, b - d / 2, c, d),
 }
-# IoU of a box and its mask's own, both a pixel larger on each side. The least of COCO's is 0.6.
+# Minimum IoU of a box and its mask's bounding box, both grown by a pixel on each side. The lowest
+# in COCO is 0.6.
 _POOR_IOU, _DOUBTFUL_IOU, _GOOD_IOU = 0.5, 0.75, 0.9
 
 
@@ -48,7 +48,7 @@ def read_outline(annotation: Mapping, height: int, width: int, include_mask: boo
     Args:
         annotation: COCO's: bbox; segmentation if the mask is included; area and iscrowd if known.
         height, width: size of the image in pixels.
-        include_mask: whether to read the mask, which has to be there then.
+        include_mask: whether to read the mask, which is then required.
 
     Raises:
         InvalidAnnotation: box, mask or area cannot be used.
@@ -59,16 +59,16 @@ def read_outline(annotation: Mapping, height: int, width: int, include_mask: boo
         runs, outlines = read_mask(annotation.get("segmentation"), height, width)
         if not (area := mask_area(runs)):
             raise InvalidAnnotation(
-                f"its mask has no pixel in the image of {width}x{height} pixels"
+                f"its mask has no pixels inside the image of {width}x{height} pixels"
             )
     area = annotation.get("area", area)
     if not is_finite_number(area) or area < 0:
-        raise InvalidAnnotation(f"the area {area!r} is no number of 0 or more")
+        raise InvalidAnnotation(f"the area {area!r} is not a number of at least 0")
     return Outline(box, area, bool(annotation.get("iscrowd", 0)), runs, outlines)
 
 
 def complete_annotation(annotation: Mapping, height: int, width: int) -> dict:
-    """The annotation as the evaluation reads it.
+    """Returns the annotation as the evaluation reads it.
 
     Args:
         annotation: as for `read_outline`; segmentation may be absent.
@@ -100,7 +100,7 @@ def complete_annotation(annotation: Mapping, height: int, width: int) -> dict:
 def complete_annotations(
     annotations: Iterable[Mapping], height: int, width: int, skipped: SkippedItems
 ) -> Iterator[dict]:
-    """Yields what `complete_annotation` makes of one image's; `skipped` takes the others."""
+    """Yields one image's completed annotations; `skipped` records those that cannot be used."""
     for annotation in annotations:
         try:
             yield complete_annotation(annotation, height, width)
@@ -134,7 +134,7 @@ def clip_box(bbox: Sequence[float], height: int, width: int) -> tuple[float, flo
         raise InvalidAnnotation(f"the box {bbox!r} has a negative side")
     y1, y2 = (min(max(value, 0.0), height) for value in (y, y + box_height))
     x1, x2 = (min(max(value, 0.0), width) for value in (x, x + box_width))
-    # Records keep single precision relative to the image, where a hair's breadth vanishes.
+    # Records hold fractions of the image in single precision, where a tiny side becomes 0.
     if np.float32(y1 / height) >= np.float32(y2 / height) or np.float32(x1 / width) >= np.float32(
         x2 / width
     ):
@@ -145,7 +145,7 @@ def clip_box(bbox: Sequence[float], height: int, width: int) -> tuple[float, flo
 
 
 def find_doubts(annotation: Mapping, outline: Outline, height: int, width: int) -> list[str]:
-    """What is odd about an annotation that can be used: kinds of `data.findings.Warnings`.
+    """Lists what looks wrong about a usable annotation, as kinds of `data.findings.Warnings`.
 
     Args:
         annotation: COCO's.
@@ -156,7 +156,9 @@ def find_doubts(annotation: Mapping, outline: Outline, height: int, width: int) 
     if disagreement := _find_disagreement(annotation, outline, height, width):
         doubts.append(disagreement)
     if outline.polygons and len(outline.polygons) < len(annotation["segmentation"]):
-        doubts.append("a piece of fewer than three points beside a polygon is left out")
+        doubts.append(
+            "a part with fewer than three points is ignored; the object's other polygons are used"
+        )
     y1, x1, y2, x2 = outline.box
     if (y2 - y1 < 1 or x2 - x1 < 1) and not outline.is_crowd:
         doubts.append(NARROW)
@@ -166,8 +168,8 @@ def find_doubts(annotation: Mapping, outline: Outline, height: int, width: int) 
 def _find_disagreement(annotation: Mapping, outline: Outline, height: int, width: int) -> str:
     """Says how box and mask disagree; empty when they do not, or where there is no mask.
 
-    Boxes and masks drawn by hand differ by a few pixels. Where they differ by more, another reading
-    of box or mask under which they agree is what was meant.
+    Boxes and masks drawn by hand differ by a few pixels. If they differ by more but agree when the
+    box or mask is read in another common format, that format was probably meant.
     """
     if outline.run_lengths is None:
         return ""

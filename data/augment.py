@@ -1,10 +1,10 @@
-"""Which canvas an image goes to, and the affine map that takes it there.
+"""Chooses an image's canvas and the affine map from the image to the canvas.
 
-One `Geometry` is drawn for an image and applied to its pixels, its boxes and its masks, so that
-they cannot come apart: a window of whole source pixels is resized to the valid area, mirrored
-within it and padded at the bottom and the right. The window is the whole image unless scale jitter
-makes the image larger than the canvas; cropping before resizing costs nothing and keeps the map
-exactly affine.
+One `Geometry` is drawn for an image and applied to its pixels, boxes and masks alike, so that they
+stay aligned: a window of whole source pixels is resized to the valid area, mirrored within it and
+padded at the bottom and the right. The window is the whole image unless scale jitter makes the
+image larger than the canvas; cropping before resizing costs nothing and keeps the map exactly
+affine.
 
 Axes: H W canvas, N boxes; pairs are (height, width) or (vertical, horizontal).
 """
@@ -30,7 +30,7 @@ class Geometry(NamedTuple):
     Attributes:
         original: int64 [2], size of the original image.
         offset: int64 [2], first source row and column that are shown.
-        source: int64 [2], size of the part of the original that is shown.
+        source: int64 [2], size of the part of the original that is visible.
         valid: int64 [2], size it takes on the canvas, at the top left.
         flips: bool [2], whether it is mirrored vertically and horizontally.
     """
@@ -65,7 +65,7 @@ class Geometry(NamedTuple):
 
 
 def choose_canvas(size: tf.Tensor, config: DataConfig) -> tf.Tensor:
-    """The canvas on which an image can be largest; the one of least area if several serve.
+    """Chooses the canvas on which an image can be largest; among equals, the one of least area.
 
     Depends on the image's size alone, never on random draws.
 
@@ -86,16 +86,16 @@ def choose_canvas(size: tf.Tensor, config: DataConfig) -> tf.Tensor:
 def fit_geometry(
     size: tf.Tensor, canvas: tf.Tensor, config: DataConfig, factor: float = 1.0
 ) -> Geometry:
-    """The map of evaluation: resized by the short and long side, nothing random.
+    """Returns the map of evaluation, which resizes by the short and long side.
 
     Args:
         size: int64 [2], height and width of the image.
         canvas: int64 [2].
         config: short and long side.
-        factor: of both.
+        factor: scales both sides.
 
     Returns:
-        Geometry that shows the whole image.
+        Geometry in which the whole image is visible.
     """
     scale = _rule_scale(size, canvas, config.short_side * factor, config.long_side * factor)
     return Geometry(
@@ -110,7 +110,7 @@ def fit_geometry(
 def draw_geometry(
     size: tf.Tensor, canvas: tf.Tensor, config: DataConfig, seed: tf.Tensor
 ) -> Geometry:
-    """The map of training: random short side, scale jitter, crop of what sticks out, mirroring.
+    """Draws the map of training: random short side, scale jitter, random crop and mirroring.
 
     Scale jitter and crop are those of Ghiasi et al., Simple Copy-Paste, section 3 (LSJ).
 
@@ -152,13 +152,13 @@ def render_image(
         image: uint8 [original height, original width, 3].
         geometry: where it goes.
         canvas: int64 [2], H and W.
-        colours: what happens to its colours, one after another.
+        colours: maps of its colours, applied one after another.
 
     Returns:
         uint8 [H, W, 3], zero outside the valid area.
     """
     resized = _resize(_shown(image, geometry), geometry, colours)
-    # Over 0..255 quantising is rounding half up, in one pass over the pixels instead of two.
+    # Quantising the range 0..255 rounds half up in one pass over the pixels instead of two.
     pixels = tf.raw_ops.QuantizeV2(input=resized, min_range=0.0, max_range=255.0, T=tf.quint8)
     pixels = tf.bitcast(pixels.output, tf.uint8)
     return _pad_to_canvas(pixels, geometry, canvas)
@@ -205,8 +205,8 @@ def _pad_to_canvas(pixels: tf.Tensor, geometry: Geometry, canvas: tf.Tensor) -> 
 def _resize(image: tf.Tensor, geometry: Geometry, colours: Sequence[ColourMap]) -> tf.Tensor:
     """The valid area in the colours wanted: uint8 [h, w, 3] -> float32 [valid, 3].
 
-    Colours are mapped and bytes made numbers where there are fewer pixels, before or after. Bytes
-    take longer to resize than to make numbers of.
+    Mapping colours and converting to float happen before or after resizing, whichever has fewer
+    pixels; resizing bytes takes longer than converting them first.
     """
 
     def recoloured(pixels: tf.Tensor) -> tf.Tensor:
@@ -223,17 +223,18 @@ def _resize(image: tf.Tensor, geometry: Geometry, colours: Sequence[ColourMap]) 
 
 
 def clip_to_source(boxes: tf.Tensor, geometry: Geometry) -> tf.Tensor:
-    """Cuts off what is not shown: float32 [N, 4] -> float32 [N, 4], both in original pixels."""
+    """Clips boxes to the visible part: float32 [N, 4] -> float32 [N, 4], both in original
+    pixels."""
     top, left, bottom, right = tf.unstack(tf.cast(geometry.source_box, tf.float32))
     return tf.clip_by_value(boxes, [top, left, top, left], [bottom, right, bottom, right])
 
 
 def map_boxes(boxes: tf.Tensor, geometry: Geometry) -> tf.Tensor:
-    """Takes boxes, clipped to the source, to the canvas.
+    """Maps boxes, clipped to the visible part, to the canvas.
 
     Args:
         boxes: float32 [N, 4] in original pixels.
-        geometry: where they go.
+        geometry: the map to the canvas.
 
     Returns:
         float32 [N, 4] in canvas pixels, within the valid area.
@@ -247,9 +248,9 @@ def map_boxes(boxes: tf.Tensor, geometry: Geometry) -> tf.Tensor:
 
 
 def map_points(points: tf.Tensor, geometry: Geometry) -> tf.Tensor:
-    """Takes points to the canvas: float32 [..., 2], y, x in original pixels -> in canvas pixels.
+    """Maps points to the canvas: float32 [..., 2], y, x in original pixels -> in canvas pixels.
 
-    Those that are not shown, beyond a crop, come to lie outside the valid area.
+    Points outside a crop end up outside the valid area.
     """
     offset, valid = tf.cast(geometry.offset, tf.float32), tf.cast(geometry.valid, tf.float32)
     mapped = (points - offset) * geometry.scale
@@ -259,7 +260,7 @@ def map_points(points: tf.Tensor, geometry: Geometry) -> tf.Tensor:
 def _rule_scale(
     size: tf.Tensor, canvas: tf.Tensor, short_side: float | tf.Tensor, long_side: float
 ) -> tf.Tensor:
-    """Scale at which the short side gets its length, unless the long side or the canvas forbids.
+    """Scale that gives the short side its length, unless the long side or the canvas limits it.
 
     Args:
         size, canvas: int64 [..., 2], in shapes that agree by broadcasting.

@@ -1,11 +1,11 @@
-"""Box algebra on TensorFlow tensors; the place where the box convention is stated.
+"""Box algebra on TensorFlow tensors, and the definition of the box convention.
 
 A box is float32 `[y1, x1, y2, x2]` in absolute pixels of the network's input. Coordinates are
 continuous: pixel i covers [i, i + 1), so a box that covers exactly the pixels 3 to 5 of a row runs
 from 3.0 to 6.0, its width is `x2 - x1` and nothing is added to it. A box with no height or no width
 is degenerate: it has area 0, IoU 0 with everything, and serves as padding.
 
-Deltas `[dy, dx, dh, dw]` tell a box relative to a reference box (Girshick et al., R-CNN,
+Deltas `[dy, dx, dh, dw]` describe a box relative to a reference box (Girshick et al., R-CNN,
 appendix C): the shift of the centre in units of the reference's height and width, and the log of
 the ratio of heights and widths, each times a weight.
 
@@ -22,13 +22,13 @@ MAX_LOG_SCALE = math.log(1000.0 / 16.0)
 
 
 def area(boxes: tf.Tensor) -> tf.Tensor:
-    """Areas in square pixels: float32 [..., 4] -> float32 [...], 0 for degenerate boxes."""
+    """Returns areas in square pixels: float32 [..., 4] -> float32 [...], 0 for degenerate boxes."""
     y1, x1, y2, x2 = tf.unstack(boxes, axis=-1)
     return tf.maximum(y2 - y1, 0.0) * tf.maximum(x2 - x1, 0.0)
 
 
 def iou(a: tf.Tensor, b: tf.Tensor) -> tf.Tensor:
-    """Intersection over union of corresponding boxes.
+    """Computes the intersection over union of corresponding boxes.
 
     Args:
         a: float32 [..., 4].
@@ -47,7 +47,7 @@ def iou(a: tf.Tensor, b: tf.Tensor) -> tf.Tensor:
 
 
 def pairwise_iou(a: tf.Tensor, b: tf.Tensor) -> tf.Tensor:
-    """IoU of every box of one set with every box of another.
+    """Computes the IoU of every box of one set with every box of another.
 
     Args:
         a: float32 [..., N, 4].
@@ -64,7 +64,7 @@ def encode(
     references: tf.Tensor,
     weights: tuple[float, float, float, float] = (1.0, 1.0, 1.0, 1.0),
 ) -> tf.Tensor:
-    """Deltas that turn `references` into `boxes`; the inverse of `decode`.
+    """Computes the deltas that turn `references` into `boxes`; the inverse of `decode`.
 
     Args:
         boxes: float32 [..., 4].
@@ -77,7 +77,7 @@ def encode(
     y, x, height, width = _centres_and_sizes(boxes)
     reference_y, reference_x, reference_height, reference_width = _centres_and_sizes(references)
     proper = (height > 0.0) & (width > 0.0) & (reference_height > 0.0) & (reference_width > 0.0)
-    # Ones in place of degenerate sizes keep infinities out, of gradients too.
+    # Replacing degenerate sizes by ones avoids infinities, also in the gradients.
     height, width, reference_height, reference_width = (
         tf.where(proper, size, 1.0) for size in (height, width, reference_height, reference_width)
     )
@@ -97,7 +97,7 @@ def decode(
     max_log_scale: float = MAX_LOG_SCALE,
     clip_below: bool = False,
 ) -> tf.Tensor:
-    """Boxes that `deltas` make of `references`; the inverse of `encode`.
+    """Applies `deltas` to `references`; the inverse of `encode`.
 
     Args:
         deltas: float32 [..., 4].
@@ -105,8 +105,8 @@ def decode(
         weights: factors that `encode` used.
         max_log_scale: upper bound of the log scales, so that an untrained network's deltas do not
             overflow.
-        clip_below: whether `-max_log_scale` bounds the log scales from below, as in mmdetection;
-            otherwise lower values pass.
+        clip_below: whether `-max_log_scale` also bounds the log scales from below, as in
+            mmdetection.
 
     Returns:
         float32 [..., 4] boxes, not clipped to the image.
@@ -123,7 +123,7 @@ def decode(
 
 
 def clip(boxes: tf.Tensor, height: tf.Tensor | float, width: tf.Tensor | float) -> tf.Tensor:
-    """Cuts boxes to an image.
+    """Clips boxes to an image.
 
     Args:
         boxes: float32 [..., 4].

@@ -1,6 +1,6 @@
-"""COCO files: their structure, and which of their entries belong together.
+"""Reads COCO files: checks their structure and links annotations to images and categories.
 
-`data/annotations.py` reads what stands in a single annotation.
+`data/annotations.py` reads the content of a single annotation.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _IMAGE_KEYS = ("id", "file_name", "height", "width")
 
 
 class CocoImage(NamedTuple):
-    """One image as the JSON announces it, with its annotations that name known things."""
+    """One image entry of the JSON with its annotations, whose references are valid."""
 
     id: int
     file_name: str
@@ -46,14 +46,14 @@ def load_dataset(path: str, skipped: SkippedItems) -> CocoDataset:
         skipped: takes the images and annotations that cannot be used.
 
     Raises:
-        UserError: the file is missing, cut short or no COCO instance file; its categories cannot be
-            used; or `skipped` tolerates nothing and something is wrong.
+        UserError: the file is missing, truncated or not a COCO instance file; its categories cannot
+            be used; or an entry is invalid and `skipped` tolerates none.
     """
     content = _read_json(path)
     entries = _check_lists(content, path)
     categories = _check_categories(entries["categories"], path)
     if entries["annotations"] and not categories:
-        raise UserError(f"{path} lists no categories; add the classes of its annotations.")
+        raise UserError(f"{path} lists no categories; add the categories that its annotations use.")
     images, dropped_ids = _check_images(entries["images"], skipped)
     _attach_annotations(
         entries["annotations"],
@@ -63,12 +63,12 @@ def load_dataset(path: str, skipped: SkippedItems) -> CocoDataset:
         skipped=skipped,
     )
     if not images:
-        raise UserError(f"{path} holds no usable image{first_reason(skipped.items)}.")
+        raise UserError(f"{path} contains no usable images{first_reason(skipped.items)}.")
     return CocoDataset([images[key] for key in sorted(images)], categories)
 
 
 def _check_lists(content, path: str) -> dict[str, list]:
-    """The three lists of a file; without annotations, they and the categories may be absent."""
+    """Returns the three lists of a file; both annotations and categories may be absent."""
     entries = dict.fromkeys(("images", "annotations", "categories"))
     if isinstance(content, dict):
         entries |= {"annotations": [], **content}
@@ -77,8 +77,8 @@ def _check_lists(content, path: str) -> dict[str, list]:
     for key in ("images", "annotations", "categories"):
         if not isinstance(entries[key], list):
             raise UserError(
-                f"{path} is no COCO instance file: it has no list {key!r}; give the JSON that "
-                "holds images, annotations and categories."
+                f"{path} is not a COCO instance file: it has no list {key!r}; give a JSON file "
+                "with the lists images, annotations and categories."
             )
     return entries
 
@@ -91,23 +91,23 @@ def _read_json(path: str) -> object:
         raise UserError(f"cannot read {path}: {error.strerror}; check the path.") from None
     try:
         text = raw.decode("utf-8-sig")
-        del raw  # of a large file, bytes, text and parsed values need not be held at once
+        del raw  # avoids holding bytes, text and parsed values of a large file at once
         return json.loads(text, object_hook=_pack_numbers)
     except (ValueError, RecursionError) as error:
         raise UserError(
-            f"{path} is not readable as JSON ({error}); it may be cut short, fetch it again."
+            f"{path} cannot be parsed as JSON ({error}); it may be truncated, so download it again."
         ) from None
 
 
 def _pack_numbers(mapping: dict) -> dict:
-    """Keeps polygons and runs as packed numbers: a quarter of the memory, quick to send on."""
+    """Packs the numbers of polygons and runs: a quarter of the memory, and fast to pickle."""
     try:
         if isinstance(segmentation := mapping.get("segmentation"), list):
             mapping["segmentation"] = [array.array("d", polygon) for polygon in segmentation]
         elif isinstance(counts := mapping.get("counts"), list):
             mapping["counts"] = array.array("q", counts)
     except (TypeError, OverflowError):
-        pass  # left as it is, and refused with its annotation's id when the mask is made
+        pass  # kept as it is; decoding the mask refuses it and names the annotation's id
     return mapping
 
 
@@ -124,8 +124,8 @@ def _check_categories(entries: list, path: str) -> list[dict]:
             )
         if entry["id"] in names:
             raise UserError(
-                f"{path}: category id {entry['id']} stands twice ({names[entry['id']]!r} and "
-                f"{entry['name']!r}); give each category an id of its own."
+                f"{path}: category id {entry['id']} is used twice ({names[entry['id']]!r} and "
+                f"{entry['name']!r}); give each category a unique id."
             )
         names[entry["id"]] = entry["name"]
     return [
@@ -140,12 +140,12 @@ def _check_images(entries: list, skipped: SkippedItems) -> tuple[dict[int, CocoI
     for entry in entries:
         if isinstance(entry, dict) and is_finite_number(entry.get("id")):  # 7.0 is 7, too
             file_names[entry["id"]].add(repr(entry.get("file_name")))
-    # Which of the pictures an annotation of such an id belongs to, nobody can tell.
+    # It cannot be told which of the images an annotation with such an id belongs to.
     ambiguous = {image_id for image_id, names in file_names.items() if len(names) > 1}
     images: dict[int, CocoImage] = {}
     for entry in entries:
         if not isinstance(entry, dict):
-            skipped.add_image(f"the entry {entry!r} is no JSON object", None, None)
+            skipped.add_image(f"the entry {entry!r} is not a JSON object", None, None)
         elif reason := _image_problem(entry, known=images.keys() | ambiguous):
             skipped.add_image(reason, entry.get("id"), entry.get("file_name"))
         else:
@@ -160,12 +160,12 @@ def _image_problem(entry: dict, known: Collection) -> str:
         if key not in entry:
             return f"the key {key!r} is missing"
     if not is_integer(entry["id"]) or entry["id"] < 0:
-        return "the id is no integer of 0 or more"
+        return "the id is not an integer of at least 0"
     if not isinstance(entry["file_name"], str) or not entry["file_name"]:
-        return "the file_name is no text"
+        return "the file_name is not a string"
     for side in ("height", "width"):
         if not is_integer(entry[side]) or entry[side] <= 0:
-            return f"the {side} {entry[side]!r} is no positive integer"
+            return f"the {side} {entry[side]!r} is not a positive integer"
     return "another image has the same id" if entry["id"] in known else ""
 
 
@@ -181,7 +181,7 @@ def _attach_annotations(
     seen_ids: set = set()
     for entry in entries:
         if not isinstance(entry, dict):
-            skipped.add_annotation(f"the entry {entry!r} is no JSON object", None, None)
+            skipped.add_annotation(f"the entry {entry!r} is not a JSON object", None, None)
             continue
         image_id = entry.get("image_id")
         if is_integer(image_id) and image_id in dropped_ids:
@@ -199,7 +199,7 @@ def _annotation_problem(entry: dict, images: Mapping, category_ids: set, seen_id
         if key not in entry:
             return f"the key {key!r} is missing"
     if not is_integer(entry["id"]):
-        return "the id is no integer"
+        return "the id is not an integer"
     if entry["id"] in seen_ids:
         return "another annotation has the same id"
     if not is_integer(entry["image_id"]) or entry["image_id"] not in images:

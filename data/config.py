@@ -1,4 +1,4 @@
-"""Settings of everything between the TFRecords and a batch."""
+"""Settings of the input pipeline, from TFRecords to batches."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from data.settings import (
 
 # Pyramid levels that have anchors, P2 to P6; level l has stride 2**l.
 MIN_LEVEL, MAX_LEVEL = 2, 6
-# Their numbers have to be exact in single precision.
+# Anchor indices have to be exact in single precision.
 MOST_ANCHORS = 2**24
 
 # Sides of canvases are multiples of it.
@@ -52,7 +52,8 @@ SERVICE = Check(
 
 
 def _scale_canvas(canvas: tuple[int, int], factor: float) -> tuple[int, int]:
-    """The smallest canvas that holds another one times `factor`, rounding errors aside."""
+    """Returns the smallest canvas that holds another one scaled by `factor`, up to rounding
+    errors."""
     units = (math.ceil(side * factor / CANVAS_MULTIPLE - 1e-6) for side in canvas)
     return tuple(unit * CANVAS_MULTIPLE for unit in units)
 
@@ -65,7 +66,7 @@ def _num_anchors(config: DataConfig, canvas: tuple[int, int]) -> int:
 
 FEW_ANCHORS = Relation(
     lambda canvases, config: (
-        f"canvases with fewer than {MOST_ANCHORS} anchors, also times --test_scales"
+        f"canvases with fewer than {MOST_ANCHORS} anchors, also after scaling by --test_scales"
     ),
     lambda canvases, config: (
         max(
@@ -76,9 +77,7 @@ FEW_ANCHORS = Relation(
     ),
 )
 SURVIVES_ROUNDING = Relation(
-    lambda sizes, config: (
-        "anchors with sides above 1 pixel, of which --anchor_rounding leaves something"
-    ),
+    lambda sizes, config: "anchors with sides above 1 pixel after --anchor_rounding",
     lambda sizes, config: (
         not config.anchor_rounding
         or min(sizes) / math.sqrt(max(max(config.anchor_ratios), 1 / min(config.anchor_ratios)))
@@ -93,54 +92,61 @@ AUGMENTATION_NAMES = Check(
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
-    """Reading, augmenting, resizing and anchor matching (`data/`)."""
+    """Settings of reading, augmenting, resizing and anchor matching (`data/`)."""
 
     train_file_pattern: str = setting("", "Glob of the training TFRecord shards.")
     eval_file_pattern: str = setting("", "Glob of the evaluation TFRecord shards.")
-    train_batch_size: int = setting(16, "Images a training step sees, over all replicas.", POSITIVE)
+    train_batch_size: int = setting(
+        16, "Images per training step, summed over all replicas.", POSITIVE
+    )
     eval_batch_size: int = setting(
-        8, "Images an evaluation step sees, over all replicas.", POSITIVE
+        8, "Images per evaluation step, summed over all replicas.", POSITIVE
     )
     seed: int = setting(
-        0, "Seed of every random draw: order, augmentation, sampling, weights.", NOT_NEGATIVE
+        0,
+        "Seed for all random numbers: image order, augmentation, sampling, initial weights.",
+        NOT_NEGATIVE,
     )
     deterministic: bool = setting(
-        False, "Give up speed so that two runs of one command are equal bit for bit."
+        False, "Make two runs of the same command bit-for-bit equal, at the cost of speed."
     )
 
     exif: str = predictive_setting(
         "apply",
-        "Turn pictures as their EXIF orientation says (apply) or leave them as stored (ignore); "
-        "where sizes prove that a picture was annotated as stored it always stays so.",
+        "Rotate images by their EXIF orientation (apply) or keep them as stored (ignore). Images "
+        "whose sizes show that they were annotated as stored are never rotated.",
         one_of("apply", "ignore"),
     )
     canvases: tuple[str, ...] = predictive_setting(
         ("832x1344", "1344x832", "1024x1024"),
-        "Static sizes (height x width, multiples of 32) that images are padded to; each image "
-        "goes to the one it fills best, and a batch holds one of them.",
+        "Static sizes (height x width, multiples of 32) that images are padded to. Each image "
+        "uses the size that it fills best; all images of a batch have the same size.",
         each(CANVAS),
         FEW_ANCHORS,
     )
     short_side: int = predictive_setting(
-        800, "Length the shorter image side is resized to, in pixels.", POSITIVE
+        800, "Length that the shorter image side is resized to, in pixels.", POSITIVE
     )
     long_side: int = predictive_setting(
-        1333, "Longest the longer side may become, in pixels.", POSITIVE
+        1333, "Maximum length of the longer side after resizing, in pixels.", POSITIVE
     )
     train_short_side_min: int = setting(
         640,
-        "In training the short side is drawn between this and --short_side.",
+        "In training, the short side is drawn at random between this and --short_side.",
         POSITIVE,
         at_most("short_side"),
     )
     scale_jitter_min: float = setting(
         1.0,
-        "In training the resize scale is multiplied by a number between this and the next.",
+        "In training, the resize scale is multiplied by a random number between this and "
+        "--scale_jitter_max.",
         between(0.01, 100.0),
         at_most("scale_jitter_max"),
     )
     scale_jitter_max: float = setting(
-        1.0, "What sticks out of the canvas is cropped at random.", between(0.01, 100.0)
+        1.0,
+        "Upper end of the scale jitter. Images larger than the canvas are cropped at random.",
+        between(0.01, 100.0),
     )
     horizontal_flip: float = setting(
         0.5, "Probability of mirroring left to right in training.", SHARE
@@ -150,31 +156,34 @@ class DataConfig:
     )
     augmentations: tuple[str, ...] = setting(
         (),
-        "What else is done to training pictures, in this order: a comma list of "
-        + ", ".join(AUGMENTATIONS)
-        + ".",
+        "Further augmentations of training images, applied in this order: a comma-separated list "
+        "of " + ", ".join(AUGMENTATIONS) + ".",
         AUGMENTATION_NAMES,
     )
     test_scales: tuple[float, ...] = predictive_setting(
         (1.0,),
-        "At test each image is seen at these multiples of its size, the first of which decides "
-        "what goes into one batch; canvases and sides grow with it. What is found counts together.",
+        "Test-time augmentation: each image is processed at these multiples of its size, and the "
+        "detections are merged. Canvases and sides scale accordingly; the first scale decides "
+        "which images form a batch.",
         each(between(0.1, 10.0)),
     )
     test_flip: bool = predictive_setting(
-        False, "At test each image is also seen mirrored left to right."
+        False, "Test-time augmentation: each image is also processed mirrored left to right."
     )
     max_instances: int = setting(
-        100, "Ground truths an image keeps; the rest is dropped.", POSITIVE
+        100, "Maximum number of ground-truth objects per image; the largest are kept.", POSITIVE
     )
     max_polygon_vertices: int = setting(
         512,
-        "Vertices of an object's polygons, each one's first counted twice, that there is room for "
-        "with --mask_target=polygon.",
+        "With --mask_target=polygon, the maximum number of vertices of an object's polygons; "
+        "each polygon's first vertex counts twice.",
         POSITIVE,
     )
     mask_crop_size: int = setting(
-        112, "Side of the box-cropped ground-truth masks that travel to the device.", POSITIVE
+        112,
+        "Side length of the ground-truth masks, cropped to their boxes, that are sent to "
+        "the device.",
+        POSITIVE,
     )
 
     anchor_sizes: tuple[float, ...] = predictive_setting(
@@ -184,10 +193,12 @@ class DataConfig:
         SURVIVES_ROUNDING,
     )
     anchor_ratios: tuple[float, ...] = predictive_setting(
-        (0.5, 1.0, 2.0), "Anchor height over width.", each(between(0.001, 1000.0))
+        (0.5, 1.0, 2.0),
+        "Aspect ratios of the anchors (height / width).",
+        each(between(0.001, 1000.0)),
     )
     anchor_rounding: bool = predictive_setting(
-        False, "Round the anchors' corners to whole pixels, as torchvision's are."
+        False, "Round the anchors' corners to whole pixels, as torchvision does."
     )
     rpn_positive_iou: float = setting(
         0.7, "Anchors with at least this IoU are positive.", POSITIVE_SHARE
@@ -200,43 +211,48 @@ class DataConfig:
     )
     rpn_forced_match: str = setting(
         "best",
-        "The best anchors of each box are positive and learn the box they overlap most (best), or "
-        "only those that reach --rpn_negative_iou, and they learn the box itself (reassign).",
+        "How each box's best anchors become positive: always, with the box that they overlap "
+        "most as their target (best), or only from --rpn_negative_iou on, with the box itself as "
+        "their target (reassign).",
         one_of("best", "reassign"),
     )
     rpn_samples_per_image: int = setting(
-        256, "Anchors an image contributes to the RPN loss.", POSITIVE
+        256, "Anchors per image that the RPN loss is computed on.", POSITIVE
     )
     rpn_positive_fraction: float = setting(
         0.5,
-        "Largest share of positives among them.",
+        "Maximum fraction of positive anchors among them.",
         POSITIVE_SHARE,
         room_in("rpn_samples_per_image"),
     )
     rpn_negative_area: str = setting(
         "image",
-        "Where the centres of negatives lie: in the image (image), in the image with its sides "
-        "rounded up to multiples of 32 (padded), or anywhere on the canvas (canvas).",
+        "Where the centres of negative anchors may lie: inside the image (image), inside the "
+        "image with its sides rounded up to multiples of 32 (padded), or anywhere on the canvas "
+        "(canvas).",
         one_of(*NEGATIVE_AREAS),
     )
     rpn_ignore_crowds: bool = setting(
-        False, "Never take anchors lying at least 0.7 inside a crowd box as negatives."
+        False,
+        "Do not sample anchors as negatives if at least 70 % of their area lies inside a "
+        "crowd box.",
     )
 
     shuffle_megabytes: int = setting(
-        64, "Memory for the shuffle buffer of still serialised records, in MB.", POSITIVE
+        64, "Memory for the shuffle buffer of serialised records, in MB.", POSITIVE
     )
     input_threads: int = setting(
-        0, "Threads of the input pipeline; 0 leaves it to tf.data.", NOT_NEGATIVE
+        0, "Number of threads of the input pipeline; 0 lets tf.data choose.", NOT_NEGATIVE
     )
     data_service: str = setting(
         "",
         "Dispatcher of a tf.data service (grpc://HOST:PORT) whose workers read and prepare the "
-        "images; empty: this host does.",
+        "images; if empty, this host does.",
         SERVICE,
         Relation(
             lambda address, config: (
-                "none with --deterministic, since a service's workers deliver in no fixed order"
+                "an empty value with --deterministic, because a service's workers deliver images "
+                "in no fixed order"
             ),
             lambda address, config: not (address and config.deterministic),
         ),
@@ -252,10 +268,10 @@ class DataConfig:
 
     @property
     def test_canvas_sizes(self) -> tuple[tuple[tuple[int, int], ...], ...]:
-        """What `canvas_sizes` are at each of the test scales.
+        """The `canvas_sizes` at each of the test scales.
 
-        Canvases that are one at the first scale are one at all of them, so images that make a batch
-        at the first do at all.
+        Canvases that coincide at the first scale coincide at all of them, so images that form a
+        batch at the first scale form one at every scale.
         """
         first = self.test_scales[0]
         base = tuple(_scale_canvas(canvas, first) for canvas in self.canvas_sizes)
@@ -264,5 +280,5 @@ class DataConfig:
 
     @property
     def pairs_images(self) -> bool:
-        """Whether an augmentation may ask for a second picture."""
+        """Whether an augmentation may use a second image."""
         return not SCENES.keys().isdisjoint(self.augmentations)

@@ -1,11 +1,11 @@
-"""From a COCO file and a folder of images to a set of shards with their manifest.
+"""Converts a COCO file and a folder of images to a set of shards with their manifest.
 
 A work item is a shard: a process reads, checks and writes the images of one shard alone, so memory
-does not grow with the data set, and the bytes do not depend on how many processes there are.
-Everything is made in the folder `P.partial` beside the shards, under names that no pattern of
-shards matches. Whatever stops a conversion, each finished shard stays there with a note, and serves
-a rerun for as long as what it was made of is the same. When all are done, a journal says what of
-earlier conversions has to go; the manifest is written, and the shards take their places.
+does not grow with the dataset, and the bytes do not depend on how many processes there are.
+Everything is made in the folder `P.partial` next to the shards, under names that no pattern of
+shards matches. If a conversion is interrupted, each finished shard stays there with a note, and a
+rerun uses it if its input has not changed. When all are done, a journal lists the files of earlier
+conversions to remove; then the manifest is written, and the shards are moved into place.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Conversion:
     output_prefix: str  # P of P-00000-of-0000N.tfrecord
     num_shards: int
     include_masks: bool = True
-    skip_invalid: bool = False  # leave out what is wrong instead of stopping at it
+    skip_invalid: bool = False  # leave out invalid images and annotations instead of stopping
     num_processes: int = 1  # 0 and 1 work in this process
 
     def __post_init__(self):
@@ -52,7 +52,7 @@ class Conversion:
             os.path.basename(self.output_prefix) != "",
             "output_file_prefix",
             self.output_prefix,
-            "a path that ends in the first part of the shards' names, such as records/train",
+            "a path ending in the common prefix of the shard names, such as records/train",
         )
 
     @property
@@ -62,7 +62,7 @@ class Conversion:
 
     @property
     def partial_dir(self) -> str:
-        """Folder of the finished shards until all are done."""
+        """Folder that holds the finished shards until all are done."""
         return manifest.partial_name(self.output_prefix)
 
 
@@ -71,19 +71,19 @@ class _Stopped(Exception):
 
 
 def convert(settings: Conversion) -> manifest.Manifest:
-    """Converts a data set; a rerun goes on with the shards that are missing or changed.
+    """Converts a dataset; a rerun makes only the shards that are missing or changed.
 
     Returns:
         The manifest, which is also written to `P.manifest.json`. Its warnings go to stderr.
 
     Raises:
-        UserError: something in the input cannot be used, or the output cannot be written. What an
-            earlier conversion wrote is untouched then; finished shards wait in `P.partial`, and
-            nothing is left behind where there are none.
+        UserError: something in the input cannot be used, or the output cannot be written. The
+            output of an earlier conversion is then untouched. Finished shards are kept in
+            `P.partial`; if there are none, nothing is left behind.
     """
     with _partial_folder(settings):
         if not files.is_folder(settings.image_dir):
-            raise UserError(f"there is no folder {settings.image_dir}; check --image_dir.")
+            raise UserError(f"the folder {settings.image_dir} does not exist; check --image_dir.")
         skipped = SkippedItems(tolerate=settings.skip_invalid)
         dataset = coco.load_dataset(settings.annotations_file, skipped)
         jobs = _plan(settings, dataset)
@@ -98,7 +98,8 @@ def convert(settings: Conversion) -> manifest.Manifest:
 
 @contextlib.contextmanager
 def _partial_folder(settings: Conversion) -> Iterator[None]:
-    """Makes the folder of unfinished work; after an error it holds finished shards or is gone."""
+    """Makes the folder of unfinished work; after an error it holds finished shards or is
+    removed."""
     made: list[str] = []
     try:
         made += files.missing_folders(settings.partial_dir)
@@ -111,8 +112,8 @@ def _partial_folder(settings: Conversion) -> Iterator[None]:
         files.remove_empty_folders([settings.partial_dir, *made])
         if isinstance(error, OSError):
             sentence = (
-                f"cannot write to {settings.output_dir}: {error.strerror or error}; choose another "
-                "--output_file_prefix or make room."
+                f"cannot write to {settings.output_dir}: {error.strerror or error}; choose "
+                "another --output_file_prefix or free disk space."
             )
         elif isinstance(error, UserError):
             sentence = str(error)
@@ -127,7 +128,7 @@ def _keep_finished_shards(folder: str) -> str:
         names = set(files.list_folder(folder))
         notes = {name for name in names if name.endswith(NOTE_SUFFIX)}
         finished = names & {note.removesuffix(NOTE_SUFFIX) for note in notes}
-        # A shard without images is finished at once and nothing to keep.
+        # Shards without images take no time, so they are not worth keeping.
         empty = {name for name in finished if not files.size(os.path.join(folder, name))}
         finished -= empty
         notes -= {name + NOTE_SUFFIX for name in empty}
@@ -135,7 +136,9 @@ def _keep_finished_shards(folder: str) -> str:
             files.remove(os.path.join(folder, name))
     except OSError:
         return ""
-    return f" Finished shards ({len(finished)}) wait in {folder} for a rerun." if finished else ""
+    return (
+        f" Finished shards ({len(finished)}) are kept in {folder} for a rerun." if finished else ""
+    )
 
 
 def _plan(settings: Conversion, dataset: coco.CocoDataset) -> list[ShardJob]:
@@ -161,12 +164,12 @@ def _build_all(jobs: Sequence[ShardJob], num_processes: int, num_images: int) ->
     if num_processes <= 1:
         with progress() as bar:
             return [build_shard(job, bar.update) for job in jobs]
-    # A fork shares what is imported already, but not the threads that TensorFlow would need.
+    # A fork shares the modules already imported, but not the threads that TensorFlow would need.
     can_fork = sys.platform == "linux" and "tensorflow" not in sys.modules
     context = multiprocessing.get_context("fork" if can_fork else "spawn")
     counter = context.Value("q", 0)
-    stop = context.RawValue("b", 0)  # without a lock that a killed process could keep
-    gc.freeze()  # the collector would touch, and so copy, every page that processes share
+    stop = context.RawValue("b", 0)  # has no lock that a killed process could keep
+    gc.freeze()  # garbage collection would touch, and so copy, every page that processes share
     with futures.ProcessPoolExecutor(
         num_processes, context, initializer=_start_worker, initargs=(counter, stop)
     ) as executor:
@@ -176,8 +179,8 @@ def _build_all(jobs: Sequence[ShardJob], num_processes: int, num_images: int) ->
                 return _collect(tasks, lambda: bar.update(counter.get_obj().value - bar.n))
         except BrokenProcessPool:
             raise UserError(
-                "a converter process died, perhaps for want of memory; run the same command "
-                "again to go on, with fewer --num_processes."
+                "a converter process died, possibly because memory ran out; run the same command "
+                "again with fewer --num_processes to continue."
             ) from None
         finally:
             stop.value = 1
@@ -195,11 +198,11 @@ def _collect(tasks: Sequence[futures.Future], show_progress: Callable) -> list[S
     return [task.result() for task in tasks]
 
 
-_WORKER: dict = {}  # what a worker process shares with its parent
+_WORKER: dict = {}  # state that a worker process shares with its parent
 
 
 def _start_worker(counter, stop) -> None:
-    """Prepares a worker process, which leaves the keyboard to its parent and dies with it."""
+    """Prepares a worker process: it ignores Ctrl-C and exits with its parent."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_exit_with_parent, daemon=True).start()
     _WORKER.update(counter=counter, stop=stop)
@@ -231,7 +234,7 @@ def _summarise(
     num_images = sum(result.shard["num_images"] for result in results)
     if not num_images:
         raise UserError(
-            f"no image of {settings.annotations_file} can be used{first_reason(items)}; "
+            f"none of the images of {settings.annotations_file} can be used{first_reason(items)}; "
             "check --image_dir."
         )
     shards = tuple(result.entry for result in results)
@@ -254,19 +257,19 @@ def _warnings(results: Sequence[ShardResult], num_left_out: int) -> Warnings:
     num_crowds = sum(result.num_crowds for result in results)
     if not any(result.num_instances for result in results) and (num_crowds or num_left_out):
         warnings.add(
-            f"no object is left to learn from: {num_crowds} are crowds (iscrowd 1), "
+            f"there are no objects to learn from: {num_crowds} are crowds (iscrowd 1), "
             f"{num_left_out} were left out"
         )
     return warnings
 
 
 def _stale_shards(settings: Conversion, jobs: Sequence[ShardJob]) -> list[str]:
-    """Names of the shards of earlier conversions that no shard of the same name replaces.
+    """Lists the shards of earlier conversions that no shard of the same name replaces.
 
-    Left in place, a pattern such as P-* would read the images of both conversions.
+    If they stayed, a pattern such as P-* would read the images of both conversions.
 
     Raises:
-        UserError: there are shards of this prefix that no conversion has listed.
+        UserError: there are shards with this prefix that no manifest lists.
     """
     fresh = {job.name for job in jobs}
     stale = _listed_shards(settings.output_prefix) - fresh
@@ -275,15 +278,15 @@ def _stale_shards(settings: Conversion, jobs: Sequence[ShardJob]) -> list[str]:
     present = set(filter(own_name.fullmatch, files.list_folder(settings.output_dir)))
     if foreign := sorted(present - fresh - stale):
         raise UserError(
-            f"{settings.output_prefix}-* would also read {foreign[0]}, which no manifest lists; "
-            "remove what is left there of other conversions, or choose another "
+            f"{settings.output_prefix}-* would also match {foreign[0]}, which no manifest lists; "
+            "remove the leftover files of other conversions, or choose another "
             "--output_file_prefix."
         )
     return sorted(stale)
 
 
 def _listed_shards(prefix: str) -> set[str]:
-    """Names that the manifest lists, if it can be read, or the journal of an interrupted run."""
+    """Returns the names listed by the manifest, if readable, and an interrupted run's journal."""
     names: set[str] = set()
     if files.exists(journal := manifest.journal_name(prefix)):
         with files.open_file(journal) as file:
@@ -297,10 +300,10 @@ def _listed_shards(prefix: str) -> set[str]:
 def _publish(
     settings: Conversion, jobs: Sequence[ShardJob], stale: Sequence[str], summary: manifest.Manifest
 ) -> None:
-    """Puts the shards in the place of what earlier conversions left.
+    """Replaces the output of earlier conversions by the finished shards.
 
-    Before anything is touched the journal lists what has to go. It stays until all is in place, so
-    that a rerun knows, and that readers refuse a mixture of two conversions.
+    A journal of the files to remove is written first and stays until everything is in place, so
+    that a rerun can complete the work and readers refuse a mixture of two conversions.
     """
     journal = manifest.journal_name(settings.output_prefix)
     with files.whole_file(journal) as file:

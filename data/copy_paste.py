@@ -1,19 +1,21 @@
-"""Objects of a second picture pasted on a first: Ghiasi et al., Simple Copy-Paste (CVPR 2021).
+"""Pastes objects of a second image onto a first: Ghiasi et al., Simple Copy-Paste (CVPR 2021).
 
-Each object of the second picture is pasted with probability 1/2 (the paper: a random subset), with
-the pixels of its mask alone and hard edges, which the paper found to do as well as blurred ones.
-Crowds of the second picture stay where they are; those of the first remain regions to ignore.
+Each object of the second image is pasted with probability 1/2 (the paper: a random subset). Only
+the pixels of its mask are copied, with hard edges, which the paper found as good as blurred ones.
+Crowds of the second image are not pasted; those of the first remain regions to ignore.
 
-What lies below loses the pixels that are covered:
-- A mask travels as cells over its box. A cell is visible if it belongs to the object and the canvas
-  pixel under its centre is not covered.
-- A side of the box moves inwards to the outermost visible cell, but only if covering moved that:
-  boxes may be wider than their masks. So it is exact to a cell, 1/M of the box's side.
-- The mask is cut out of itself to the smaller box, and covering is asked for once more, under the
-  centres of the cells that it has then. So the edge of what covers is exact to the pixel, and the
-  object's own outline to a cell of the box before.
+Objects below lose the pixels that are covered:
+- A mask is stored as cells over its box. A cell is visible if it belongs to the object and the
+  canvas pixel under its centre is not covered.
+- A side of the box moves inwards to the outermost visible cell, but only if covering changed which
+  cell that is, because boxes may be wider than their masks. So it is exact to a cell, 1/M of the
+  box's side.
+- The mask is resampled to the smaller box, and covering is evaluated again at the centres of the
+  new cells. So the edge of the covering object is exact to the pixel, and the object's own outline
+  to a cell of the former box.
 - The area shrinks by the share of cells that are visible.
-- An object goes if less than a tenth of its cells is visible, or its box is thinner than a pixel.
+- An object is dropped if less than a tenth of its cells is visible, or its box is thinner than a
+  pixel.
 
 Axes: n ground truths, k pasted ones, M mask side, H W canvas.
 """
@@ -29,21 +31,21 @@ from data.scenes import MIN_SIDE, Scene, Tensors
 
 PASTED_SHARE = 0.5
 LEAST_VISIBLE_SHARE = 0.1
-# The gray around pictures smaller than the canvas, once something is pasted there.
+# Gray that fills the canvas around an image once something is pasted there.
 GRAY = 128
 
 
 def copy_paste(scene: Scene, second: Callable[[], Scene], seed: tf.Tensor) -> Scene:
-    """Pastes a random half of a second picture's objects.
+    """Pastes a random half of a second image's objects.
 
     Args:
-        scene: the first picture, with masks.
-        second: gives the second one, on the same canvas.
+        scene: the first image, with masks.
+        second: returns the second image, on the same canvas.
         seed: int32 [2].
 
     Returns:
-        Scene, whose ground truths are what is left of the first and then what was pasted. Its valid
-        area has grown to hold the latter.
+        Scene with the remaining ground truths of the first image, followed by those pasted. Its
+        valid area is enlarged to contain the latter.
     """
     second = second()
     count = tf.shape(second.truths["gt_boxes"])[0]
@@ -52,10 +54,10 @@ def copy_paste(scene: Scene, second: Callable[[], Scene], seed: tf.Tensor) -> Sc
     pasted = {name: tf.gather(values, chosen) for name, values in second.truths.items()}
     cover = second.draw_masks(chosen)
     truths = occlude(scene.truths, cover)
-    # With a row of zeros there is a largest one even if nothing is pasted.
+    # The row of zeros makes the maximum exist even if nothing is pasted.
     corner = tf.reduce_max(tf.pad(pasted["gt_boxes"][:, 2:], [[1, 0], [0, 0]]), axis=0)
     valid = tf.maximum(scene.image_info[:2], tf.math.ceil(corner))
-    # Moving the covered pixels alone is many times as fast as choosing between all of them.
+    # Copying only the covered pixels is many times faster than selecting over all of them.
     pixels = tf.where(cover)
     image = tf.tensor_scatter_nd_update(
         _surround(scene, valid), pixels, tf.gather_nd(second.image, pixels)
@@ -68,7 +70,7 @@ def copy_paste(scene: Scene, second: Callable[[], Scene], seed: tf.Tensor) -> Sc
 
 
 def occlude(truths: Tensors, cover: tf.Tensor) -> Tensors:
-    """What is left of ground truths below something that covers them.
+    """Returns the visible remainder of ground truths that are partly covered.
 
     Args:
         truths: gt_boxes float32 [n, 4], gt_masks uint8 [n, M, M], gt_areas float32 [n], and others
@@ -76,7 +78,7 @@ def occlude(truths: Tensors, cover: tf.Tensor) -> Tensors:
         cover: bool [H, W], the canvas pixels that are covered.
 
     Returns:
-        The same of those that are left.
+        The same keys, for the ground truths that remain.
     """
     boxes, masks = truths["gt_boxes"], truths["gt_masks"]
     visible = _uncovered(masks, boxes, cover)
@@ -102,7 +104,7 @@ def occlude(truths: Tensors, cover: tf.Tensor) -> Tensors:
 
 
 def _cells(boxes: tf.Tensor, size: int, lengths: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-    """Rows and columns under the cells' centres: float32 [n, 4] -> int64 [n, M] twice."""
+    """Finds rows and columns under the cells' centres: float32 [n, 4] -> two int64 [n, M]."""
     return (
         sample_pixels(boxes[:, 0], boxes[:, 2], size, lengths[0]),
         sample_pixels(boxes[:, 1], boxes[:, 3], size, lengths[1]),
@@ -119,7 +121,7 @@ def _uncovered(masks: tf.Tensor, boxes: tf.Tensor, cover: tf.Tensor) -> tf.Tenso
 
 
 def _shrunken_sides(masks: tf.Tensor, visible: tf.Tensor) -> tf.Tensor:
-    """Sides of the box around what is visible, in cells of the box before: float32 [n, 4]."""
+    """Sides of the box around the visible cells, in cells of the former box: float32 [n, 4]."""
     size = masks.shape[1]
 
     def extents(cells: tf.Tensor) -> tf.Tensor:
@@ -133,9 +135,9 @@ def _shrunken_sides(masks: tf.Tensor, visible: tf.Tensor) -> tf.Tensor:
 
 
 def _surround(scene: Scene, valid: tf.Tensor) -> tf.Tensor:
-    """The picture in a larger valid area, gray where it adds to the one before."""
+    """Enlarges the valid area of an image and fills what is added with gray."""
     canvas = tf.shape(scene.image)
-    # Rows of 3 W bytes are padded sooner than pixels of 3 bytes.
+    # Padding rows of 3 W bytes is faster than padding pixels of 3 bytes.
     canvas_size, grown, before = (
         tf.cast(size, tf.int32) * [1, 3] for size in (canvas[:2], valid, scene.image_info[:2])
     )
@@ -146,5 +148,5 @@ def _surround(scene: Scene, valid: tf.Tensor) -> tf.Tensor:
 
 
 def _below_and_right(missing: tf.Tensor) -> tf.Tensor:
-    """What `tf.pad` takes to add rows below and columns to the right: int32 [2] -> [2, 2]."""
+    """Paddings for `tf.pad` that add rows below and columns to the right: int32 [2] -> [2, 2]."""
     return tf.stack([tf.zeros_like(missing), missing], axis=1)

@@ -1,7 +1,7 @@
-"""The work on single images on other hosts: what speaks to a tf.data service.
+"""Client of a tf.data service, which prepares single images on other hosts.
 
-The service is a dispatcher, which knows the data set, and workers, which run its graph; a training
-program reads from the workers. `tools/data_service.py` starts both. A worker is dealt whole files,
+The service is a dispatcher, which knows the dataset, and workers, which run its graph; a training
+program reads from the workers. `tools/data_service.py` starts both. A worker receives whole files,
 one at a time, and does not see those of others.
 """
 
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import sys
 
-# TensorFlow depends on it too; only here can a call to a dispatcher be given a time limit.
+# TensorFlow depends on grpc too, but only grpc itself allows a time limit for a call.
 import grpc
 import tensorflow as tf
 
@@ -17,37 +17,37 @@ from data.config import DataConfig
 from data.errors import UserError
 from data.record_files import FILES_READ_AT_A_TIME, RecordFiles
 
-# What a dispatcher may take to answer. It does nothing else, so this is for the network.
+# Time that a dispatcher has to answer; it is always idle, so this allows for the network.
 SECONDS_TO_ANSWER = 10.0
-# Share of an epoch's files that a worker opens at a time, if that is fewer than others read.
+# Maximum fraction of an epoch's files that a worker opens at a time.
 SHARE_OPENED_BY_WORKER = 1 / 16
 _GET_WORKERS = "/tensorflow.data.DispatcherService/GetWorkers"
 
 
 def run_on_workers(examples: tf.data.Dataset, service: str) -> tf.data.Dataset:
-    """Lets the workers of a service make the elements of a data set.
+    """Moves the computation of a dataset's elements to the workers of a service.
 
-    The sources of the data set are dealt out element by element, to whichever worker asks next
+    The sources of the dataset are dealt out element by element, to whichever worker asks next
     (`ShardingPolicy.DYNAMIC`), and what a worker makes of them is taken when it is ready. So there
-    is no order, and every element appears once at most, whatever the number of workers, also when
-    some join later. A worker that dies takes with it what it has not delivered of the source
-    elements it holds. The other policies do not fit: OFF would repeat every element in each worker,
-    FILE and DATA need a worker on each training host and the list of all of them beforehand.
+    is no order, and every element appears at most once for any number of workers, even if some join
+    later. If a worker dies, the elements that it holds and has not delivered are lost. The other
+    policies are unsuitable: OFF would repeat every element in each worker, and FILE and DATA need a
+    worker on each training host and the list of all of them in advance.
 
     Args:
-        examples: built of graph operations alone; files are read by the workers, under the same
+        examples: built from graph operations only; files are read by the workers, under the same
             paths.
         service: grpc://HOST:PORT of the dispatcher.
 
     Returns:
-        Data set of the same elements.
+        Dataset of the same elements.
 
     Raises:
         UserError: the dispatcher does not answer or has no worker.
     """
     if not find_workers(service):
         raise UserError(
-            f"the dispatcher at --data_service={service} has no worker: start some with "
+            f"the dispatcher at --data_service={service} has no workers; start at least one with "
             "tools/data_service.py --role=worker."
         )
     policy = tf.data.experimental.service.ShardingPolicy.DYNAMIC
@@ -55,12 +55,12 @@ def run_on_workers(examples: tf.data.Dataset, service: str) -> tf.data.Dataset:
 
 
 def find_workers(service: str) -> bytes:
-    """Asks a dispatcher for its workers: their serialised list, empty if there are none.
+    """Asks a dispatcher for its workers and returns their serialised list, which may be empty.
 
-    TensorFlow itself would wait for a dispatcher for as long as an hour, and for workers for ever.
+    TensorFlow itself would wait up to an hour for a dispatcher, and indefinitely for workers.
 
     Raises:
-        UserError: nothing answers at the address, or something else than a dispatcher.
+        UserError: nothing answers at the address, or not a dispatcher.
     """
     try:
         with grpc.insecure_channel(service.removeprefix("grpc://")) as channel:
@@ -76,13 +76,13 @@ def find_workers(service: str) -> bytes:
 def deal_training_records(
     files: RecordFiles, config: DataConfig, context: tf.distribute.InputContext, start_step: int
 ) -> tf.data.Dataset:
-    """Records for a worker, which is dealt files of epochs in the epochs' order, without end.
+    """Makes the endless records of a worker, which receives files epoch after epoch.
 
-    A shuffle buffer for each open file keeps workers from reading far into later epochs only to
-    fill it. Nothing is opened ahead, as by parallel calls: those files would be lost to others.
+    Each open file has its own shuffle buffer, so that workers do not read far into later epochs
+    only to fill one. No file is opened in advance, since other workers could not have it then.
 
     Returns:
-        Data set of (string scalar, int64 scalar): serialised records with their epoch.
+        Dataset of (string scalar, int64 scalar): serialised records with their epoch.
     """
     paths = files.paths
     open_files = round(len(paths) * SHARE_OPENED_BY_WORKER)
@@ -91,8 +91,8 @@ def deal_training_records(
     first_epoch = start_step * config.train_batch_size // sum(files.count_records())
     if start_step:
         print(
-            f"--data_service deals whole epochs: epoch {first_epoch + 1}, in which step "
-            f"{start_step} lies, is started over.",
+            "With --data_service, training resumes at the start of an epoch: epoch "
+            f"{first_epoch + 1}, which contains step {start_step}, is repeated from its start.",
             file=sys.stderr,
         )
 
@@ -113,13 +113,13 @@ def deal_training_records(
 def deal_eval_records(
     files: RecordFiles, context: tf.distribute.InputContext
 ) -> tuple[tf.data.Dataset, int]:
-    """Records for a worker, each once, and the number that all workers together have of them.
+    """Makes a worker's records, each once, and counts the records of all workers together.
 
-    Pipelines share the files, if there are enough, or else the records of each file: a worker does
-    not see the others', so it could not count on from file to file.
+    Pipelines share the files if there are enough of them, otherwise the records of each file,
+    because a worker does not see other workers' files and could not count records across files.
 
     Returns:
-        Data set of string scalars, serialised records, and how many of them there are.
+        Dataset of string scalars, serialised records, and their number.
     """
     pipelines, index = context.num_input_pipelines, context.input_pipeline_id
     paths, sizes = files.paths, files.count_records()

@@ -1,4 +1,4 @@
-"""From an encoded image file to the pixels that annotations refer to, in graph operations."""
+"""Decodes image files to the pixels that annotations refer to, in graph operations."""
 
 from __future__ import annotations
 
@@ -8,30 +8,30 @@ import tensorflow as tf
 from data.images import MAX_PIXELS
 from data.orientation import read_orientation, turn_image
 
-# What the encodings that TensorFlow can decode begin with: JPEG, PNG, GIF, BMP, WebP.
+# First bytes of the encodings that TensorFlow can decode: JPEG, PNG, GIF, BMP, WebP.
 _SIGNATURES = (b"\xff\xd8", b"\x89P", b"GI", b"BM", b"RI")
 _PNG_BIT_DEPTH = 24
 
 
 def decode_image(record: dict[str, tf.Tensor], exif: str = "apply") -> tf.Tensor:
-    """Pixels of any common encoding, gray and transparent ones too.
+    """Decodes any common encoding, gray and transparent images included.
 
-    Of a PNG of 16 bits they are the highest 8 bits that the picture uses, so that data of 10 or 12
-    bits keep their contrast: all values are divided by one power of two.
+    A 16-bit PNG is reduced to the highest 8 bits that the image uses, so that data of 10 or 12 bits
+    keep their contrast: all values are divided by one power of two.
 
     Args:
         record: as `data.records.parse_record` gives it; encoded, image_id, height, width and
             orientation are read.
-        exif: "apply" turns the pixels as the record's orientation says or, where it says none,
-            the image file's own. The latter does not count if the record tells the size of the
-            stored pixels and not of the turned ones. "ignore" leaves the pixels as stored.
+        exif: "apply" rotates the pixels by the record's orientation or, if it has none, by the
+            image file's own. The latter is not used if the record states the size of the stored
+            pixels and not of the rotated ones. "ignore" leaves the pixels as stored.
 
     Returns:
         uint8 [h, w, 3], in the original size.
 
     Raises:
-        tf.errors.InvalidArgumentError: when evaluated on what is no such image, is cut short, is
-            too large, or has another size than the record tells.
+        tf.errors.InvalidArgumentError: when evaluated on a file that is not such an image, is
+            truncated or too large, or has another size than the record states.
     """
     encoded, image_id = record["encoded"], record["image_id"]
     told = tf.stack([record["height"], record["width"]])
@@ -40,8 +40,8 @@ def decode_image(record: dict[str, tf.Tensor], exif: str = "apply") -> tf.Tensor
     known = tf.reduce_any(signature == _SIGNATURES)
     reason = tf.where(
         known,
-        f"its image is too large, of more than {MAX_PIXELS} pixels. Image id:",
-        "it holds no JPEG, PNG, GIF, BMP or WebP image. Image id:",
+        f"its image is too large: it has more than {MAX_PIXELS} pixels. Image id:",
+        "it does not contain a JPEG, PNG, GIF, BMP or WebP image. Image id:",
     )
     usable = known & (tf.reduce_prod(told) <= MAX_PIXELS)
     with tf.control_dependencies([tf.debugging.Assert(usable, [reason, image_id])]):
@@ -52,7 +52,7 @@ def decode_image(record: dict[str, tf.Tensor], exif: str = "apply") -> tf.Tensor
         )
     image = tf.ensure_shape(image, [None, None, 3])
     as_stored = "" if exif == "apply" else " as stored (--exif=ignore)"
-    message = f"it tells another size than its image has{as_stored}. Image id:"
+    message = f"the size it states differs from the size of its image{as_stored}. Image id:"
     check = tf.debugging.Assert(
         tf.reduce_all(tf.shape(image, tf.int64)[:2] == told),
         [message, image_id, "size told:", told],
@@ -65,11 +65,11 @@ def _decode_8_bits(encoded: tf.Tensor) -> tf.Tensor:
     return tf.io.decode_image(encoded, channels=3, expand_animations=False)
 
 
-# Not inlined, its operations cost nothing where they are not needed: most pictures are JPEGs that
-# stay as they are.
+# Without inlining, its operations cost nothing where they are not needed; most images are JPEGs
+# that are not rotated.
 @tf.function(autograph=False, experimental_attributes={"_noinline": True})
 def _decode_and_turn(encoded: tf.Tensor, orientation: tf.Tensor, told: tf.Tensor) -> tf.Tensor:
-    """The pixels as their annotator saw them; an orientation of 0 is the file's own."""
+    """Decodes the pixels as their annotator saw them; orientation 0 means the file's own."""
     size = _PNG_BIT_DEPTH + 1
     head = tf.io.decode_raw(tf.strings.substr(encoded, 0, size), tf.uint8, fixed_length=size)
     image = tf.cond(
@@ -84,7 +84,7 @@ def _decode_and_turn(encoded: tf.Tensor, orientation: tf.Tensor, told: tf.Tensor
 
 
 def _highest_used_bits(image: tf.Tensor) -> tf.Tensor:
-    """The highest 8 bits of those that the largest value has: uint16 to uint8, of any shape."""
+    """Keeps the highest 8 bits of those that the largest value has: uint16 to uint8, any shape."""
     largest = tf.cast(tf.reduce_max(image), tf.int32)
     unneeded_bits = tf.reduce_sum(tf.cast(largest >= 2 ** np.arange(8, 16), tf.int32))
     return tf.cast(tf.bitwise.right_shift(image, tf.cast(unneeded_bits, tf.uint16)), tf.uint8)

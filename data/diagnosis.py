@@ -1,6 +1,6 @@
-"""Which record made the input pipeline stop: TensorFlow's own message does not say.
+"""Finds the record that stopped the input pipeline, which TensorFlow's message does not name.
 
-The decoders of the graph raise without knowing whose picture they were given. Once one has, the
+The decoders in the graph raise without knowing which record they were given. Once one has, the
 files are read again until the record is found.
 """
 
@@ -17,13 +17,13 @@ from data.files import open_file
 from data.manifest import expand_pattern
 from data.records import parse_image_id, parse_record
 
-_GZIP = "the file is compressed with gzip, which gunzip undoes"
+_GZIP = "the file is compressed with gzip; unpack it with gunzip"
 
 
 def find_broken_record(
     file_pattern: str, include_masks: bool, max_polygon_vertices: int = 0, exif: str = "apply"
 ) -> UserError | None:
-    """Parses and decodes records in order until one cannot be.
+    """Parses and decodes records in order until one fails.
 
     Args:
         file_pattern: as for `data.manifest.expand_pattern`.
@@ -32,7 +32,7 @@ def find_broken_record(
         exif: as for `data.decoding.decode_image`.
 
     Returns:
-        An error, to be raised, that names file, record and image; None if all is well.
+        An error to raise, which names file, record and image; None if all records are valid.
     """
 
     def use(serialized: tf.Tensor) -> tf.Tensor:
@@ -49,7 +49,7 @@ def find_broken_record(
             reason = _GZIP if _is_gzip(path) else explain_error(error)
             return UserError(
                 f"cannot use record {number} of {path}{_whose(path, number)} "
-                f"({reason}); correct it, or convert the data set again without it."
+                f"({reason}); correct it, or convert the dataset again without it."
             )
     return None
 
@@ -57,14 +57,14 @@ def find_broken_record(
 def name_broken_record(
     error: tf.errors.OpError, file_pattern: str, include_masks: bool
 ) -> UserError:
-    """What `find_broken_record` finds, or else a sentence with TensorFlow's own reason."""
+    """Returns the error of `find_broken_record`, or else one with TensorFlow's own reason."""
     return find_broken_record(file_pattern, include_masks) or UserError(
         f"cannot read the records {file_pattern} ({explain_error(error)}); convert them again."
     )
 
 
 def require_unique_ids(image_ids: Sequence[int], file_pattern: str) -> None:
-    """Refuses records of which two have one image id.
+    """Refuses records of which two have the same image id.
 
     Args:
         image_ids: of all records, in any order.
@@ -82,8 +82,8 @@ def require_unique_ids(image_ids: Sequence[int], file_pattern: str) -> None:
             here = f"record {number} of {path}"
             if seen.setdefault(image_id, here) != here:
                 raise UserError(
-                    f"{seen[image_id]} and {here} have the same image id {image_id}: give every "
-                    "image an image/source_id of its own, or a file name where that is empty."
+                    f"{seen[image_id]} and {here} have the same image id {image_id}; give every "
+                    "image a unique image/source_id, or a unique file name if that is empty."
                 )
 
 
@@ -93,9 +93,9 @@ def _is_gzip(path: str) -> bool:
 
 
 def explain_error(error: tf.errors.OpError) -> str:
-    """TensorFlow's message without the names of nodes and ops around it."""
+    """Returns TensorFlow's message without the names of nodes and ops around it."""
     message = error.message
-    if message.startswith("Graph execution error:"):  # then come lines of source, then the reason
+    if message.startswith("Graph execution error:"):  # followed by lines of source, then the reason
         message = message.partition("\n\t [[")[0].rpartition("\n\n")[2]
     message = re.sub(r"\{\{[^}]*\}\} ", "", message.partition("\n")[0])
     message = re.sub(r"^Error in user-defined function .*? Iterator::\S*: ", "", message)
@@ -108,7 +108,7 @@ def explain_error(error: tf.errors.OpError) -> str:
 
 
 def _whose(path: str, number: int) -> str:
-    """Names the image, as far as the record can be read at all."""
+    """Names the image if the record can be read at all."""
     try:
         serialized = next(iter(tf.data.TFRecordDataset(path).skip(number - 1)))
         return f" (image id {int(parse_image_id(serialized))})"

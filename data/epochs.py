@@ -1,11 +1,11 @@
-"""Which training image comes when: a function of the seed alone, so a run can start at any step.
+"""The order of training images: a function of the seed alone, so a run can start at any step.
 
 An epoch walks through all records once, in an order drawn from the seed and the epoch's number. Its
 images are grouped by canvas into windows, one for each step, before anything is decoded. To fill
-windows exactly, an epoch leaves some images of each canvas to the next one: the first that it
-meets. So what an epoch takes over is found by looking at the head of the epoch before, and epochs
-further back need not be read at all. Every epoch, of N images of a canvas and with windows of W,
-takes over (epoch * N) mod W images and ends with all windows filled.
+windows exactly, an epoch leaves the first few images of each canvas to the next epoch. So the
+images that an epoch takes over are found at the head of the previous epoch, and earlier epochs need
+not be read. With N images of a canvas and windows of W images, every epoch takes over (epoch * N)
+mod W images and ends with all windows filled.
 
 Axes: C canvases.
 """
@@ -26,7 +26,7 @@ from data.config import DataConfig
 from data.record_files import Size
 from data.records import parse_sizes
 
-# Records looked at together: looking at each alone takes as long as a tenth of decoding it.
+# Records inspected together: inspecting one at a time takes a tenth of its decoding time.
 _BLOCK = 32
 
 
@@ -36,8 +36,8 @@ class EpochPlan(NamedTuple):
     Attributes:
         counts: images of each canvas in an epoch.
         window: images of a step.
-        passes: walks through the records that make an epoch: more than one where a single walk
-            has fewer images than a window.
+        passes: passes over the records that make an epoch: more than one if a single pass has fewer
+            images than a window.
     """
 
     counts: tuple[int, ...]
@@ -45,16 +45,17 @@ class EpochPlan(NamedTuple):
     passes: int
 
     def taken_over(self, epoch):
-        """Images of each canvas that an epoch has from the one before: int64 [C] or list."""
+        """Images of each canvas that an epoch takes over from the previous one: int64 [C] or
+        list."""
         return [epoch * count % self.window for count in self.counts]
 
     def windows_before(self, epoch: int) -> int:
-        """Windows filled by all epochs before this one."""
+        """Number of windows filled by all previous epochs."""
         return sum(epoch * count // self.window for count in self.counts)
 
     def locate(self, step: int) -> tuple[int, int]:
-        """The epoch that a step (from 0) lies in, and the windows of it that come before."""
-        # Epoch `step + 1` begins later than the step, since every epoch fills a window.
+        """Finds the epoch that a step (from 0) lies in, and how many of its windows come before."""
+        # Epoch `step + 1` begins after the step, because every epoch fills at least one window.
         epoch = bisect.bisect_right(range(step + 2), step, key=self.windows_before) - 1
         return epoch, step - self.windows_before(epoch)
 
@@ -64,8 +65,8 @@ def plan_epochs(
 ) -> tuple[DataConfig, EpochPlan]:
     """Decides which canvases are used and how many images each has in an epoch.
 
-    A canvas with fewer images than a window would show them late, several epochs' copies at a time,
-    so its images go to the next best one; the sentence that says so is printed.
+    A canvas with fewer images than a window would show copies of several epochs at a time, so its
+    images are moved to the next best canvas, and a message says so.
 
     Args:
         config: canvases, short and long side.
@@ -73,7 +74,7 @@ def plan_epochs(
         window: images of a step over all replicas.
 
     Returns:
-        The config with the canvases in use, and the plan, whose counts are in their order.
+        The config with only the canvases in use, and the plan, with counts in the same order.
     """
     while True:
         counts = _count_by_canvas(config, sizes)
@@ -83,7 +84,8 @@ def plan_epochs(
             break
         print(
             f"Canvas {config.canvases[rarest]} has {counts[rarest]} of the {sum(counts)} training "
-            f"images, fewer than the {window} of a step: they go to other canvases.",
+            f"images, fewer than the {window} images of a step, so they are moved to other "
+            "canvases.",
             file=sys.stderr,
         )
         others = config.canvases[:rarest] + config.canvases[rarest + 1 :]
@@ -106,17 +108,17 @@ def ordered_records(
     plan: EpochPlan,
     start_step: int,
 ) -> tf.data.Dataset:
-    """The serialized records in the order of the steps, window after window, without end.
+    """Makes the endless dataset of serialised records in step order, window after window.
 
     Args:
-        records_of_pass: the records of a pass (int64 scalar) in its order.
+        records_of_pass: maps a pass (int64 scalar) to its records, in order.
         config: the canvases in use, as `plan_epochs` returns it.
         plan: of the same records.
-        start_step: steps whose windows are passed over, without decoding any.
+        start_step: number of steps whose windows are skipped without decoding.
 
     Returns:
-        Data set of (string scalar, int64 scalar): records with the pass that they come from. Each
-        `plan.window` of them are of one canvas.
+        Dataset of (string scalar, int64 scalar): records with the pass that they come from. Each
+        group of `plan.window` records has one canvas.
     """
 
     def of_epoch(epoch: tf.Tensor) -> tf.data.Dataset:
@@ -141,7 +143,8 @@ def ordered_records(
 def _numbered_blocks(
     records_of_pass: Callable, epoch: tf.Tensor, config: DataConfig, plan: EpochPlan
 ) -> tf.data.Dataset:
-    """Blocks of ((record, pass, canvas), how many of its canvas came before) of an epoch."""
+    """Makes blocks of ((record, pass, canvas), number of previous ones of that canvas) of an
+    epoch."""
 
     def with_canvas(records: tf.Tensor, number: tf.Tensor):
         canvases = choose_canvas(parse_sizes(records), config)
@@ -159,7 +162,7 @@ def _numbered_blocks(
 
 
 def _number(counts: tf.Tensor, block):
-    """Adds to each record of a block how many of its canvas came before it in the epoch."""
+    """Adds to each record of a block the number of previous ones of its canvas in the epoch."""
     is_on = tf.one_hot(block[2], counts.shape[0], dtype=tf.int64)
     before = counts + tf.cumsum(is_on, exclusive=True)
     place = tf.gather(before, block[2], axis=1, batch_dims=1)
@@ -167,7 +170,7 @@ def _number(counts: tf.Tensor, block):
 
 
 def _choose(blocks: tf.data.Dataset, is_wanted: Callable) -> tf.data.Dataset:
-    """The (record, pass, canvas) of blocks whose place and canvas are wanted."""
+    """Selects the (record, pass, canvas) of blocks with a given position and canvas."""
 
     def mask(block, place: tf.Tensor):
         wanted = is_wanted(place, block[2])
@@ -177,15 +180,15 @@ def _choose(blocks: tf.data.Dataset, is_wanted: Callable) -> tf.data.Dataset:
 
 
 def with_next(records: tf.data.Dataset) -> tf.data.Dataset:
-    """Each record together with the one that comes next: an image to paste objects from.
+    """Pairs each record with the next one, an image to paste objects from.
 
-    So the second picture is a function of the position too, and nothing is read twice.
+    So the second image is a function of the position too, and no record is read twice.
 
     Args:
-        records: endless data set of (string scalar, int64 scalar), as `ordered_records` gives it.
+        records: endless dataset of (string scalar, int64 scalar), as `ordered_records` returns it.
 
     Returns:
-        Data set of (string scalar, int64 scalar, string scalar).
+        Dataset of (string scalar, int64 scalar, string scalar).
     """
     before_the_first = (tf.constant(""), tf.constant(0, tf.int64))
     return records.scan(

@@ -1,4 +1,4 @@
-"""From one serialised record to the tensors of one image.
+"""Makes the tensors of one image from its serialised record.
 
 Axes: N instances in the record, G ground truths of an image after padding, M mask side, V polygon
 vertices of a ground truth after padding, S sampled anchors, H W canvas.
@@ -23,10 +23,10 @@ from data.scenes import Scene, Tensors, draw_scene, fold_seed, keep_largest
 PADDING_MULTIPLE = 32
 
 
-# Without Python control flow AutoGraph has nothing to convert, which takes it seconds to find out.
+# There is no Python control flow to convert, but AutoGraph takes seconds to find that out.
 @tf.autograph.experimental.do_not_convert
 def eval_example(serialized: tf.Tensor, config: DataConfig) -> Tensors:
-    """Features of one image for evaluation.
+    """Makes the features of one image for evaluation.
 
     Args:
         serialized: string scalar, a record.
@@ -41,7 +41,7 @@ def eval_example(serialized: tf.Tensor, config: DataConfig) -> Tensors:
 
 
 def lay_out(pixels: tf.Tensor, config: DataConfig) -> Tensors:
-    """Puts a picture on its canvas as evaluation does, once for each scale at test.
+    """Draws an image on its canvas as evaluation does, once for each test scale.
 
     Args:
         pixels: uint8 [h, w, 3].
@@ -49,7 +49,7 @@ def lay_out(pixels: tf.Tensor, config: DataConfig) -> Tensors:
 
     Returns:
         image uint8 [H, W, 3] and image_info float32 [5] at the first scale, image_1 and
-        image_info_1 at the next, and so on.
+        image_info_1 at the second, and so on.
     """
     size = tf.shape(pixels, tf.int64)[:2]
     index = augment.choose_canvas(size, config)
@@ -63,14 +63,14 @@ def lay_out(pixels: tf.Tensor, config: DataConfig) -> Tensors:
 
 
 def padding_example(height: tf.Tensor, width: tf.Tensor, config: DataConfig) -> Tensors:
-    """Features of no image, with image_id -1, to complete a batch of evaluation.
+    """Makes the features of a padding image, with image_id -1, to complete an evaluation batch.
 
     Args:
         height, width: int64 scalars, the canvas at the first scale.
         config: canvases, scales at test.
 
     Returns:
-        As `eval_example`; image_info says that the black canvas itself is the image.
+        The keys of `eval_example`; according to image_info, the black canvas is the image.
     """
     features = {"image_id": tf.constant(-1, tf.int64)}
     firsts = tf.constant(config.test_canvas_sizes[0], tf.int64)
@@ -85,7 +85,7 @@ def padding_example(height: tf.Tensor, width: tf.Tensor, config: DataConfig) -> 
 
 
 def view_feature(name: str, view: int) -> str:
-    """The name that a feature such as `image` has in a view of the picture, counted from 0."""
+    """Returns the name of a feature such as `image` in the view with this index."""
     return f"{name}_{view}" if view else name
 
 
@@ -98,16 +98,16 @@ def train_example(
     include_polygons: bool = False,
     second: tf.Tensor | None = None,
 ) -> tuple[Tensors, Tensors]:
-    """Features and labels of one image, augmented by draws that its id and the epoch decide.
+    """Makes features and labels of one image, augmented at random as its id and the epoch decide.
 
     Args:
         serialized: string scalar, a record.
         epoch: int64 scalar.
         config: augmentation, anchors, sampling, seed.
-        include_masks: whether the record has to hold masks and the labels shall.
-        include_polygons: the same of polygons, beside masks.
-        second: string scalar, the record of another image for those augmentations of
-            `data.augmentations.SCENES` that take something from one.
+        include_masks: whether the labels have masks; the record must then have them.
+        include_polygons: the same for polygons, in addition to masks.
+        second: string scalar, the record of another image, for augmentations in
+            `data.augmentations.SCENES`.
 
     Returns:
         The features image uint8 [H, W, 3], image_info float32 [5] and image_id int64 [], and the
@@ -146,9 +146,9 @@ def train_example(
 
 
 def image_seeds(seed: int, epoch: tf.Tensor, image_id: tf.Tensor) -> tf.Tensor:
-    """Seeds for the geometry, the anchors and the RoIs of one image: int32 [3, 2].
+    """Derives the seeds for the geometry, the anchors and the RoIs of one image: int32 [3, 2].
 
-    They depend on the arguments alone, neither on the order nor on the number of threads.
+    They depend on the arguments only, not on the order of images or the number of threads.
     """
     key = tf.random.experimental.stateless_fold_in(
         tf.constant([seed, 0], tf.int64), epoch, alg="philox"
@@ -162,7 +162,7 @@ def image_seeds(seed: int, epoch: tf.Tensor, image_id: tf.Tensor) -> tf.Tensor:
 def _features(
     image: tf.Tensor, image_info: tf.Tensor, canvases: Sequence[tuple[int, int]], view: int = 0
 ) -> Tensors:
-    """The features of a view; its shape is static as far as there is one canvas only."""
+    """Makes the features of a view, with a static shape if there is only one canvas."""
     sides = canvases[0] if len(set(canvases)) == 1 else (None, None)
     return {
         view_feature("image", view): tf.ensure_shape(image, [*sides, 3]),
@@ -173,7 +173,7 @@ def _features(
 def _rpn_targets(
     scene: Scene, canvas_index: tf.Tensor, config: DataConfig, seed: tf.Tensor
 ) -> RpnTargets:
-    """Matches the anchors of the canvas that the picture is on."""
+    """Matches the anchors of the image's canvas."""
     valid = scene.valid
     if config.rpn_negative_area == "padded":
         valid = -(-valid // PADDING_MULTIPLE) * PADDING_MULTIPLE

@@ -1,8 +1,8 @@
-"""The one file layer: every path that a user gives goes through these functions.
+"""The file layer: every path that a user gives goes through these functions.
 
-A path with a scheme (gs://, ram://, s3://, …) is TensorFlow's; any other is Python's, so that local
-work needs no TensorFlow. A ~ at the head of a local path is the home folder. Whatever goes wrong is
-an OSError, wherever the file lies.
+A path with a scheme (gs://, ram://, s3://, …) is opened by TensorFlow, any other by Python, so that
+local work needs no TensorFlow. A ~ at the start of a local path means the home folder. All failures
+raise OSError, wherever the file is.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from data.errors import UserError
 
 Path = str | os.PathLike
 
-# Of TensorFlow's error codes those that have a number among the operating system's.
+# TensorFlow's error codes that correspond to an errno.
 _ERRNO_BY_CODE = {
     5: errno.ENOENT,  # NOT_FOUND
     6: errno.EEXIST,  # ALREADY_EXISTS
@@ -34,18 +34,18 @@ _ERRNO_BY_CODE = {
 
 
 def expand(path: Path) -> str:
-    """The path as text, with ~ replaced by the home folder."""
+    """Returns the path as text, with ~ replaced by the home folder."""
     path = os.fspath(path)
     return path if has_scheme(path) else os.path.expanduser(path)
 
 
 def has_scheme(path: Path) -> bool:
-    """Whether TensorFlow's file systems have to be asked instead of the operating system."""
+    """Whether a path belongs to TensorFlow's file systems instead of the operating system."""
     return "://" in os.fspath(path)
 
 
 def open_file(path: Path, mode: str = "r") -> IO:
-    """Opens a file: mode "r", "w" or "a" for UTF-8 text, with a "b" behind it for bytes.
+    """Opens a file: mode "r", "w" or "a" for UTF-8 text, "rb", "wb" or "ab" for bytes.
 
     Raises:
         OSError: it cannot be opened.
@@ -60,10 +60,10 @@ def open_file(path: Path, mode: str = "r") -> IO:
 
 @contextlib.contextmanager
 def whole_file(path: Path, mode: str = "w") -> Iterator[IO]:
-    """Opens a file for writing; a reader of `path` finds all of it or what was there before.
+    """Opens a file that replaces `path` only once it is complete.
 
     Args:
-        path: where to; `path`.tmp beside it is written and renamed, and removed upon an error.
+        path: the file's final path; `path`.tmp is written, then renamed, or removed after an error.
         mode: "w" for UTF-8 text or "wb".
 
     Raises:
@@ -105,7 +105,7 @@ def is_folder(path: Path) -> bool:
 
 
 def _is_listed(path: str) -> bool:
-    """Keeps ram:// from taking the first letters of any path for a folder."""
+    """Whether a folder lists the path; on ram://, any prefix of a path would pass for a folder."""
     folder, name = os.path.split(path.rstrip("/"))
     if not path.startswith("ram://") or folder == "ram:":
         return True
@@ -113,7 +113,7 @@ def _is_listed(path: str) -> bool:
 
 
 def size(path: Path) -> int:
-    """Bytes of a file; raises OSError if there is none."""
+    """Returns the number of bytes of a file; raises OSError if there is none."""
     path = expand(path)
     if not has_scheme(path):
         return os.stat(path).st_size
@@ -122,20 +122,20 @@ def size(path: Path) -> int:
 
 
 def state(path: Path) -> tuple[int, ...]:
-    """Numbers that change when a file is written or replaced; raises OSError if there is none."""
+    """Returns numbers that change when a file is written or replaced; raises OSError if missing."""
     path = expand(path)
     if not has_scheme(path):
         status = os.stat(path)
-        # The third cannot be set back, as a copy that keeps its times sets the second.
+        # A copy that preserves times sets the second number, but the third cannot be set.
         return status.st_size, status.st_mtime_ns, status.st_ctime_ns
     with os_errors(path):
         status = _gfile().stat(path)
-        # A file system without times, such as ram://, has no state that comes twice.
+        # On a file system without times, such as ram://, no two states are equal.
         return status.length, status.mtime_nsec or time.time_ns()
 
 
 def make_folder(path: Path) -> None:
-    """Makes a folder with those above it, if it is not there; raises OSError if it cannot."""
+    """Makes a folder and its parents unless it exists; raises OSError if that fails."""
     path = expand(path)
     if not has_scheme(path):
         return os.makedirs(path, exist_ok=True)
@@ -144,7 +144,7 @@ def make_folder(path: Path) -> None:
 
 
 def missing_folders(path: Path) -> list[str]:
-    """The folders that `make_folder` would make, the innermost first."""
+    """Lists the folders that `make_folder` would make, the innermost first."""
     folder, missing = expand(path), []
     while folder.rstrip("/:") and not folder.endswith(":") and not exists(folder):
         missing.append(folder)
@@ -153,7 +153,7 @@ def missing_folders(path: Path) -> list[str]:
 
 
 def remove_empty_folders(paths: Iterable[Path]) -> None:
-    """Removes those of the folders that are there and empty, in turn."""
+    """Removes the folders that exist and are empty, in order."""
     for path in map(expand, paths):
         with contextlib.suppress(OSError):
             if not has_scheme(path):
@@ -163,27 +163,27 @@ def remove_empty_folders(paths: Iterable[Path]) -> None:
 
 
 def require_writable(folder: Path, flag: str) -> None:
-    """Makes a folder unless it is there, and makes sure that files can be written to it.
+    """Makes a folder unless it exists, and checks that files can be written to it.
 
     Args:
-        folder: what will be written to; nothing is left in it.
-        flag: name of the flag that gave it, for the message.
+        folder: the folder; nothing is left in it.
+        flag: name of the flag that named it, for the message.
 
     Raises:
-        UserError: it cannot be made, or takes no file.
+        UserError: it cannot be made, or no file can be written to it.
     """
     try:
         make_folder(folder)
         probe(folder)
     except OSError as error:
         raise UserError(
-            f"--{flag}={folder} cannot be written to ({error.strerror or error}); make room, or "
-            "name another folder."
+            f"--{flag}={folder} cannot be written to ({error.strerror or error}); free disk "
+            "space, or choose another folder."
         ) from None
 
 
 def probe(folder: Path) -> None:
-    """Writes a file to a folder and takes it away; raises OSError if that cannot be done."""
+    """Writes a file to a folder and removes it; raises OSError if that fails."""
     folder = expand(folder)
     if has_scheme(folder):
         path = f"{folder}/{uuid.uuid4().hex}.tmp"
@@ -191,13 +191,14 @@ def probe(folder: Path) -> None:
             file.write(b"?")
         remove(path)
     else:
-        # Without a name where the system can do so, so that not even a kill leaves it behind.
+        # Where the system supports it, the file has no name, so that not even a kill leaves it
+        # behind.
         with tempfile.TemporaryFile(dir=folder) as file:
             file.write(b"?")
 
 
 def list_folder(path: Path) -> list[str]:
-    """Names of what is in a folder, in order; raises OSError if there is none."""
+    """Lists the names in a folder, in order; raises OSError if there is no such folder."""
     path = expand(path)
     if not has_scheme(path):
         return sorted(os.listdir(path))
@@ -206,10 +207,10 @@ def list_folder(path: Path) -> list[str]:
 
 
 def glob(pattern: str) -> list[str]:
-    """Paths of files and folders that a pattern matches, in order; raises OSError.
+    """Lists the files and folders that a pattern matches, in order; raises OSError.
 
-    *, ? and [...] stand for parts of a name, never for a dot at its head or a slash. A name that is
-    there as it is written is taken literally.
+    *, ? and [...] match parts of a name, but neither a leading dot nor a slash. A pattern that is
+    itself the path of an existing file is taken literally.
     """
     root, names = re.fullmatch(r"((?:[^/]*://[^/]*)?/*)(.*)", expand(pattern)).groups()
     paths = [root]
@@ -231,7 +232,7 @@ def _matches(folder: str, pattern: str) -> list[str]:
 
 
 def rename(path: Path, target: Path) -> None:
-    """Moves a file to a path of the same file system, in place of what may be there."""
+    """Moves a file within a file system, replacing any file at the new path."""
     path, target = expand(path), expand(target)
     if not has_scheme(path):
         return os.replace(path, target)
@@ -241,7 +242,7 @@ def rename(path: Path, target: Path) -> None:
 
 @contextlib.contextmanager
 def local_copy(path: Path) -> Iterator[str]:
-    """A local path of a file, for libraries that open files themselves; raises OSError."""
+    """Gives a local path of a file, for libraries that open files themselves; raises OSError."""
     path = expand(path)
     if not has_scheme(path):
         yield path
@@ -263,7 +264,7 @@ def remove(path: Path) -> None:
 
 
 def remove_folder(path: Path) -> None:
-    """Removes a folder with all that is in it; raises OSError if there is none."""
+    """Removes a folder and its content; raises OSError if there is none."""
     path = expand(path)
     if not has_scheme(path):
         return shutil.rmtree(path)
@@ -272,7 +273,7 @@ def remove_folder(path: Path) -> None:
 
 
 class _RemoteFile(io.RawIOBase):
-    """A file of TensorFlow's file systems as Python's io knows files."""
+    """A file of TensorFlow's file systems with the interface of Python's io."""
 
     def __init__(self, path: str, mode: str):
         super().__init__()
@@ -280,7 +281,7 @@ class _RemoteFile(io.RawIOBase):
         self._file = _gfile().GFile(path, mode)
         self._reads = "r" in mode
         with os_errors(path):
-            # GFile opens its file when it is used first.
+            # GFile opens its file on first use.
             self._file.size() if self._reads else self._file.write(b"")
 
     def readable(self) -> bool:
@@ -328,7 +329,7 @@ class _RemoteFile(io.RawIOBase):
 
 @contextlib.contextmanager
 def os_errors(path: Path) -> Iterator[None]:
-    """Raises an OSError about a path where TensorFlow, reading or writing it, raises its own."""
+    """Converts TensorFlow's errors about reading or writing a path to OSError."""
     from tensorflow import errors
 
     try:

@@ -1,4 +1,4 @@
-"""What a conversion finds wrong: things that it leaves out, and things that it warns about."""
+"""Problems that a conversion finds: items that it leaves out, and warnings."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from data.errors import UserError
 
-# A warning names the first few places; the rest are counted.
+# A warning names the first few places and counts the rest.
 _NUM_EXAMPLES = 5
 
 
@@ -17,21 +17,21 @@ class InvalidAnnotation(ValueError):
 
 
 class SkippedItems:
-    """What a conversion leaves out: refuses it, or, when it tolerates it, writes it down."""
+    """Collects the items that a conversion leaves out, or raises if none may be left out."""
 
     def __init__(self, tolerate: bool):
         self._tolerate = tolerate
         self.items: list[dict] = []
 
     def add_image(self, reason: str, image_id, file_name) -> None:
-        """Leaves out one image; raises UserError when nothing may be left out."""
+        """Records one image as left out; raises UserError if nothing may be left out."""
         self._add(
             f"image {image_id} ({file_name}): {reason}",
             {"image_id": image_id, "file_name": file_name, "reason": reason},
         )
 
     def add_annotation(self, reason: str, annotation_id, image_id) -> None:
-        """Leaves out one annotation; raises UserError when nothing may be left out."""
+        """Records one annotation as left out; raises UserError if nothing may be left out."""
         self._add(
             f"annotation {annotation_id} of image {image_id}: {reason}",
             {"image_id": image_id, "annotation_id": annotation_id, "reason": reason},
@@ -39,12 +39,12 @@ class SkippedItems:
 
     def _add(self, sentence: str, item: dict) -> None:
         if not self._tolerate:
-            raise UserError(f"{sentence}; correct it, or leave it out with --on_invalid=skip.")
+            raise UserError(f"{sentence}; correct it, or use --on_invalid=skip to leave it out.")
         self.items.append(item)
 
 
 def first_reason(items: Iterable[Mapping]) -> str:
-    """Why nothing is left: the first of `SkippedItems.items`, an image before any annotation."""
+    """Explains by the first of `SkippedItems.items`, images first, why nothing is left."""
     first = min(items, key=lambda item: "annotation_id" in item, default=None)
     if not first:
         return ""
@@ -53,7 +53,7 @@ def first_reason(items: Iterable[Mapping]) -> str:
 
 
 class Warnings:
-    """Things that are converted all the same, by kind: how many, and where the first of them are.
+    """Doubtful items that are converted, by kind: how many, and the first places.
 
     Attributes:
         entries: [{"kind": a sentence without its full stop, "count": n, "first": ["annotation 7",
@@ -61,13 +61,13 @@ class Warnings:
     """
 
     def __init__(self, *parts: Iterable[Mapping]):
-        """Begins with the entries of others, one after another."""
+        """Starts with the entries of others, joined."""
         self.entries: list[dict] = []
         for entry in itertools.chain(*parts):
             self.add(entry["kind"], *entry["first"], count=entry["count"])
 
     def add(self, kind: str, *places: str, count: int = 1) -> None:
-        """Counts things of one kind; `places` are the first of them, such as "annotation 7"."""
+        """Counts items of one kind; `places` are the first of them, such as "annotation 7"."""
         entry = next((entry for entry in self.entries if entry["kind"] == kind), None)
         if entry is None:
             entry = {"kind": kind, "count": 0, "first": []}
@@ -77,7 +77,7 @@ class Warnings:
 
 
 def format_warning(entry: Mapping) -> str:
-    """The line for one of `Warnings.entries`."""
+    """Formats one of `Warnings.entries` as a line."""
     places = ", ".join(entry["first"])
     more = entry["count"] - len(entry["first"])
     rest = f" and {more} more" if places and more else ""
@@ -85,10 +85,10 @@ def format_warning(entry: Mapping) -> str:
 
 
 def warn_of_left_out(items: Sequence[Mapping], where: str) -> None:
-    """Says on stderr what of a ground truth, `SkippedItems.items`, takes no part in evaluation."""
+    """Warns on stderr that items of a ground truth are excluded from the evaluation."""
     if items:
         print(
-            f"Warning: {len(items)} images or annotations of {where} cannot be used and take no "
-            f"part in the evaluation{first_reason(items)}.",
+            f"Warning: {len(items)} images or annotations of {where} cannot be used and are "
+            f"excluded from the evaluation{first_reason(items)}.",
             file=sys.stderr,
         )

@@ -1,4 +1,4 @@
-"""Ground truth for the evaluation, rebuilt from the records in COCO's format."""
+"""Rebuilds the evaluation's ground truth from the records, in COCO's format."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _FILES_READ_AT_A_TIME = 8
 
 
 def ground_truth_from_records(file_pattern: str) -> dict:
-    """Rebuilds the COCO annotations that records were made from.
+    """Rebuilds the COCO annotations that the records were made from.
 
     Boxes and areas come back in single precision, masks exactly. Images and annotations keep their
     ids; where annotation ids are absent or not unique, all are numbered anew from 1.
@@ -31,8 +31,8 @@ def ground_truth_from_records(file_pattern: str) -> dict:
         A dict that `json.dump` writes as a COCO file. "images": id, file_name, height, width.
         "annotations": crowds included, bbox as x, y, width, height in pixels, segmentation as
         compressed RLE unless some of the records hold no masks. "categories": the manifest's, or
-        without one those of the labels seen, which are then the ids, under the records' name or
-        else the label.
+        without one, the labels found, which are then the ids, named as in the records or else by
+        the label.
 
     Raises:
         UserError: nothing matches, or a record cannot be parsed.
@@ -65,9 +65,9 @@ def ground_truth_from_records(file_pattern: str) -> dict:
 
 
 def read_file_names(file_pattern: str) -> dict[int, str]:
-    """File names of the records' images by image id, "" where a record has none.
+    """Reads the file names of the records' images, by image id; "" where a record has none.
 
-    Every byte is read and hardly any is looked at: the speed is that of the disk.
+    Every byte is read but nothing is decoded, so it is as fast as the disk.
 
     Raises:
         UserError: nothing matches, or a record cannot be parsed.
@@ -90,7 +90,7 @@ def read_file_names(file_pattern: str) -> dict[int, str]:
 
 
 def _parse_file_name(serialized: tf.Tensor) -> tf.Tensor:
-    """The image's file name, or what the record has for an id if that is a name: string []."""
+    """Parses the image's file name, or the record's id if that is a name: string []."""
     keys = ("image/filename", "image/source_id")
     spec = {key: tf.io.FixedLenFeature([], tf.string, "") for key in keys}
     name, source_id = tf.io.parse_single_example(serialized, spec).values()
@@ -134,7 +134,7 @@ def _read_records(paths: list[str], include_masks: bool) -> tuple[list[dict], li
 
 
 def _annotations(record: dict) -> Iterator[dict]:
-    """Yields the annotations of one image, with what the record tells of them."""
+    """Yields the annotations of one image, with the keys that the record has."""
     y1, x1, y2, x2 = record["boxes"].astype(np.float64).T
     boxes = np.stack([x1, y1, x2 - x1, y2 - y1], axis=1)
     for index, segmentation in enumerate(_segmentations(record)):
@@ -151,7 +151,7 @@ def _annotations(record: dict) -> Iterator[dict]:
 
 
 def _segmentations(record: dict) -> list[dict]:
-    """The key segmentation of each instance, where there are masks."""
+    """Returns the key segmentation of each instance, if there are masks."""
     if "run_lengths" not in record:
         return [{}] * len(record["boxes"])
     size = [int(record["height"]), int(record["width"])]

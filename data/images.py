@@ -1,4 +1,4 @@
-"""Encoded image files: what the bytes say of the picture, and whether they decode to their end."""
+"""Inspects encoded image files and checks that they decode to their end."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from typing import NamedTuple
 
 from PIL import Image
 
-# Pictures with more pixels are decoded nowhere: Pillow's own limit, above which it suspects an
-# attack on the memory.
+# Images with more pixels are never decoded. It is Pillow's limit, above which it suspects an attack
+# on the memory.
 MAX_PIXELS = 2 * Image.MAX_IMAGE_PIXELS
 
 _JPEG_START = b"\xff\xd8\xff"
-# Within a scan's data FF stands only before 00 or as a restart marker (D0 to D7).
+# Within a scan's data, FF occurs only before 00 or in a restart marker (D0 to D7).
 _JPEG_MARKER = re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]")
 _JPEG_END = b"\xff\xd9"
 _JPEG_MARKERS_ALONE = (b"\xff\xd8", b"\xff\x01")  # all others begin a segment with its length
 _PNG_START = b"\x89PNG\r\n\x1a\n"
 _PNG_END = b"IEND\xaeB`\x82"
-_PNG_BIT_DEPTH = 24  # where it stands in the file
+_PNG_BIT_DEPTH = 24  # position in the file
 _EXIF_ORIENTATION = 0x0112
 
 
@@ -30,12 +30,12 @@ class InvalidImage(ValueError):
 
 
 class ImageFacts(NamedTuple):
-    """What the bytes of an image say about themselves."""
+    """The facts that an image's bytes state."""
 
     format: str  # "jpeg" or "png"
-    height: int  # as stored, whatever the orientation
+    height: int  # as stored, before any rotation
     width: int
-    orientation: int = 1  # EXIF's, 1 to 8: how viewers turn the stored pixels
+    orientation: int = 1  # EXIF's, 1 to 8: how viewers rotate the stored pixels
     unused_bits: int = 0  # high bits that are 0 in all pixels of a PNG of 16 bits
 
 
@@ -54,14 +54,14 @@ def inspect_image(encoded: bytes) -> ImageFacts:
     image_format = _detect_format(encoded)
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # odd metadata does not concern the pixels
+            warnings.simplefilter("ignore")  # faulty metadata does not affect the pixels
             return _decode(encoded, image_format)
     except Image.DecompressionBombError:
         raise InvalidImage(
-            f"the picture is too large, of more than {MAX_PIXELS} pixels; scale it down or cut it "
-            "into tiles"
+            f"the image is too large: it has more than {MAX_PIXELS} pixels; scale it down or cut "
+            "it into tiles"
         ) from None
-    except Exception as error:  # Pillow raises whatever the broken bytes lead it to
+    except Exception as error:  # Pillow raises many kinds of errors for broken bytes
         raise InvalidImage(f"the file is truncated or broken ({error})") from None
 
 
@@ -76,7 +76,7 @@ def _detect_format(encoded: bytes) -> str:
 
 
 def _decode(encoded: bytes, image_format: str) -> ImageFacts:
-    # Pillow fills in what is missing behind the last pixel row; TensorFlow's decoders do not.
+    # Pillow tolerates a file that ends after the last pixel row; TensorFlow's decoders do not.
     if image_format == "jpeg" and not _has_jpeg_end(encoded):
         raise ValueError("the end-of-image marker is missing")
     if image_format == "png":
@@ -94,7 +94,7 @@ def _decode(encoded: bytes, image_format: str) -> ImageFacts:
 
 
 def _has_jpeg_end(encoded: bytes) -> bool:
-    """Walks from marker to marker; what cameras append behind the first picture is no matter."""
+    """Walks from marker to marker; data that cameras append to the first image is ignored."""
     position = 0
     while marker := _JPEG_MARKER.search(encoded, position):
         if marker[0] == _JPEG_END:
@@ -108,14 +108,14 @@ def _has_jpeg_end(encoded: bytes) -> bool:
 def _orientation(image: Image.Image) -> int:
     with contextlib.suppress(Exception):
         exif = Image.Exif()
-        exif.load(image.info["exif"])  # not getexif, which takes XMP's orientation as well
+        exif.load(image.info["exif"])  # not getexif, which also reads XMP's orientation
         if exif.get(_EXIF_ORIENTATION) in range(1, 9):
             return exif[_EXIF_ORIENTATION]
     return 1
 
 
 def _unused_bits(image: Image.Image) -> int:
-    """Of a picture of 16 bits; Pillow keeps them if it is gray and else the high 8 of them."""
+    """Counts them in a 16-bit image; Pillow keeps 16 bits if it is gray, else the high 8."""
     if image.mode.startswith("I"):
         high_byte = int(image.getextrema()[1]) >> 8
     else:

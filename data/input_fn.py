@@ -1,20 +1,21 @@
 """The input pipeline: from TFRecord shards to batches, in graph operations only.
 
-Every image appears exactly once an epoch; the order is a function of the seed and every draw one of
-the seed, the epoch and the image id. So two runs see the same batches, and a run that starts at a
-later step sees those that it would have seen (`data/epochs.py`).
+Every image appears exactly once per epoch. The order is a function of the seed, and every random
+number one of the seed, the epoch and the image id. So two runs see the same batches, and a run that
+starts at a later step sees the batches that it would have seen then (`data/epochs.py`).
 
-With `--data_service` the workers of a tf.data service make the single images, dealt file by file.
-They are grouped and batched here, because consecutive batches have to be of one canvas whichever
-worker made them; a batch has the bytes of its images, so batching there would save no traffic.
-The order is whatever the workers' speeds make it. Then
-- evaluation shows every image exactly once. If a worker dies it waits until the worker is back at
-  the same address, and if images were lost it ends in an error (FailedPreconditionError).
-- training makes every image once for each epoch, with the draws it has without a service, and a run
-  that starts at a later step begins with the epoch that this step lies in. Epochs
-  overlap: the files of the next are dealt while others still read the last ones of this. So among
-  any images of an epoch's number some may be missing and others there twice, as many as the
-  workers' open files hold. A worker that dies loses the rest of its open files for that epoch.
+With `--data_service`, the workers of a tf.data service prepare the single images, file by file. The
+images are grouped and batched here, because consecutive batches must have the same canvas whichever
+worker made them; batching on the workers would not save traffic. The order depends on the speed of
+the workers. Then
+- evaluation sees every image exactly once. If a worker dies, it waits until the worker is back at
+  the same address; if images were lost, it fails with FailedPreconditionError.
+- training sees every image once per epoch, with the same random numbers as without a service. A run
+  that starts at a later step begins with the epoch that contains this step. Epochs overlap, because
+  workers start on the files of the next epoch while others still read this one's last files. So
+  some of any N consecutive images (an epoch's number) may be missing and others appear twice, at
+  most as many as the workers' open files hold. If a worker dies, the rest of its open files is lost
+  for that epoch.
 
 Axes: B images of a replica's batch, H W canvas.
 """
@@ -37,26 +38,26 @@ from data.record_files import RecordFiles
 from data.scenes import Tensors
 
 MODES = ("train", "eval", "predict")
-# Batches made ahead of each replica.
+# Batches prepared in advance for each replica.
 BATCHES_AHEAD = 2
-# Part of a canvas's grouping key; no canvas is as wide.
+# Part of a canvas's grouping key; every canvas is narrower.
 KEY_BASE = 1 << 20
 
 
 class Wanted(Protocol):
-    """What the network wants in the labels."""
+    """What the network needs in the labels."""
 
     @property
     def include_mask(self) -> bool:
-        """Masks, as far as the records have some."""
+        """Whether it needs masks; they are included if the records have them."""
 
     @property
     def include_polygons(self) -> bool:
-        """Polygons beside them."""
+        """Whether it also needs polygons."""
 
 
 class InputParams(Protocol):
-    """What is read of `trainer.config.Params`."""
+    """The part of `trainer.config.Params` that the input reads."""
 
     @property
     def data(self) -> DataConfig:
@@ -64,7 +65,7 @@ class InputParams(Protocol):
 
     @property
     def model(self) -> Wanted:
-        """Those of the network."""
+        """The settings of the network."""
 
 
 def input_fn(
@@ -73,29 +74,29 @@ def input_fn(
     input_context: tf.distribute.InputContext | None = None,
     start_step: int = 0,
 ) -> tf.data.Dataset:
-    """Batches for one worker; consecutive ones go to its replicas.
+    """Makes the batches of one worker; consecutive ones go to its replicas.
 
     A batch holds images of one canvas, and so do all batches that the replicas of a worker take in
-    one step. In training the data set has no end. Otherwise every image appears exactly once, and
-    what is missing to full batches for all replicas is made up by black images with image_id -1.
+    one step. In training the dataset is endless. Otherwise every image appears exactly once, and
+    black images with image_id -1 complete the last batches of all replicas.
 
     Args:
         mode: "train", "eval" or "predict".
-        params: settings; `params.data` is read, and of `params.model` whether the labels have
-            masks (`include_mask`), as far as the records do, and polygons (`include_polygons`).
+        params: settings; it reads `params.data`, and from `params.model` whether the labels have
+            masks (`include_mask`; only if the records have them) and polygons (`include_polygons`).
         input_context: number of pipelines and replicas, from
             `strategy.distribute_datasets_from_function`; one of each if None.
-        start_step: training steps taken before; their batches are left out.
+        start_step: number of training steps already taken; their batches are skipped.
 
     Returns:
-        Data set of (features, labels) in "train", of features otherwise; their shapes and types
+        Dataset of (features, labels) in "train", of features otherwise; their shapes and types
         are those of `data.examples` with a leading axis B. H and W are static if there is a single
         canvas.
 
     Raises:
-        ValueError: `mode` is none of the three.
-        UserError: no file matches, there is nothing to train on, the batch size is not divisible
-            by the replicas, or the data service cannot be reached or has no worker.
+        ValueError: `mode` is unknown.
+        UserError: no file matches, there is nothing to train on, the batch size is not divisible by
+            the number of replicas, or the data service cannot be reached or has no workers.
     """
     if mode not in MODES:
         raise ValueError(f"mode={mode!r}: expected one of {', '.join(MODES)}.")
@@ -117,11 +118,11 @@ def input_fn(
 def _train_examples(
     config: DataConfig, context: tf.distribute.InputContext, wanted: Wanted, start_step: int
 ) -> tf.data.Dataset:
-    """Images of all epochs, of one canvas as many as a step takes."""
+    """Makes the images of all epochs, each step's of one canvas."""
     files = RecordFiles.find(config.train_file_pattern)
     buffer_size = files.count_that_fit(config.shuffle_megabytes)
     read_pass = functools.partial(files.read_shuffled, seed=config.seed, buffer_size=buffer_size)
-    with tf.init_scope():  # counted at once, also where a graph is being built
+    with tf.init_scope():  # counted eagerly, even while a graph is being built
         config, plan = plan_epochs(config, files.count_sizes(), config.train_batch_size)
     records = ordered_records(read_pass, config, plan, start_step)
     if config.pairs_images:
@@ -134,7 +135,7 @@ def _train_examples(
 def _dealt_train_examples(
     config: DataConfig, context: tf.distribute.InputContext, wanted: Wanted, start_step: int
 ) -> tf.data.Dataset:
-    """The same made by the workers of a service, of whatever canvas comes."""
+    """The same images made by the workers of a service, in any order of canvases."""
     files = RecordFiles.find(config.train_file_pattern)
     records = deal_training_records(files, config, context, start_step)
     if config.pairs_images:
@@ -146,7 +147,7 @@ def _dealt_train_examples(
 
 
 def _eval_examples(config: DataConfig, context: tf.distribute.InputContext) -> tf.data.Dataset:
-    """Every image once, in the order of the files unless a service makes them."""
+    """Makes every image once, in the order of the files unless a service makes them."""
     files = RecordFiles.find(config.eval_file_pattern)
     make_example = functools.partial(eval_example, config=config)
     if not config.data_service:
@@ -154,7 +155,7 @@ def _eval_examples(config: DataConfig, context: tf.distribute.InputContext) -> t
         return records.map(make_example, tf.data.AUTOTUNE, deterministic=True)
     records, count = deal_eval_records(files, context)
     examples = records.map(make_example, tf.data.AUTOTUNE, deterministic=False)
-    # Without it, images that died with a worker would be missing from the metrics unseen.
+    # Without it, images lost with a worker would silently be missing from the metrics.
     counted = tf.data.experimental.assert_cardinality(count)
     return run_on_workers(examples, config.data_service).apply(counted)
 
@@ -162,10 +163,10 @@ def _eval_examples(config: DataConfig, context: tf.distribute.InputContext) -> t
 def _share_of_windows(
     records: tf.data.Dataset, plan: EpochPlan, context: tf.distribute.InputContext
 ) -> tf.data.Dataset:
-    """This pipeline's share of the images of every step.
+    """Selects this pipeline's share of the images of every step.
 
-    Each pipeline reads the records of all and decodes its own images, so that all are on one canvas
-    in the same step and none needs to know the others.
+    Each pipeline reads all records but decodes its own images only, so that all use the same canvas
+    in the same step without communication.
     """
     if context.num_input_pipelines == 1:
         return records
@@ -178,12 +179,14 @@ def _share_of_windows(
 
 
 def _example_maker(config: DataConfig, manifest: Manifest | None, wanted: Wanted) -> Callable:
-    """What makes an image of a record, its epoch and perhaps a second record."""
+    """Returns a function that makes an image from a record, its epoch and perhaps a second
+    record."""
     include_masks = wanted.include_mask and (manifest is None or manifest.include_masks)
     if config.pairs_images and not include_masks:
         raise UserError(
-            f"--augmentations={','.join(config.augmentations)} needs masks, and the records "
-            f"{config.train_file_pattern} have none: leave copy_paste out, or convert with masks."
+            f"--augmentations={','.join(config.augmentations)} needs masks, but the records "
+            f"{config.train_file_pattern} have none; leave copy_paste out, or convert the dataset "
+            "with masks."
         )
 
     @tf.autograph.experimental.do_not_convert
@@ -204,9 +207,9 @@ def _batch_by_canvas(
     config: DataConfig,
     pad: bool,
 ) -> tf.data.Dataset:
-    """Collects images of one canvas until there is a batch of them for each replica.
+    """Collects images of one canvas until there is a batch for each replica.
 
-    With `pad`, what is left at the end is filled up; without, there is no end.
+    With `pad`, incomplete batches at the end are filled up; without it, the dataset is endless.
     """
     window_size = batch_size * replicas
 
@@ -226,12 +229,12 @@ def _batch_by_canvas(
 
 
 def _replica_batch_size(kind: str, config: DataConfig, context: tf.distribute.InputContext) -> int:
-    """Images of a step that one replica takes."""
+    """Computes the number of images per step and replica."""
     total, replicas = getattr(config, f"{kind}_batch_size"), context.num_replicas_in_sync
     if total % replicas:
         raise UserError(
-            f"--{kind}_batch_size={total} cannot be shared by {replicas} replicas: "
-            "make it a multiple of their number."
+            f"--{kind}_batch_size={total} cannot be split evenly over {replicas} replicas; make "
+            "it a multiple of their number."
         )
     return total // replicas
 

@@ -1,6 +1,6 @@
-"""Instance masks read straight from COCO run lengths: crops to boxes, and pixel counts.
+"""Crops and areas of instance masks, computed directly from COCO run lengths.
 
-No full-size mask is ever drawn. A record holds the run lengths of all its instances one after
+No full-size mask is drawn for them. A record holds the run lengths of all its instances one after
 another: column by column, first a run of zeros, then ones, zeros ... Each instance's runs sum to
 height x width, so the cumulative sum over all instances is one sorted list of run ends in which
 instance n occupies the positions [n h w, (n + 1) h w), and a pixel belongs to the object when an
@@ -21,14 +21,14 @@ _POWERS_OF_TWO = (
     .astype(np.uint64)
     .view(np.int64)
 )
-# For each octet, its eight bits as eight bytes of 0 or 1, lowest bit first, in one word.
+# The eight bits of each octet as eight bytes of 0 or 1, lowest bit first, in one word.
 _CELLS_OF_OCTET = np.unpackbits(
     np.arange(256, dtype=np.uint8)[:, None], axis=1, bitorder="little"
 ).view(np.int64)[:, 0]
 
 
 def sample_pixels(starts: tf.Tensor, stops: tf.Tensor, size: int, length: tf.Tensor) -> tf.Tensor:
-    """Pixels under the centres of `size` equal cells between two coordinates of one axis.
+    """Finds the pixels under the centres of `size` equal cells between two coordinates of an axis.
 
     Args:
         starts: float32 [N], the lower ends in original pixels.
@@ -57,12 +57,12 @@ def crop_masks(
 ) -> tf.Tensor:
     """Samples instance masks at the centres of a grid of cells laid over each window.
 
-    Cell (i, j) takes the mask's value at the pixel that holds the cell's centre, that is
-    y = floor(y1 + (i + 0.5) / M (y2 - y1)) and x likewise, clipped to the image. Looking every
-    sample up costs N M^2 binary searches (88,000 for 7 instances) and painting whole masks costs
-    N h w; but along a sampled column the value changes only where a run ends. So each column asks
-    for the runs that end in it (2 N M searches), and each of them toggles the value from the first
-    sampled row at or below it on. That is three times as fast for 8 instances, seven for 100.
+    Cell (i, j) takes the mask's value at the pixel that holds the cell's centre, that is y =
+    floor(y1 + (i + 0.5) / M (y2 - y1)) and x likewise, clipped to the image. Looking up every
+    sample costs N M^2 binary searches (88,000 for 7 instances), and drawing whole masks costs N h
+    w. But along a sampled column the value changes only where a run ends. So the runs that end in
+    each column are looked up (2 N M searches), and each toggles the value from the first sampled
+    row at or below it. This is three times as fast for 8 instances, and seven times for 100.
 
     Args:
         run_lengths: int64 [R], column-major run lengths of all instances, zeros first.
@@ -71,7 +71,7 @@ def crop_masks(
         windows: float32 [N, 4], [y1, x1, y2, x2] in original pixels.
         instances: int64 [N], the instance each window shows.
         size: side of the crops, M.
-        flip_vertical, flip_horizontal: bool scalars; mirror the crops.
+        flip_vertical, flip_horizontal: bool scalars, whether to mirror the crops.
 
     Returns:
         uint8 [N, M, M] of 0 and 1.
@@ -84,7 +84,9 @@ def crop_masks(
     column_starts = tf.reshape((instances[:, None] * width + columns) * height, [-1])
     ended_before = tf.searchsorted(run_ends, column_starts, "right", tf.int64)
     ended_within = tf.searchsorted(run_ends, column_starts + height, "left", tf.int64)
-    toggles = tf.ragged.range(ended_before, ended_within)  # runs that end inside each column
+    toggles = tf.ragged.range(
+        ended_before, ended_within
+    )  # range of runs that end inside each column
 
     column_of_toggle = toggles.value_rowids()
     window_of_toggle = column_of_toggle // size
@@ -99,7 +101,7 @@ def crop_masks(
     ends_ones = (toggles.values - tf.gather(first_runs, window_of_toggle)) & 1
     starts_in = tf.where(flip_vertical, ended_within, ended_before)
     starts_as_one = (starts_in - tf.repeat(first_runs, size)) & 1
-    # Mirrored, a column meets its toggles in reverse: what ended a run of ones starts it.
+    # A mirrored column has its toggles in reverse: the end of a run of ones becomes its start.
     toggle_cells = tf.where(flip_vertical, size - toggle_cells, toggle_cells)
     signs = tf.where(flip_vertical, 1 - 2 * ends_ones, 2 * ends_ones - 1)
 
@@ -165,7 +167,7 @@ def draw_union(
     runs = tf.ragged.range(first_runs, first_runs + tf.gather(num_runs, instances))
     instance_of_run = tf.gather(instances, runs.value_rowids())
     ends = tf.gather(tf.cumsum(run_lengths), runs.values) - instance_of_run * height * width
-    # Ones start where a run of zeros ends, which is every other run from the first on.
+    # Ones start where a run of zeros ends, and every second run, from the first on, is of zeros.
     ends_ones = (runs.values - tf.gather(first_runs, runs.value_rowids())) & 1
     open_objects = tf.cumsum(
         tf.math.unsorted_segment_sum(

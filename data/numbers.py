@@ -1,4 +1,4 @@
-"""What counts as a number in a JSON file, where a truth value does not."""
+"""Checks of numbers in JSON files; true and false do not count as numbers."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import sys
 
 
 def is_integer(value) -> bool:
-    """Whether a JSON value is an integer that 64 bits hold."""
+    """Whether a JSON value is an integer of at most 64 bits."""
     return isinstance(value, int) and not isinstance(value, bool) and -(2**63) <= value < 2**63
 
 

@@ -8,21 +8,21 @@ import tensorflow as tf
 _HEAD_BYTES = 1 << 16
 _ORIENTATION_TAG, _SHORT = 0x0112, 3
 _ENTRY_BYTES = 12
-# For each orientation whether it reverses the rows and the columns, after swapping the two from 5.
+# Whether each orientation reverses rows and columns; those from 5 on swap the two first.
 _REVERSALS = np.array([[o in (3, 4, 7, 8), o in (2, 3, 6, 7)] for o in range(9)])
 
 
 def read_orientation(encoded: tf.Tensor) -> tf.Tensor:
-    """EXIF's orientation from the head of a JPEG or PNG, without decoding it.
+    """Reads EXIF's orientation from the head of a JPEG or PNG, without decoding the image.
 
-    It is looked for in the first 64 KB, where cameras write it, by its name and by what it
-    begins with; going from segment to segment would need a loop.
+    It searches the first 64 KB, where cameras write EXIF data, for their name and first bytes;
+    going from segment to segment would need a loop.
 
     Args:
-        encoded: string scalar, an image file, or nothing.
+        encoded: string scalar, an image file, or empty.
 
     Returns:
-        int64 scalar, 1 to 8; 1 where there is none, or none that can be read.
+        int64 scalar, 1 to 8; 1 if there is none, or none that can be read.
     """
     head = tf.strings.substr(encoded, 0, _HEAD_BYTES)
     is_png = tf.equal(tf.strings.substr(head, 0, 4), b"\x89PNG")
@@ -31,11 +31,11 @@ def read_orientation(encoded: tf.Tensor) -> tf.Tensor:
 
 
 def turn_image(image: tf.Tensor, orientation: tf.Tensor) -> tf.Tensor:
-    """Turns stored pixels to what viewers show.
+    """Rotates or mirrors stored pixels to what viewers show.
 
     Args:
         image: [h, w, c].
-        orientation: int64 scalar, EXIF's; 1 and whatever is none of the eight change nothing.
+        orientation: int64 scalar, EXIF's; 1 and invalid values change nothing.
 
     Returns:
         The same type, [h, w, c], or [w, h, c] for 5 to 8.
@@ -50,7 +50,7 @@ def turn_image(image: tf.Tensor, orientation: tf.Tensor) -> tf.Tensor:
 
 
 def _exif_orientation(exif: tf.Tensor) -> tf.Tensor:
-    """The tag's value in a TIFF file, as EXIF data are one: string scalar -> int64 scalar."""
+    """Finds the tag's value in EXIF data, which are a TIFF file: string scalar -> int64 scalar."""
     head = tf.io.decode_raw(_cut(exif, 0, 8), tf.uint8, fixed_length=8)
     is_little = _starts(head, b"II*\0")
     directory = _number(head[4:], is_little)
@@ -66,7 +66,7 @@ def _exif_orientation(exif: tf.Tensor) -> tf.Tensor:
 
 
 def _cut(text: tf.Tensor, start, length) -> tf.Tensor:
-    """A substring, or what there is of it."""
+    """Returns a substring, shorter where the string ends."""
     start = tf.minimum(tf.cast(start, tf.int64), tf.cast(tf.strings.length(text), tf.int64))
     return tf.strings.substr(text, start, tf.cast(length, tf.int64))
 
@@ -76,7 +76,7 @@ def _starts(values: tf.Tensor, start: bytes) -> tf.Tensor:
 
 
 def _number(values: tf.Tensor, is_little=False) -> tf.Tensor:
-    """Unsigned numbers, the highest byte first or last: uint8 [..., bytes] -> int64 [...]."""
+    """Decodes unsigned numbers, highest byte first or last: uint8 [..., bytes] -> int64 [...]."""
     weights = np.int64(256) ** np.arange(values.shape[-1])
     return tf.reduce_sum(
         tf.cast(values, tf.int64) * tf.where(is_little, weights, weights[::-1]), axis=-1

@@ -1,4 +1,4 @@
-"""Picture files outside records, read as training reads those within."""
+"""Reads image files exactly as training reads the images in records."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from data.images import inspect_image
 
 
 def read_photograph(path: Path, exif: str, size: tuple[int, int] | None = None) -> np.ndarray:
-    """The pixels of a file, uint8 [h, w, 3], turned as `data.decoding.decode_image` says.
+    """Reads the pixels of a file, uint8 [h, w, 3], oriented as by `data.decoding.decode_image`.
 
     Args:
-        path: a JPEG or PNG file, or with `size` any that `decode_image` takes.
+        path: a JPEG or PNG file; with `size`, any format of `decode_image`.
         exif: "apply" or "ignore".
-        size: h and w that annotations refer to; by default the file's own, once turned.
+        size: h and w that annotations refer to; by default the file's own, once rotated.
 
     Raises:
-        UserError: the file cannot be read, is no such picture, or has another size.
+        UserError: the file cannot be read, is not such an image, or has another size.
     """
     try:
         with open_file(path, "rb") as file:
             encoded = file.read()
-        orientation = 0  # the file itself tells
+        orientation = 0  # taken from the file itself
         if size is None:
             facts = inspect_image(encoded)
             turned = exif == "apply" and facts.orientation >= 5
@@ -46,5 +46,5 @@ def read_photograph(path: Path, exif: str, size: tuple[int, int] | None = None) 
 
 @functools.cache
 def _decoder(exif: str):
-    """One graph for all files."""
+    """Makes one graph for all files."""
     return tf.function(functools.partial(decode_image, exif=exif), autograph=False)

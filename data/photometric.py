@@ -1,9 +1,9 @@
-"""Colours of a picture, changed by one affine map of red, green and blue.
+"""Changes the colours of an image by one affine map of red, green and blue.
 
-As one `data.augment.Geometry` is all that happens to places, one `ColourMap` is all that happens to
-colours; the maps of several augmentations are composed before a pixel is touched.
+Just as one `data.augment.Geometry` describes all geometric changes, one `ColourMap` describes all
+changes of colours; the maps of several augmentations are composed before they are applied.
 
-Axes: h w a picture.
+Axes: h w image.
 """
 
 from __future__ import annotations
@@ -14,17 +14,17 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 
-# Red, green, blue to luma and two axes of chroma (NTSC's YIQ); grays have no chroma.
+# From red, green, blue to luma and two axes of chroma (NTSC's YIQ); grays have no chroma.
 _RGB_TO_YIQ = np.float32([[0.299, 0.587, 0.114], [0.596, -0.274, -0.322], [0.211, -0.523, 0.312]])
 _YIQ_TO_RGB = np.linalg.inv(_RGB_TO_YIQ).astype(np.float32)
-# Pixels whose channels are mixed by one row of a matrix product, which is slow for rows of three.
+# Pixels that one row of a matrix product holds, because rows of three numbers are slow.
 _PIXELS_A_ROW = 8
-# A smaller share of another channel changes no level by one.
+# A smaller coefficient of another channel changes no level by one.
 _LEAST_MIXING = 0.5 / 255.0
 
 
 class ColourMap(NamedTuple):
-    """A pixel [red, green, blue] becomes `matrix @ pixel + offset`, cut to 0..255 in the end.
+    """A pixel [red, green, blue] becomes `matrix @ pixel + offset`, finally clipped to 0..255.
 
     Attributes:
         matrix: float32 [3, 3].
@@ -35,7 +35,7 @@ class ColourMap(NamedTuple):
     offset: tf.Tensor
 
     def after(self, other: ColourMap) -> ColourMap:
-        """The map that does the other's work first; the other must keep grays gray."""
+        """Returns the map that applies `other` first; `other` must keep grays gray."""
         return ColourMap(
             self.matrix @ other.matrix,
             tf.reduce_sum(self.matrix[0]) * other.offset + self.offset,
@@ -43,13 +43,13 @@ class ColourMap(NamedTuple):
 
 
 def photometric_distort(seed: tf.Tensor) -> ColourMap:
-    """Random brightness, contrast, saturation and hue, each with probability 1/2.
+    """Draws random brightness, contrast, saturation and hue, each with probability 1/2.
 
     The ranges are those of Liu et al., SSD, section 3.6 (Howard 2013), which Detectron2's
     ColorAugSSDTransform, mmdetection's PhotoMetricDistortion and torchvision's
-    RandomPhotometricDistort have too: up to 32 levels are added, contrast (about black) and
-    saturation are multiplied by 0.5 to 1.5, and hues turn by up to 18 degrees. Saturation and hue
-    scale and turn the chroma of YIQ, as a hexagon of hues (HSV) would need a branch for each pixel.
+    RandomPhotometricDistort also use: up to 32 levels are added, contrast (about black) and
+    saturation are multiplied by 0.5 to 1.5, and hues are rotated by up to 18 degrees. Saturation
+    and hue scale and rotate the chroma of YIQ, because HSV would need a branch for each pixel.
 
     Args:
         seed: int32 [2].
@@ -68,7 +68,7 @@ def photometric_distort(seed: tf.Tensor) -> ColourMap:
 
 
 def recolour(pixels: tf.Tensor, colours: ColourMap) -> tf.Tensor:
-    """Maps the colours of a picture, and cuts nothing yet.
+    """Maps the colours of an image without clipping.
 
     Args:
         pixels: uint8 or float32 [h, w, 3], levels of 0..255.

@@ -1,7 +1,7 @@
-"""Instance masks stored as PNGs of the image's size, turned into COCO run lengths on the graph.
+"""Converts masks stored as PNGs of the image's size to COCO run lengths, in graph operations.
 
-One mask after another is decoded and reduced to its runs, so that memory holds one bitmap at a
-time, however many instances an image has.
+Masks are decoded and reduced to runs one after another, so that memory holds one bitmap at a time
+for any number of instances.
 
 Axes: I instances, R runs of all instances, H W image.
 """
@@ -12,14 +12,14 @@ import struct
 
 import tensorflow as tf
 
-# A PNG opens with these four words; width, height and a word that starts with the bit depth follow.
+# A PNG starts with these four words; width, height and a word beginning with the bit depth follow.
 _FIRST_WORDS = struct.unpack(">4i", b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR")
 _WIDTH, _HEIGHT, _DEPTH = 4, 5, 6
 _HEADER_BYTES = 28
 _DEPTH_TOO_LARGE = 9 << 24
-# Of a mask's pixels, in its box. Where boxes are drawn around masks by hand, it is at least 0.6.
+# Minimum fraction of a mask's pixels inside its box; for hand-drawn boxes it is at least 0.6.
 _LEAST_SHARE = 0.5
-# The same of a mask that is the whole image, as one told by transparency is for a box of any size.
+# The same for a mask that covers the whole image, as one marked by transparency does.
 _LEAST_SHARE_OF_WHOLE = 0.9
 
 
@@ -28,30 +28,30 @@ def png_run_lengths(
 ) -> tuple[tf.Tensor, tf.Tensor]:
     """Decodes masks into the form in which `data.masks` reads them.
 
-    Whatever is not black is the object: some writers use 1 and some 255. A mask whose object is
-    told by transparency or by the number of a colour covers the whole image then, and one of
-    another object lies elsewhere; both are found by the box.
+    All non-black pixels belong to the object: some writers use 1 and some 255. A mask that marks
+    its object by transparency or by palette index would cover the whole image, and a mask of
+    another object lies elsewhere; the box reveals both.
 
     Args:
         pngs: string [I], PNG files of at most 8 bits a channel.
         boxes: float32 [I or more, 4], [y1, x1, y2, x2] in pixels.
         height, width: int64 scalars, size of the image in pixels.
-        image_id: int64 scalar that error messages name.
+        image_id: int64 scalar, named in error messages.
 
     Returns:
         run_lengths int64 [R], column-major, zeros first, and num_runs int64 [I].
 
     Raises:
-        tf.errors.InvalidArgumentError: when evaluated on what is no such PNG, is of another size
-            than the image, cannot be decoded, or lies outside its box for the greater part.
+        tf.errors.InvalidArgumentError: when evaluated on a file that is not such a PNG, differs in
+            size from the image or cannot be decoded, or on a mask mostly outside its box.
     """
     with tf.control_dependencies(_header_checks(pngs, height, width, image_id)):
-        # As many boxes as masks, and of none without: their numbers are compared elsewhere.
+        # As many boxes as masks (0 without masks); their numbers are compared elsewhere.
         count = tf.minimum(tf.size(pngs), tf.shape(boxes)[0])
         runs, share = tf.map_fn(
             _decode_runs,
             (pngs[:count], boxes[:count]),
-            # More at a time would hold as many bitmaps; images are decoded in parallel already.
+            # More at a time would hold as many bitmaps, and images are already decoded in parallel.
             parallel_iterations=1,
             fn_output_signature=(
                 tf.RaggedTensorSpec([None], tf.int64, ragged_rank=0),
@@ -59,8 +59,9 @@ def png_run_lengths(
             ),
         )
     outside = (
-        "most of a mask lies outside its box, as if the masks were in another order, or the object "
-        "told by transparency or the number of a colour instead of not being black. Image id:"
+        "most of a mask lies outside its box: the masks may be in another order than the boxes, "
+        "or mark the object by transparency or by palette index instead of by non-black pixels. "
+        "Image id:"
     )
     check = tf.debugging.Assert(tf.reduce_all(share >= _LEAST_SHARE), [outside, image_id])
     with tf.control_dependencies([check]):
@@ -70,7 +71,7 @@ def png_run_lengths(
 def _header_checks(
     pngs: tf.Tensor, height: tf.Tensor, width: tf.Tensor, image_id: tf.Tensor
 ) -> list:
-    """Assertions on what the headers say, before anything of that size is allocated."""
+    """Makes assertions on the headers, before anything of that size is allocated."""
     words = tf.io.decode_raw(pngs, tf.int32, little_endian=False, fixed_length=_HEADER_BYTES)
     are_pngs = tf.reduce_all(tf.equal(words[:, : len(_FIRST_WORDS)], _FIRST_WORDS))
     sizes = tf.cast(tf.gather(words, (_HEIGHT, _WIDTH), axis=1), tf.int64)
@@ -78,7 +79,7 @@ def _header_checks(
     return [
         tf.debugging.Assert(
             are_pngs & tf.reduce_all(words[:, _DEPTH] < _DEPTH_TOO_LARGE),
-            ["a mask is no PNG of 8 bits. Image id:", image_id],
+            ["a mask is not an 8-bit PNG. Image id:", image_id],
         ),
         tf.debugging.Assert(
             ~are_pngs | tf.reduce_all(tf.equal(sizes, size)),
@@ -88,9 +89,9 @@ def _header_checks(
 
 
 def _decode_runs(mask_and_box: tuple[tf.Tensor, tf.Tensor]) -> tuple[tf.Tensor, tf.Tensor]:
-    """Run lengths int64 [R] of one mask, and the share of it in its box, 1 of an empty one.
+    """Decodes one mask: run lengths int64 [R] and the share inside its box, 1 if it is empty.
 
-    The share of a mask that is the whole image counts in proportion to what is asked of it.
+    For a mask that covers the whole image, the share is scaled to its own minimum.
     """
     png, box = mask_and_box
     mask = tf.io.decode_png(png, channels=1)[:, :, 0] > 0
@@ -100,8 +101,8 @@ def _decode_runs(mask_and_box: tuple[tf.Tensor, tf.Tensor]) -> tuple[tf.Tensor, 
     share = tf.math.divide_no_nan(inside, tf.math.count_nonzero(mask, dtype=tf.float32))
     share *= tf.where(tf.reduce_all(mask), _LEAST_SHARE / _LEAST_SHARE_OF_WHOLE, 1.0)
     pixels = tf.reshape(tf.transpose(mask), [-1])
-    # Before the first pixel stands an imaginary zero, so a run of ones there follows one of length
-    # 0, as COCO has it.
+    # An imaginary zero precedes the first pixel, so a run of ones there follows a run of length 0,
+    # as in COCO.
     changes = tf.where(tf.not_equal(pixels, tf.concat([[False], pixels[:-1]], axis=0)))[:, 0]
     ends = tf.concat([changes, [tf.size(pixels, tf.int64)]], axis=0)
     return ends - tf.concat([[0], changes], axis=0), tf.where(tf.reduce_any(mask), share, 1.0)

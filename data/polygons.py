@@ -1,11 +1,11 @@
-"""Annotated polygons on their way to the device: closed, and laid out with static shapes.
+"""Closes annotated polygons and lays them out with static shapes for the device.
 
 A record holds the points of all polygons of all its instances one after another. The labels hold
 for each instance a row of vertices, polygon after polygon, each of which ends with its first point
-again. So an edge goes from each vertex to the next, unless the next is of another polygon.
+again. So an edge goes from each vertex to the next, unless the next belongs to another polygon.
 
-Axes: X points in the record, P polygons in it, I instances in it, N instances wanted, V vertices
-that there is room for, T vertices of all closed polygons.
+Axes: X points, P polygons and I instances in the record, N requested instances, V vertices of a
+row, T vertices of all closed polygons.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import tensorflow as tf
 
 
 def count_vertices(num_points: tf.Tensor, num_polygons: tf.Tensor) -> tf.Tensor:
-    """Vertices of each instance's closed polygons.
+    """Counts the vertices of each instance's closed polygons.
 
     Args:
         num_points: int64 [P], points of each polygon.
@@ -35,18 +35,18 @@ def lay_out_polygons(
     instances: tf.Tensor,
     length: int,
 ) -> tuple[tf.Tensor, tf.Tensor]:
-    """The closed polygons of some instances, a row of vertices for each.
+    """Lays out the closed polygons of some instances, one row of vertices for each.
 
     Args:
         points: float32 [X, 2].
         num_points: int64 [P].
         num_polygons: int64 [I].
-        instances: int64 [N], those that are wanted.
-        length: V, at least as much as each wanted instance has (`count_vertices`).
+        instances: int64 [N], the requested ones.
+        length: V, at least the number of vertices of each requested instance (`count_vertices`).
 
     Returns:
-        float32 [N, V, 2], zeros after the last vertex, and int32 [N, V], the number of the polygon
-        among the instance's that each vertex belongs to, from 1 on; 0 after the last one.
+        float32 [N, V, 2], zeros after the last vertex, and int32 [N, V], for each vertex the number
+        of its polygon within the instance, from 1 on; 0 after the last one.
     """
     polygon = tf.repeat(tf.range(tf.size(num_points, tf.int64)), num_points + 1)  # [T]
     first_vertex = tf.cumsum(num_points + 1, exclusive=True)
@@ -60,7 +60,7 @@ def lay_out_polygons(
     starts = tf.gather(tf.cumsum(counts, exclusive=True), instances)
     column = tf.range(length, dtype=tf.int64)
     present = column < tf.gather(counts, instances)[:, None]
-    # One more row, for all that is not there.
+    # One more row, which all missing vertices refer to.
     source = tf.where(present, starts[:, None] + column, tf.size(polygon, tf.int64))
     vertices = tf.gather(tf.pad(vertices, [[0, 1], [0, 0]]), source)
     return vertices, tf.gather(tf.pad(part, [[0, 1]]), source)

@@ -1,4 +1,4 @@
-"""How far a long piece of work is: a bar on a terminal, plain lines where a log is written."""
+"""Shows the progress of long work: a bar on a terminal, plain lines in a log."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ Item = TypeVar("Item")
 
 
 class ProgressMeter:
-    """Counts items of work and shows their number.
+    """Counts processed items and shows the count.
 
-    A terminal gets a bar; anything else a line each ten seconds and one at the end.
+    On a terminal it is a bar; otherwise a line every ten seconds and one at the end.
 
     Args:
         what: what is being done, such as "Evaluating".
-        total: number of items, as far as it is known.
+        total: number of items, if known.
         unit: what an item is called.
         stream: where to write; stderr by default.
     """
@@ -64,7 +64,7 @@ class ProgressMeter:
 def with_progress(
     items: Iterable[Item], what: str, total: int | None, stream: TextIO | None = None
 ) -> Iterator[Item]:
-    """Yields the items while a `ProgressMeter` shows how many of them there have been."""
+    """Yields the items while a `ProgressMeter` counts them."""
     with ProgressMeter(what, total, stream=stream) as meter:
         for item in items:
             yield item

@@ -1,4 +1,4 @@
-"""Assertions on a parsed record, the image id of which they name.
+"""Assertions on a parsed record; their messages name its image id.
 
 Axes: N instances of one image, P polygons of one image.
 """
@@ -10,12 +10,12 @@ import tensorflow as tf
 
 from data.polygons import count_vertices
 
-# As far outside as TensorFlow's Object Detection API lets a corner be, in sides of the image.
+# TensorFlow's Object Detection API tolerates corners this far outside, in sides of the image.
 _SLACK = 0.1
 
 
 def length_checks(parsed: dict, record: dict, num_instances: tf.Tensor) -> list:
-    """Assertions that every instance has what the network needs of it.
+    """Makes assertions that every instance has the features that the network needs.
 
     Args:
         parsed: features by key.
@@ -45,7 +45,7 @@ def length_checks(parsed: dict, record: dict, num_instances: tf.Tensor) -> list:
 
 
 def box_checks(boxes: tf.Tensor, image_id: tf.Tensor) -> list:
-    """Assertions that boxes are fractions of the image's sides.
+    """Makes assertions that boxes are fractions of the image's sides.
 
     Args:
         boxes: float32 [N, 4], [y1, x1, y2, x2].
@@ -54,8 +54,8 @@ def box_checks(boxes: tf.Tensor, image_id: tf.Tensor) -> list:
     largest = tf.reduce_max(tf.abs(boxes - 0.5)) + 0.5  # -inf without boxes
     in_order = tf.reduce_all(boxes[:, :2] <= boxes[:, 2:])
     finite = tf.reduce_all(tf.math.is_finite(boxes))
-    turned = "a box ends before it begins (max is less than min). Image id:"
-    beyond = "a box reaches beyond the image, as in pixels; give fractions of its sides (0 to 1)"
+    turned = "the max coordinate of a box is less than its min. Image id:"
+    beyond = "a box reaches beyond the image; give fractions of its sides (0 to 1), not pixels"
     return [
         _assert(finite, ["a box is not finite. Image id:", image_id]),
         _assert(~finite | (largest <= 1 + _SLACK), [f"{beyond}. Image id:", image_id]),
@@ -64,15 +64,15 @@ def box_checks(boxes: tf.Tensor, image_id: tf.Tensor) -> list:
 
 
 def polygon_checks(record: dict, most: int) -> list:
-    """Assertions that every object has polygons and not too many vertices.
+    """Makes assertions that every object has polygons with at most `most` vertices.
 
     Args:
         record: image_id, num_points int64 [P], num_polygons int64 [N] and is_crowd bool [N].
-        most: vertices that there is room for.
+        most: maximum number of vertices of an object.
     """
     vertices = count_vertices(record["num_points"], record["num_polygons"])
     vertices = tf.where(record["is_crowd"], np.int64(1), vertices)
-    missing = "it has objects without polygons, so train with --mask_target=bitmap. Image id:"
+    missing = "it has objects without polygons; train with --mask_target=bitmap. Image id:"
     too_many = f"an object has more than --max_polygon_vertices={most}, raise it to"
     largest = tf.reduce_max(tf.concat([vertices, [1]], axis=0))
     return [
@@ -82,5 +82,5 @@ def polygon_checks(record: dict, most: int) -> list:
 
 
 def _assert(condition: tf.Tensor, data: list):
-    """An operation that fails with `data` where the condition does not hold."""
+    """Makes an operation that fails with `data` if the condition does not hold."""
     return tf.debugging.Assert(condition, data) or tf.no_op()

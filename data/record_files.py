@@ -1,7 +1,6 @@
-"""The files of records that a pattern stands for: how many records they hold, and in which order.
+"""The record files that a pattern matches: their record counts and reading order.
 
-Nothing here looks into an image; what is to be known of the images is told by the manifest, or else
-read from the records.
+Images are not decoded here; facts about them come from the manifest or else from the records.
 """
 
 from __future__ import annotations
@@ -22,43 +21,43 @@ from data.tfrecords import record_ends
 
 # Files read at a time: enough to mix shards and to hide the latency of remote storage.
 FILES_READ_AT_A_TIME = 8
-# Records looked at to guess the mean size where no manifest tells it.
+# Records read to estimate the mean size if there is no manifest.
 RECORDS_PROBED = 32
 # Records whose sizes are read together.
 _BLOCK = 32
-# Reading less than this for the images' sizes is too quick to be announced.
+# Reading fewer bytes than this for the images' sizes is too quick to be announced.
 _BYTES_READ_UNSAID = 1_000_000_000
 
 Size = tuple[int, int]
 
 
 class RecordFiles(NamedTuple):
-    """The files of a pattern, and the manifest of their conversion if there is one."""
+    """The files of a pattern and their manifest, if there is one."""
 
     paths: list[str]
     manifest: Manifest | None = None
 
     @classmethod
     def find(cls, pattern: str) -> RecordFiles:
-        """Looks for the files.
+        """Finds the files.
 
         Raises:
-            UserError: there is none, or no image in them, which an endless data set would read for
-                ever.
+            UserError: there are no files or no images in them, which an endless dataset would read
+                forever.
         """
         files = cls(expand_pattern(pattern), find_manifest(pattern))
         manifest = files.manifest
         if not (manifest.num_images if manifest else any(map(file_size, files.paths))):
             raise UserError(
-                f"there is no image in {files.paths[0]} and its like; convert the data set again."
+                f"{files.paths[0]} and its sibling shards contain no images; rerun the converter."
             )
         return files
 
     def count_records(self) -> list[int]:
-        """Number of records in each file."""
+        """Counts the records of each file."""
         shards = self.manifest.shards if self.manifest else ()
         told = {shard["name"]: shard["num_images"] for shard in shards}
-        if len(told) < len(shards):  # Joined manifests that have shards of one name tell nothing.
+        if len(told) < len(shards):  # Joined manifests with equally named shards are ambiguous.
             told = {}
         names = map(os.path.basename, self.paths)
         return [
@@ -67,7 +66,7 @@ class RecordFiles(NamedTuple):
         ]
 
     def count_sizes(self) -> collections.Counter[Size]:
-        """Number of images of each (height, width) in pixels."""
+        """Counts the images of each (height, width) in pixels."""
         told = self.manifest.image_sizes if self.manifest else None
         if told is not None:
             return told
@@ -75,7 +74,8 @@ class RecordFiles(NamedTuple):
         if num_bytes > _BYTES_READ_UNSAID:
             print(
                 f"Reading the sizes of all images in {self.paths[0]} and its sibling shards "
-                f"({num_bytes / 1e9:.1f} GB); records converted anew have them in their manifest.",
+                f"({num_bytes / 1e9:.1f} GB); convert the dataset again to have them in the "
+                "manifest.",
                 file=sys.stderr,
             )
         records = tf.data.TFRecordDataset(self.paths, num_parallel_reads=tf.data.AUTOTUNE)
@@ -83,7 +83,7 @@ class RecordFiles(NamedTuple):
         return collections.Counter(tuple(size.tolist()) for size in found.as_numpy_iterator())
 
     def count_that_fit(self, megabytes: float) -> int:
-        """How many records fit in that memory, at least one."""
+        """Estimates how many records, at least one, fit in that memory."""
         manifest = self.manifest
         if manifest:
             num_bytes = sum(shard["bytes"] for shard in manifest.shards)
@@ -93,27 +93,28 @@ class RecordFiles(NamedTuple):
         return max(1, int(megabytes * 1e6 / max(mean_bytes, 1)))
 
     def read(self) -> tf.data.Dataset:
-        """The serialised records of several files at a time, always in the same order."""
+        """Reads the serialised records of several files at a time, always in the same order."""
         return read_in_turn(tf.data.Dataset.from_tensor_slices(self.paths))
 
     def read_share(self, num_shares: int, index: int) -> tf.data.Dataset:
-        """One of several shares of the serialised records: of the files, if there are enough."""
+        """Reads one of several shares of the serialised records: whole files if there are
+        enough."""
         if len(self.paths) < num_shares:
             return self.read().shard(num_shares, index)
         paths = tf.data.Dataset.from_tensor_slices(self.paths)
         return read_in_turn(paths.shard(num_shares, index))
 
     def read_shuffled(self, number: tf.Tensor, seed: int, buffer_size: int) -> tf.data.Dataset:
-        """The serialised records in an order that the seed and the number of the pass decide."""
+        """Reads the serialised records in an order that depends on the seed and the pass."""
         paths, order_seed = self.draw_order(number, seed)
         return read_in_turn(tf.data.Dataset.from_tensor_slices(paths)).shuffle(
             buffer_size, order_seed, reshuffle_each_iteration=False
         )
 
     def draw_order(self, number: tf.Tensor, seed: int) -> tuple[tf.Tensor, tf.Tensor]:
-        """The files in the order of a pass, and a seed to shuffle their records with."""
-        # Dataset.shuffle mixes the graph's seed into its own; a constant one here keeps the order
-        # free of tf.random.set_seed, which within a function concerns that function only.
+        """Draws the order of the files in a pass, and a seed for shuffling their records."""
+        # Dataset.shuffle mixes the graph's seed into its own; a constant one makes the order
+        # independent of tf.random.set_seed. Within a function, it affects only that function.
         tf.random.set_seed(1)
         key = tf.random.experimental.stateless_fold_in(
             tf.constant([seed, 0], tf.int64), number, alg="philox"
@@ -123,7 +124,7 @@ class RecordFiles(NamedTuple):
 
 
 def read_in_turn(paths: tf.data.Dataset) -> tf.data.Dataset:
-    """The serialised records of several files at a time, always in the same order."""
+    """Reads the serialised records of several files at a time, always in the same order."""
     return paths.interleave(
         tf.data.TFRecordDataset,
         cycle_length=FILES_READ_AT_A_TIME,
@@ -133,6 +134,6 @@ def read_in_turn(paths: tf.data.Dataset) -> tf.data.Dataset:
 
 
 def _mean_record_bytes(path: str) -> float:
-    """Mean size of the first records of a file."""
+    """Computes the mean size of the first records of a file."""
     ends = list(itertools.islice(record_ends(path), RECORDS_PROBED))
     return ends[-1] / len(ends) if ends else 0.0

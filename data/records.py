@@ -1,17 +1,16 @@
 """The record schema: one image with its instances as a tf.train.Example in a TFRecord shard.
 
-The one place where records are written and parsed. Writing needs no TensorFlow, parsing uses
-graph operations only. The standard TF Object Detection keys carry what they can; beside them stand
-image/id, image/orientation (EXIF's number of how the stored pixels are still to be turned to be
-what height, width and the instances refer to), image/object/{category_id,annotation_id} and the
+Records are written and parsed only here. Writing needs no TensorFlow, parsing uses graph operations
+only. Records use the standard keys of the TF Object Detection API and in addition image/id,
+image/orientation (EXIF's number for the rotation that brings the stored pixels to the orientation
+that height, width and the instances refer to), image/object/{category_id,annotation_id} and the
 masks as COCO run lengths (`data/segmentation.py`): image/object/mask/counts holds the runs of all
-instances one after another, image/object/mask/num_counts how many of them are each instance's. In
-the same way
-image/object/mask/points holds the points (x, y, in pixels) of all polygons that annotate the
-instances, image/object/mask/num_points how many are each polygon's, and
-image/object/mask/num_polygons how many polygons each instance has, 0 if it is annotated by an RLE.
-Others store each mask as a PNG of the image's size in image/object/mask; these are parsed into run
-lengths as well.
+instances one after another, image/object/mask/num_counts the number of runs of each instance. In
+the same way, image/object/mask/points holds the points (x, y, in pixels) of all polygons,
+image/object/mask/num_points the number of points of each polygon, and
+image/object/mask/num_polygons the number of polygons of each instance, 0 if it is annotated by an
+RLE. Other converters store each mask as a PNG of the image's size in image/object/mask; these are
+parsed into run lengths as well.
 
 Axes: N instances of one image, R runs of one mask, T runs of all masks of one image, P polygons of
 one image, X points of all of them.
@@ -29,7 +28,7 @@ import numpy as np
 from data.tf_example import bytes_feature, float_feature, int64_feature, serialize_example
 
 _BOX_KEYS = tuple(f"image/object/bbox/{side}" for side in ("ymin", "xmin", "ymax", "xmax"))
-# Images may have any id from 0 on, and -1 marks padding, so this stands for "no id".
+# This means "no id": images may have any id from 0 on, and -1 marks padding.
 _NO_ID = -(2**63)
 _HASH_RANGE = 2**63 - 1
 
@@ -45,11 +44,11 @@ class Instance(NamedTuple):
     category_id: int
     annotation_id: int
     run_lengths: np.ndarray | None  # int64 [R]; None in records without masks
-    polygons: Sequence[np.ndarray] = ()  # x, y in turn, in pixels; none beside an RLE
+    polygons: Sequence[np.ndarray] = ()  # x, y in turn, in pixels; empty for an RLE
 
     @property
     def num_vertices(self) -> int:
-        """Of the closed polygons, whose first point is their last as well."""
+        """Number of vertices of the closed polygons, whose first point is repeated at the end."""
         return sum(len(polygon) // 2 + 1 for polygon in self.polygons)
 
 
@@ -68,14 +67,14 @@ def encode_example(
     """Serialises one image; the same arguments always give the same bytes.
 
     Args:
-        encoded: the image file, kept untouched.
+        encoded: the image file, stored unchanged.
         image_format: "jpeg" or "png".
-        height, width: size in pixels, once turned.
-        file_name: as in the annotations; what is no Unicode in it is escaped.
+        height, width: size in pixels, once rotated.
+        file_name: as in the annotations; anything that is not Unicode is escaped.
         image_id: 0 or more.
-        instances: may be empty; then there are no image/object/* values.
+        instances: may be empty; then the record has no image/object/* values.
         include_masks: whether to write the instances' run lengths and polygons.
-        orientation: EXIF's, 1 to 8, by which the stored pixels are to be turned.
+        orientation: EXIF's, 1 to 8, by which readers rotate the stored pixels.
 
     Returns:
         A serialised tf.train.Example.
@@ -133,7 +132,7 @@ def _polygon_features(instances: Sequence[Instance]) -> dict[str, bytes]:
 
 
 def parse_record(serialized, include_masks: bool, max_polygon_vertices: int = 0) -> dict:
-    """Parses one record, ours or another converter's, with graph operations.
+    """Parses one record, of this or another converter, with graph operations.
 
     Absent instance keys count as empty, absent crowd flags as 0, absent areas as NaN, absent
     annotation ids as -1.
@@ -141,25 +140,26 @@ def parse_record(serialized, include_masks: bool, max_polygon_vertices: int = 0)
     Args:
         serialized: string scalar, a serialised tf.train.Example.
         include_masks: whether to return the masks' run lengths.
-        max_polygon_vertices: whether to return the polygons, if above 0; no object but crowds may
-            have more vertices than that, with each polygon's first point counted twice, or none.
+        max_polygon_vertices: whether to return the polygons, if above 0. Every object except crowds
+            must then have polygons and at most that many vertices, each polygon's first point
+            counting twice.
 
     Returns:
         encoded: string scalar, the image file. image_id: int64 scalar; image/id where present, else
         image/source_id as a number, else a stable hash of it (of image/filename when it is empty).
-        height, width: int64 scalars, pixels. orientation: int64 scalar, EXIF's, 0 where only the
-        image file itself may tell it. boxes: float32 [N, 4], y1, x1, y2, x2 in pixels of the
-        original image. classes: int32 [N]. is_crowd: bool [N]. areas: float32 [N], pixels.
-        annotation_ids: int64 [N]. With masks also run_lengths: int64 [T] and num_runs: int64 [N];
-        with polygons also points: float32 [X, 2], y, x in pixels of the original image, num_points:
-        int64 [P] and num_polygons: int64 [N].
+        height, width: int64 scalars, pixels. orientation: int64 scalar, EXIF's, 0 if the record
+        does not state it. boxes: float32 [N, 4], y1, x1, y2, x2 in pixels of the original image.
+        classes: int32 [N]. is_crowd: bool [N]. areas: float32 [N], pixels. annotation_ids: int64
+        [N]. With masks also run_lengths: int64 [T] and num_runs: int64 [N]; with polygons also
+        points: float32 [X, 2], y, x in pixels of the original image, num_points: int64 [P] and
+        num_polygons: int64 [N].
 
     Raises:
-        tf.errors.InvalidArgumentError: when evaluated on a record without image, height or width,
-            whose instance keys differ in length, as when masks are asked for and it has none, whose
-            boxes are no fractions of the image's sides (`data.record_checks.box_checks`), whose
-            polygons are asked for and missing or too long, or whose PNG masks cannot be used
-            (`data.png_masks.png_run_lengths`).
+        tf.errors.InvalidArgumentError: when evaluated on a record that lacks image, height or
+            width; whose instance keys differ in length, for example because requested masks are
+            missing; whose boxes are not fractions of the image's sides
+            (`data.record_checks.box_checks`); whose requested polygons are missing or too long; or
+            whose PNG masks cannot be used (`data.png_masks.png_run_lengths`).
     """
     import tensorflow as tf
 
@@ -208,14 +208,14 @@ def parse_record(serialized, include_masks: bool, max_polygon_vertices: int = 0)
 
 
 def parse_image_id(serialized):
-    """The image_id that `parse_record` gives, even where the rest cannot be parsed: int64 []."""
+    """Parses the image_id of `parse_record` even if the rest cannot be parsed: int64 []."""
     import tensorflow as tf
 
     return _image_id(tf, tf.io.parse_single_example(serialized, _image_id_spec(tf)))
 
 
 def parse_sizes(serialized):
-    """Height and width of records' images once turned: string [n] -> int64 [n, 2]."""
+    """Parses height and width of records' images, once rotated: string [n] -> int64 [n, 2]."""
     import tensorflow as tf
 
     spec = {f"image/{side}": tf.io.FixedLenFeature([], tf.int64) for side in ("height", "width")}
@@ -232,7 +232,7 @@ def _image_id_spec(tf) -> dict:
 
 
 def _parse_spec(tf, include_masks: bool, include_polygons: bool) -> dict:
-    """The feature spec; instance keys may be absent and then parse as empty."""
+    """Returns the feature spec; instance keys may be absent and then parse as empty."""
     integers = ["class/label", "is_crowd", "annotation_id"]
     if include_masks:
         integers += ["mask/counts", "mask/num_counts"]
@@ -268,13 +268,13 @@ def _image_id(tf, parsed: dict):
 
 
 def _masks(parsed: dict, boxes, image_id) -> dict:
-    """Run lengths of all masks, whichever of the two forms the record has them in."""
+    """Returns run lengths of all masks, from run lengths or PNGs."""
     import tensorflow as tf
 
     from data.png_masks import png_run_lengths
 
     counts, num_counts = (parsed[f"image/object/mask/{key}"] for key in ("counts", "num_counts"))
-    # PNGs beside run lengths would say the same once more.
+    # If there are run lengths, PNGs would only repeat them.
     pngs, boxes = (each[tf.size(num_counts) :] for each in (parsed["image/object/mask"], boxes))
     size = parsed["image/height"], parsed["image/width"]
     from_pngs = png_run_lengths(pngs, boxes, *size, image_id)

@@ -1,4 +1,4 @@
-"""A training picture on its canvas with what is to be learnt of it.
+"""A training image on its canvas with its ground truths.
 
 Axes: N instances in the record, n ground truths, C crowds, M mask side, V polygon vertices of a
 ground truth after padding, H W canvas.
@@ -19,14 +19,14 @@ from data.decoding import decode_image
 from data.masks import crop_masks, draw_union, mask_areas
 from data.polygons import lay_out_polygons
 
-# Shorter sides leave no pixel to learn from, such as slivers that a crop leaves of an object.
+# Thinner boxes, such as slivers that a crop leaves of an object, have no pixels to learn from.
 MIN_SIDE = 1.0
 
 Tensors = dict[str, tf.Tensor]
 
 
 class Scene(NamedTuple):
-    """A picture on its canvas, its ground truths and its crowds.
+    """An image on its canvas, its ground truths and its crowds.
 
     Attributes:
         image: uint8 [H, W, 3], zero outside the valid area.
@@ -35,8 +35,8 @@ class Scene(NamedTuple):
             [n, M, M] and gt_areas float32 [n], and with polygons gt_polygons float32 [n, V, 2] and
             gt_polygon_parts int32 [n, V].
         crowds: float32 [C, 4], boxes in canvas pixels.
-        draw_masks: makes of indices int64 [k] of ground truths, before any change, a bool [H, W]:
-            the canvas pixels that belong to any of these.
+        draw_masks: maps indices int64 [k] of the original ground truths to bool [H, W], the canvas
+            pixels that belong to any of them.
     """
 
     image: tf.Tensor
@@ -47,21 +47,21 @@ class Scene(NamedTuple):
 
     @property
     def valid(self) -> tf.Tensor:
-        """Size of the picture on the canvas: int64 [2]."""
+        """Size of the image on the canvas: int64 [2]."""
         return tf.cast(self.image_info[:2], tf.int64)
 
 
 def draw_scene(record: Tensors, canvas: tf.Tensor, config: DataConfig, seed: tf.Tensor) -> Scene:
-    """Draws the picture of a record on a canvas, augmented by draws that the seed decides.
+    """Draws the image of a record on a canvas, augmented at random as the seed decides.
 
     Args:
         record: as `data.records.parse_record` gives it.
         canvas: int64 [2].
-        config: augmentation, and how many instances there is room for.
+        config: augmentation, and the maximum number of instances.
         seed: int32 [2].
 
     Returns:
-        Scene; of more than `config.max_instances` ground truths the largest, in their order.
+        Scene with at most `config.max_instances` ground truths, the largest, in their order.
     """
     size = tf.stack([record["height"], record["width"]])
     geometry = augment.draw_geometry(size, canvas, config, seed)
@@ -86,27 +86,27 @@ def draw_scene(record: Tensors, canvas: tf.Tensor, config: DataConfig, seed: tf.
 
 
 def keep_largest(truths: Tensors, count: int) -> Tensors:
-    """At most `count` ground truths, those of the largest areas, in their order."""
+    """Keeps at most `count` ground truths, those of the largest areas, in their order."""
     areas = truths["gt_areas"]
     kept = _largest(areas, tf.ones_like(areas, tf.bool), count)
     return {name: tf.gather(values, kept) for name, values in truths.items()}
 
 
 def fold_seed(seed: tf.Tensor, name: str) -> tf.Tensor:
-    """Another seed for each augmentation, int32 [2], whatever the others are."""
+    """Derives an augmentation's own seed, int32 [2], independent of other augmentations."""
     number = tf.constant(zlib.crc32(name.encode()), tf.int64)
     return tf.random.experimental.stateless_fold_in(seed, number, alg="philox")
 
 
 def _masks_of(record: Tensors) -> tuple[tf.Tensor, ...]:
-    """What the functions of `data.masks` take of a record."""
+    """Selects the arguments of `data.masks` from a record."""
     return record["run_lengths"], record["num_runs"], record["height"], record["width"]
 
 
 def _ground_truths(
     record: Tensors, geometry: augment.Geometry, config: DataConfig
 ) -> tuple[tf.Tensor, Tensors]:
-    """The instances to learn: no crowds, visible, as many as there is room for.
+    """Selects the instances to learn: visible, not crowds, at most the maximum number.
 
     Returns:
         int64 [n], their indices in the record, and
@@ -151,7 +151,7 @@ def _ground_truths(
 
 
 def _largest(sizes: tf.Tensor, kept: tf.Tensor, count: int) -> tf.Tensor:
-    """Indices of at most `count` instances that are kept, the largest, ascending: int64 [n]."""
+    """Finds the indices of the `count` largest instances that are kept, ascending: int64 [n]."""
     candidates = tf.where(kept)[:, 0]
     order = tf.argsort(tf.gather(sizes, candidates), direction="DESCENDING", stable=True)
     return tf.sort(tf.gather(candidates, order[:count]))

@@ -1,7 +1,7 @@
-"""One shard of a conversion: reading, checking and encoding its images.
+"""Builds one shard of a conversion: reads, checks and encodes its images.
 
-Beside the finished shard stands a note of its checksum and of all that decided its bytes, by which
-a later run recognises it. What other shards are made of does not matter to it.
+A note next to a finished shard holds its checksum and a digest of everything that determines its
+bytes, by which a later run recognises it. It does not depend on other shards.
 """
 
 from __future__ import annotations
@@ -20,29 +20,29 @@ from data.annotations import find_doubts, read_outline
 from data.findings import InvalidAnnotation, SkippedItems, Warnings
 from data.tfrecords import write_shard
 
-NOTE_SUFFIX = ".json"  # of the note beside a finished shard
+NOTE_SUFFIX = ".json"  # of the note next to a finished shard
 
-# Part of what a finished shard's note must agree on; raise it when a record's bytes change.
+# Part of the digest in a finished shard's note; increase it whenever a record's bytes change.
 _RECORD_VERSION = 4
 
-# What is warned about: kinds of data.findings.Warnings.
+# Kinds of data.findings.Warnings.
 _KEPT_AS_STORED = (
-    "images have an EXIF orientation, but by their sizes in the JSON their annotations refer to "
-    "the stored pixels, so they are not turned"
+    "images have an EXIF orientation, but their sizes in the JSON show that their annotations "
+    "refer to the stored pixels, so they are not rotated"
 )
 _UNUSED_BITS = (
-    "PNGs of 16 bits leave their highest bits unused and are brightened, each by the power of two "
-    "that makes use of them; where brightness has to be comparable convert them to 8 bits"
+    "16-bit PNGs do not use their highest bits and are brightened, each by its own power of two; "
+    "if brightness has to be comparable between images, convert them to 8 bits"
 )
 
 
 @dataclasses.dataclass(frozen=True)
 class ShardJob:
-    """All that a process needs to build one shard."""
+    """Everything that a process needs to build one shard."""
 
     name: str
     path: str  # where it is written
-    final_path: str  # where it belongs, and an earlier run may have moved it
+    final_path: str  # its final folder, to which an earlier run may have moved it
     image_dir: str
     include_masks: bool
     skip_invalid: bool
@@ -51,13 +51,13 @@ class ShardJob:
 
     @property
     def note_path(self) -> str:
-        """The note about the finished shard."""
+        """Returns the path of the note about a finished shard."""
         return self.path + NOTE_SUFFIX
 
 
 @dataclasses.dataclass
 class ShardResult:
-    """What the manifest says about a shard, what was left out of it and warned about."""
+    """The manifest's facts about a shard, and its left-out items and warnings."""
 
     shard: dict = dataclasses.field(default_factory=dict)  # name, num_images, bytes, sha256
     num_instances: int = 0  # without crowds
@@ -73,7 +73,7 @@ class ShardResult:
 
     @property
     def entry(self) -> dict:
-        """What the manifest says about the shard: its file and its counts."""
+        """The manifest's entry for the shard: its file and its counts."""
         fields = dataclasses.asdict(self)
         del fields["skipped"], fields["warnings"]
         return {**fields.pop("shard"), **fields}
@@ -110,7 +110,8 @@ def build_shard(job: ShardJob, advance: Callable[[int], None]) -> ShardResult:
 
 
 def _fingerprint(job: ShardJob) -> str:
-    """Digest of all that decides a shard's bytes: settings, annotations, state of the images."""
+    """Digests everything that determines a shard's bytes: settings, annotations, state of
+    images."""
 
     def state(image):
         try:
@@ -130,12 +131,12 @@ def _fingerprint(job: ShardJob) -> str:
 
 
 def _packed_digits(numbers: array.array) -> str:
-    """How the packed numbers of polygons and runs go into a digest."""
+    """Serialises packed numbers of polygons and runs for a digest."""
     return numbers.typecode + numbers.tobytes().hex()
 
 
 def _finished_result(job: ShardJob, fingerprint: str) -> ShardResult | None:
-    """The result of an earlier run, if its shard is whole and would come out the same."""
+    """Returns the result of an earlier run if its shard is complete and up to date."""
     try:
         with files.open_file(job.note_path) as file:
             note = json.load(file)
@@ -145,7 +146,7 @@ def _finished_result(job: ShardJob, fingerprint: str) -> ShardResult | None:
         with files.open_file(path, "rb") as file:
             digest = _file_sha256(file)
         result = ShardResult(**note["result"])
-    except (OSError, ValueError, KeyError, TypeError):  # the last two: another version's note
+    except (OSError, ValueError, KeyError, TypeError):  # the last two: a note of another version
         return None
     return result if digest == result.shard["sha256"] else None
 
@@ -221,23 +222,23 @@ def _image_path(job: ShardJob, image: coco.CocoImage) -> str:
 
 
 def _hint_at_name(job: ShardJob, image: coco.CocoImage) -> str:
-    """Names the file that is there when the JSON spells it as Windows or a URL does."""
+    """Names the existing file if the JSON spells its name as Windows or a URL would."""
     name = image.file_name.replace("\\", "/")
     for other in (name, urllib.parse.unquote(image.file_name), urllib.parse.unquote(name)):
         with contextlib.suppress(OSError, ValueError):
             if other != image.file_name and files.exists(os.path.join(job.image_dir, other)):
-                return f"; there is {other!r}, which the JSON should say"
+                return f"; {other!r} exists, so correct the name in the JSON"
     return ""
 
 
 def _read_image(job: ShardJob, image: coco.CocoImage) -> tuple[bytes, images.ImageFacts, int]:
-    """An image's bytes, what they say, and the orientation in which its annotator saw it.
+    """Reads an image's bytes, its facts, and the orientation in which its annotator saw it.
 
-    Annotation tools turn pictures as EXIF says, or show the stored pixels: where the two differ in
-    size, the JSON tells which.
+    Annotation tools either apply the EXIF orientation or show the stored pixels; if the two differ
+    in size, the size in the JSON shows which.
 
     Raises:
-        InvalidImage: the image is not as announced.
+        InvalidImage: the image does not agree with the JSON.
     """
     path = _image_path(job, image)
     try:
@@ -254,7 +255,7 @@ def _read_image(job: ShardJob, image: coco.CocoImage) -> tuple[bytes, images.Ima
     if told == stored:
         return encoded, facts, 1
     raise images.InvalidImage(
-        f"the file has {facts.width}x{facts.height} pixels and the JSON says "
+        f"the file has {facts.width}x{facts.height} pixels, but the JSON says "
         f"{image.width}x{image.height}"
     )
 

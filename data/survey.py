@@ -1,7 +1,6 @@
-"""What records without a manifest hold, found by looking at their labels.
+"""Finds out what records without a manifest contain by reading their labels.
 
-Reading every label means reading every byte of the files, but nothing is decoded: the speed is that
-of the disk.
+This reads every byte of the files but decodes no images, so it is as fast as the disk.
 
 Axes: I instances of one image.
 """
@@ -21,52 +20,52 @@ from data.manifest import expand_pattern
 from data.polygons import count_vertices
 from data.records import parse_record
 
-# Records that tell whether a data set has masks; a look at them takes no noticeable time.
+# Number of records read to see whether a dataset has masks; it takes no noticeable time.
 PEEK = 32
 _FILES_READ_AT_A_TIME = 8
 _RECORDS_COUNTED_AT_A_TIME = 256
 
 
 class Survey(NamedTuple):
-    """What the records looked at say of themselves."""
+    """Facts about the records that were read."""
 
     num_images: int
-    names: dict[int, str]  # of every label seen; "" where the records give none
+    names: dict[int, str]  # names by label; "" if the records have none
     max_instances_per_image: int  # without crowds
-    images_with_masks: int  # those whose every instance has one
-    images_without_masks: int  # those with instances of which some have none
-    images_without_polygons: int  # those with instances but crowds of which some have none
+    images_with_masks: int  # those in which every instance has one
+    images_without_masks: int  # those in which some instance has none
+    images_without_polygons: int  # those in which some instance, except crowds, has none
     max_polygon_vertices: int  # of one instance, each polygon's first point counted twice
     warnings: list[dict]  # entries of data.findings.Warnings
 
     @property
     def largest_label(self) -> int:
-        """0 where no label was seen."""
+        """The largest label, 0 if there are none."""
         return max(self.names, default=0)
 
     @property
     def include_masks(self) -> bool:
-        """Whether no mask is missing, as far as there are instances."""
+        """Whether there are instances and all have masks."""
         return not self.images_without_masks
 
     @property
     def include_polygons(self) -> bool:
-        """Whether no polygon is missing, as far as there are instances."""
+        """Whether there are instances and all have polygons."""
         return not self.images_without_polygons
 
 
 def survey_records(file_pattern: str, limit: int = -1) -> Survey:
-    """Looks at labels, their names and the presence of masks and polygons, and checks the records.
+    """Reads labels, their names and the presence of masks and polygons, and checks the records.
 
-    Boxes, labels and image ids are checked of all records that are looked at; masks, which have to
-    be decoded for it, of the first `PEEK`. Those of the others are checked where they are used.
+    Boxes, labels and image ids are checked in all records that are read. Masks have to be decoded
+    for a check, so those of the first `PEEK` are checked here, the others when they are used.
 
     Args:
         file_pattern: as for `data.manifest.expand_pattern`.
-        limit: number of records to look at, in order of the files; -1 for all.
+        limit: number of records to read, in order of the files; -1 for all.
 
     Raises:
-        UserError: nothing matches, a record cannot be read or used, or two have one image id.
+        UserError: nothing matches, a record cannot be read or used, or two have the same image id.
     """
     paths = expand_pattern(file_pattern)
     readers = min(len(paths), _FILES_READ_AT_A_TIME) if limit < 0 else None
@@ -100,7 +99,7 @@ def survey_records(file_pattern: str, limit: int = -1) -> Survey:
     if narrow:
         warnings.add(f"{narrow} objects of {file_pattern}: {NARROW}")
     if with_masks and (empty := _count_empty_masks(paths, file_pattern)):
-        warnings.add(f"{empty} masks in the first {PEEK} records of {file_pattern} have no pixel")
+        warnings.add(f"{empty} masks in the first {PEEK} records of {file_pattern} have no pixels")
     return Survey(
         images,
         dict(sorted(names.items())),
@@ -114,7 +113,7 @@ def survey_records(file_pattern: str, limit: int = -1) -> Survey:
 
 
 def _count_empty_masks(paths: list[str], file_pattern: str) -> int:
-    """Decodes and checks the masks of the first records that have some."""
+    """Decodes and checks the masks of the first records, and counts the empty ones."""
 
     def count(serialized: tf.Tensor) -> tf.Tensor:
         record = parse_record(serialized, include_masks=True)
@@ -132,7 +131,7 @@ def _count_empty_masks(paths: list[str], file_pattern: str) -> int:
 
 
 def _look_at(serialized: tf.Tensor) -> dict[str, tf.Tensor]:
-    """Labels int64 [I], texts string [I] and scalars of one record, which is checked."""
+    """Checks one record and returns labels int64 [I], texts string [I] and scalars."""
     record = parse_record(serialized, include_masks=False)
     any_length = functools.partial(tf.io.FixedLenSequenceFeature, [], allow_missing=True)
     keys = {"class/label": tf.int64, "class/text": tf.string, "is_crowd": tf.int64,

@@ -1,4 +1,4 @@
-"""TensorFlow's own messages: kept back, because what matters of them is said in sentences here."""
+"""Silences TensorFlow's log messages; this project reports the relevant ones in sentences."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ _LEVEL = "TF_CPP_MIN_LOG_LEVEL"
 
 
 def quieten_tensorflow() -> None:
-    """Silences TensorFlow's log; call it before TensorFlow is imported.
+    """Silences TensorFlow's log; must be called before TensorFlow is imported.
 
-    What it raises still comes through. Who sets TF_CPP_MIN_LOG_LEVEL (0 shows everything) has asked
-    for the log and gets it.
+    Exceptions are not affected. If TF_CPP_MIN_LOG_LEVEL is set (0 shows everything), it is
+    respected.
     """
     if _LEVEL not in os.environ:
         os.environ[_LEVEL] = "3"

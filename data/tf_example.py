@@ -1,7 +1,7 @@
-"""tf.train.Example, written by hand.
+"""Serialises tf.train.Example without TensorFlow or protobuf.
 
-The message is small enough for it, and so neither TensorFlow's start-up nor the protobuf release at
-hand has a say in the bytes.
+The message is simple enough, and so the bytes depend neither on TensorFlow nor on the installed
+protobuf release.
 """
 
 from __future__ import annotations
@@ -10,12 +10,12 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-# Numbers that are encoded one by one sooner than NumPy is ready.
+# Up to this many numbers, encoding them one by one is faster than NumPy.
 _FEW = 40
 
 
 def serialize_example(features: Mapping[str, bytes]) -> bytes:
-    """A tf.train.Example of features that are serialised already, in order of key."""
+    """Serialises a tf.train.Example of serialised features, in order of key."""
     entries = (
         _delimited(1, _delimited(1, key.encode()) + _delimited(2, feature))
         for key, feature in sorted(features.items())
@@ -24,22 +24,22 @@ def serialize_example(features: Mapping[str, bytes]) -> bytes:
 
 
 def bytes_feature(*values: bytes) -> bytes:
-    """A tf.train.Feature of byte strings, serialised."""
+    """Serialises a tf.train.Feature of byte strings."""
     return _delimited(1, b"".join(_delimited(1, value) for value in values))
 
 
 def float_feature(values: Sequence[float]) -> bytes:
-    """A tf.train.Feature of float32 numbers, serialised."""
+    """Serialises a tf.train.Feature of float32 numbers."""
     return _delimited(2, _delimited(1, np.asarray(values, "<f4").tobytes()))
 
 
 def int64_feature(values: Sequence[int]) -> bytes:
-    """A tf.train.Feature of integers, serialised."""
+    """Serialises a tf.train.Feature of integers."""
     return _delimited(3, _delimited(1, _varints(values)))
 
 
 def _varint(number: int) -> bytes:
-    """Protocol buffers' variable-length integer: seven bits a byte, the lowest first."""
+    """Encodes a protobuf varint: seven bits per byte, the lowest first."""
     groups = []
     while number > 127:
         groups.append(number & 127 | 128)
@@ -48,7 +48,7 @@ def _varint(number: int) -> bytes:
 
 
 def _varints(values: Sequence[int]) -> bytes:
-    """Many of them at once; negative ones as 64-bit two's complement."""
+    """Encodes many varints at once; negative numbers as 64-bit two's complement."""
     if len(values) < _FEW:
         return b"".join(_varint(int(value) & (2**64 - 1)) for value in values)
     numbers = np.asarray(values, np.int64).astype(np.uint64)[:, None]

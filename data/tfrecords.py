@@ -1,4 +1,4 @@
-"""The TFRecord format: each record framed by its length, two checksums of 4 bytes and itself."""
+"""The TFRecord format: each record is framed by its length and two 4-byte checksums."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from data.files import size as file_size
 
 
 class Shard(NamedTuple):
-    """What was written to a shard."""
+    """Describes what was written to a shard."""
 
     num_records: int
     num_bytes: int
@@ -23,10 +23,10 @@ class Shard(NamedTuple):
 
 
 def write_shard(path: str, records: Iterable[bytes]) -> Shard:
-    """Writes a TFRecord file that appears under its name only when it is complete.
+    """Writes a TFRecord file that appears under its name only once it is complete.
 
     Args:
-        path: where to, as for `data.files.whole_file`.
+        path: path of the file, as for `data.files.whole_file`.
         records: serialised examples.
 
     Raises:
@@ -46,7 +46,7 @@ def write_shard(path: str, records: Iterable[bytes]) -> Shard:
 
 
 def record_ends(path: str) -> Iterator[int]:
-    """Where each record of a file ends, in bytes, from the lengths that frame them.
+    """Yields the byte offset at which each record of a file ends.
 
     Raises:
         UserError: the file ends within a record.
@@ -59,13 +59,13 @@ def record_ends(path: str) -> Iterator[int]:
             end += 16 + int.from_bytes(file.read(8), "little")
             if end > size:
                 raise UserError(
-                    f"{path} is truncated or no uncompressed TFRecord file; convert the data set "
-                    "again."
+                    f"{path} is truncated or not an uncompressed TFRecord file; convert the "
+                    "dataset again."
                 )
             yield end
 
 
 def _masked_crc(data: bytes) -> bytes:
-    """CRC32C of the data, rotated and offset as the TFRecord format asks."""
+    """Computes the CRC32C of the data, rotated and offset as the TFRecord format requires."""
     crc = google_crc32c.value(data)
     return struct.pack("<I", (((crc >> 15) | (crc << 17)) + 0xA282EAD8) & 0xFFFFFFFF)

@@ -1,4 +1,4 @@
-"""The examples of docs/API.md run as they stand there, on a drawn data set and a small network."""
+"""The examples of docs/API.md run as they stand there, on a drawn dataset and a small network."""
 
 import pathlib
 import re

@@ -168,7 +168,7 @@ def test_a_picture_annotated_as_stored_stays_so_and_is_named(tmp_path, capsys):
 
 def test_data_of_12_bits_keep_their_contrast(tmp_path, capsys):
     _convert("data/05-png16-low-bits/png16_12bit", tmp_path)
-    assert "Warning: PNGs of 16 bits leave" in capsys.readouterr().err
+    assert "Warning: 16-bit PNGs do not use" in capsys.readouterr().err
     ((image, mask),) = _read(tmp_path)
     np.testing.assert_array_equal(image[mask], 3800 // 16)
     assert 0.05 * 255 < image[~mask].mean() < 0.1 * 255
@@ -181,7 +181,7 @@ def test_sample_pictures_show_16_bits_as_training_sees_them(tmp_path, capsys):
     drawn = np.asarray(Image.open(tmp_path / "samples" / "1-a.png"))
     _convert(case, tmp_path)
     ((image, mask),) = _read(tmp_path)
-    assert "16 bits" not in capsys.readouterr().err
+    assert "16-bit" not in capsys.readouterr().err
     np.testing.assert_array_equal(image[mask], 237)
     assert image[~mask].min() >= 18 and image[~mask].max() <= 31
     right_half = drawn[-4 * 96 :: 4, -4 * 128 :: 4]  # enlarged, and without results
@@ -190,7 +190,7 @@ def test_sample_pictures_show_16_bits_as_training_sees_them(tmp_path, capsys):
 
 def test_a_large_picture_is_called_too_large(tmp_path, capsys):
     case = CASES / "data/12-large-picture/big"
-    with pytest.raises(UserError, match=r"image 1 .*too large, of more than \d+ pixels"):
+    with pytest.raises(UserError, match=r"image 1 .*too large: it has more than \d+ pixels"):
         _convert(case, tmp_path)
     status, error = _write_samples(case, _without_results(tmp_path), tmp_path / "out", capsys)
     assert status == 1

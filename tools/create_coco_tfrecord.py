@@ -1,4 +1,4 @@
-"""Converts a data set in COCO format to TFRecord shards with a manifest.
+"""Converts a dataset in COCO format to TFRecord shards with a manifest.
 
   python tools/create_coco_tfrecord.py --image_dir=train2017 \\
       --object_annotations_file=instances_train2017.json \\

@@ -1,4 +1,4 @@
-"""Draws a small COCO-format data set of overlapping shapes, for trying everything out.
+"""Draws a small COCO-format dataset of overlapping shapes, for trying everything out.
 
     python tools/draw_shapes.py --output_dir=D --num_train=300 --num_val=60
 

@@ -1,4 +1,4 @@
-"""A tiny data set in COCO format, drawn on the spot."""
+"""A tiny dataset in COCO format, drawn on the spot."""
 
 import json
 import pathlib
@@ -66,7 +66,7 @@ def write_dataset(folder, content: dict):
 
 
 def settings_of(folder, content=None, **changes) -> Conversion:
-    """How to convert the data set in folder/input, drawn if it is not there, to folder/out."""
+    """How to convert the dataset in folder/input, drawn if it is not there, to folder/out."""
     if not (folder / "input").exists():
         write_dataset(folder / "input", content or tiny_coco())
     arguments = {

@@ -61,7 +61,7 @@ def test_bad_boxes_are_refused(bbox, reason):
 )
 def test_masks_without_a_pixel_are_refused(segmentation):
     annotation = {"bbox": [2, 3, 10, 6], "segmentation": segmentation}
-    with pytest.raises(InvalidAnnotation, match="mask has no pixel in the image of 30x20"):
+    with pytest.raises(InvalidAnnotation, match="mask has no pixels inside the image of 30x20"):
         read_outline(annotation, HEIGHT, WIDTH, include_mask=True)
     assert read_outline(annotation, HEIGHT, WIDTH, include_mask=False).area == 60
 

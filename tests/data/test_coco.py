@@ -35,16 +35,16 @@ def test_images_are_sorted_and_labels_ascend_with_category_ids(tmp_path):
 @pytest.mark.parametrize(
     "content, sentence",
     [
-        ('{"images": [', "cut short"),
-        ("[1, 2]", "no COCO instance file: it has no list 'images'"),
+        ('{"images": [', "truncated"),
+        ("[1, 2]", "not a COCO instance file: it has no list 'images'"),
         ({"annotations": [], "categories": []}, "no list 'images'"),
         (dict(tiny_coco(), annotations={}), "no list 'annotations'"),
         (dict(tiny_coco(), categories=...), "no list 'categories'"),
         (dict(tiny_coco(), categories=[]), "lists no categories"),
         ("\xff", "no COCO|JSON"),
-        (dict(tiny_coco(), images=[], annotations=[]), "no usable image"),
+        (dict(tiny_coco(), images=[], annotations=[]), "no usable images"),
         (dict(tiny_coco(), categories=[{"id": 1}]), "lacks an integer 'id' or a 'name'"),
-        (dict(tiny_coco(), categories=[{"id": 1, "name": "a"}] * 2), "stands twice"),
+        (dict(tiny_coco(), categories=[{"id": 1, "name": "a"}] * 2), "used twice"),
     ],
 )
 def test_files_that_are_no_coco_are_refused(tmp_path, content, sentence):
@@ -63,12 +63,12 @@ def test_missing_file_is_refused(tmp_path):
     "change, reason",
     [
         ({"id": 7, "file_name": "a.jpg"}, "another image has the same id"),
-        ({"id": "x"}, "the id is no integer"),
-        ({"id": -1}, "the id is no integer of 0 or more"),
-        ({"height": 0}, "the height 0 is no positive integer"),
-        ({"width": "30"}, "the width '30' is no positive integer"),
-        ({"file_name": 5}, "file_name is no text"),
-        ({"file_name": None}, "file_name is no text"),
+        ({"id": "x"}, "the id is not an integer"),
+        ({"id": -1}, "the id is not an integer of at least 0"),
+        ({"height": 0}, "the height 0 is not a positive integer"),
+        ({"width": "30"}, "the width '30' is not a positive integer"),
+        ({"file_name": 5}, "file_name is not a string"),
+        ({"file_name": None}, "file_name is not a string"),
         ({"width": ...}, "the key 'width' is missing"),
     ],
 )
@@ -87,7 +87,7 @@ def test_bad_images_stop_or_are_left_out(tmp_path, change, reason):
     "change, reason",
     [
         ({"id": 501}, "another annotation has the same id"),
-        ({"id": None}, "the id is no integer"),
+        ({"id": None}, "the id is not an integer"),
         ({"image_id": 1}, "no image has this image_id"),
         ({"category_id": 4}, "no category has the id 4"),
         ({"category_id": [4]}, "no category has the id"),
@@ -123,8 +123,8 @@ def test_entries_that_are_no_objects_are_left_out(tmp_path):
     dataset, skipped = _load(tmp_path, content, tolerate=True)
     assert len(dataset.images) == 4
     assert [item["reason"] for item in skipped] == [
-        "the entry 3 is no JSON object",
-        "the entry 'x' is no JSON object",
+        "the entry 3 is not a JSON object",
+        "the entry 'x' is not a JSON object",
     ]
 
 
@@ -162,5 +162,7 @@ def test_the_first_reason_is_told_when_nothing_is_left(tmp_path):
     content = tiny_coco()
     for number, image in enumerate(content["images"]):
         image["id"] = f"frame {number}"
-    with pytest.raises(UserError, match=r"usable image, .* the id is no int.* \(image frame 0\)"):
+    with pytest.raises(
+        UserError, match=r"usable images, .* the id is not an int.* \(image frame 0\)"
+    ):
         _load(tmp_path, content, tolerate=True)

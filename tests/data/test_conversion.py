@@ -197,7 +197,7 @@ _SQUARE_PNG = bytes(tf.io.encode_png(np.zeros([5, 5, 3], np.uint8)).numpy())
         ("truncated", "truncated or broken", 0),
         ("truncated", "truncated or broken", 2),
         ("unsupported", "neither JPEG nor PNG", 0),
-        ("swapped", "5x5 pixels and the JSON says 30x20", 0),
+        ("swapped", "5x5 pixels, but the JSON says 30x20", 0),
     ],
 )
 def test_bad_image_files_stop_or_are_left_out(tmp_path, change, reason, num_processes):
@@ -221,7 +221,7 @@ def test_bad_image_files_stop_or_are_left_out(tmp_path, change, reason, num_proc
         ({"segmentation": {"size": [20, 30], "counts": [5]}}, "do not add up"),
         ({"segmentation": {"size": [5, 5], "counts": [25]}}, "size"),
         ({"segmentation": []}, "no mask"),
-        ({"area": -1}, "the area -1 is no number"),
+        ({"area": -1}, "the area -1 is not a number"),
         ({"category_id": 1}, "no category"),
         ({"image_id": 1}, "no image"),
     ],
@@ -244,13 +244,13 @@ def test_skipping_every_image_is_an_error(tmp_path):
     settings = settings_of(tmp_path, skip_invalid=True)
     for path in pathlib.Path(settings.image_dir).iterdir():
         path.unlink()
-    with pytest.raises(UserError, match="no image of .* can be used.*check --image_dir"):
+    with pytest.raises(UserError, match="none of the images of .* can be used.*check --image_dir"):
         convert(settings)
 
 
 def test_places_that_cannot_be_used(tmp_path):
     settings = settings_of(tmp_path)
-    with pytest.raises(UserError, match="there is no folder .*check --image_dir"):
+    with pytest.raises(UserError, match="the folder .* does not exist; check --image_dir"):
         convert(settings_of(tmp_path, image_dir=str(tmp_path / "absent")))
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match="cannot write to .*Not a directory"):
@@ -310,7 +310,7 @@ def test_sizes_tell_which_pixels_the_annotator_saw(told, tmp_path, capsys):
     annotations_file.write_text(json.dumps(content))
     settings = settings_of(tmp_path)
     if told == "other":
-        with pytest.raises(UserError, match="image 42 .*20x30 pixels and the JSON says 30x30"):
+        with pytest.raises(UserError, match="image 42 .*20x30 pixels, but the JSON says 30x30"):
             convert(settings)
         return
     manifest = convert(settings)
@@ -328,5 +328,5 @@ def test_shards_without_images_are_not_kept_after_a_refusal(tmp_path):
     for name, content in (("0-of-2", b"record"), ("1-of-2", b"")):
         (tmp_path / name).write_bytes(content)
         (tmp_path / (name + NOTE_SUFFIX)).touch()
-    assert "Finished shards (1) wait" in _keep_finished_shards(str(tmp_path))
+    assert "Finished shards (1) are kept" in _keep_finished_shards(str(tmp_path))
     assert set(contents(tmp_path)) == {"0-of-2", "0-of-2.json"}

@@ -278,7 +278,9 @@ def test_a_service_that_cannot_be_used_is_refused_at_once(pattern, service, monk
         with pytest.raises(UserError, match=f"--data_service={address} .*Deadline"):
             input_fn("eval", _params(pattern, address))
     idle = start_server("dispatcher", 0)
-    with pytest.raises(UserError, match=f"--data_service={idle.target} has no worker: start some"):
+    with pytest.raises(
+        UserError, match=f"--data_service={idle.target} has no workers; start at least one"
+    ):
         input_fn("eval", _params(pattern, idle.target))
     worker = start_server("worker", 0, idle.target.removeprefix("grpc://"), "localhost")
     with pytest.raises(UserError, match="no .* dispatcher answers .*UNIMPLEMENTED"):
@@ -289,7 +291,9 @@ def test_settings_that_a_service_cannot_follow_are_refused():
     for address in ("localhost:5050", "grpc://localhost", "http://localhost:5050"):
         with pytest.raises(ValueError, match=f"--data_service={address}: expected grpc://HOST"):
             DataConfig(data_service=address)
-    with pytest.raises(ValueError, match="--data_service=grpc://a:1: .*none with --deterministic"):
+    with pytest.raises(
+        ValueError, match="--data_service=grpc://a:1: .*an empty value with --deterministic"
+    ):
         DataConfig(data_service="grpc://a:1", deterministic=True)
 
 

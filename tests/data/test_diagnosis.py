@@ -47,9 +47,9 @@ def _find(tmp_path, broken, include_masks=True):
     [
         ({"image__encoded": [_truncated_jpeg()]}, "Invalid JPEG data"),
         ({"image__encoded": [encode_png(PIXELS)[:-30]]}, "Invalid PNG data"),
-        ({"image__encoded": [b"no image"]}, "it holds no JPEG"),
+        ({"image__encoded": [b"no image"]}, "it does not contain a JPEG"),
         ({"image__width": [47]}, "a mask differs in size from its image. Image id: 77 size: 32 47"),
-        ({"png": b"no mask"}, "a mask is no PNG of 8 bits. Image id: 77"),
+        ({"png": b"no mask"}, "a mask is not an 8-bit PNG. Image id: 77"),
         ({"png": None}, "boxes and masks differ in number. Image id: 77 numbers: 1 0"),
         ({"png": GOOD_MASK[:-30]}, "Invalid PNG data"),
         ({"image__object__class__label": [1, 2]}, "boxes and class labels differ"),

@@ -300,9 +300,9 @@ def test_views_at_other_scales_are_laid_out_from_the_original_pixels():
 @pytest.mark.parametrize(
     "changes, message",
     [
-        ({"encoded": b"no picture"}, "it holds no JPEG"),
-        ({"encoded": b""}, "holds no JPEG"),
-        ({"width": 95}, "another size"),
+        ({"encoded": b"no picture"}, "it does not contain a JPEG"),
+        ({"encoded": b""}, "does not contain a JPEG"),
+        ({"width": 95}, "size it states differs"),
     ],
 )
 def test_a_broken_record_is_named(changes, message):

@@ -219,7 +219,10 @@ def test_what_cannot_be_read_is_refused(tmp_path):
 
 def test_a_mask_that_cannot_be_used_is_named(tmp_path):
     pixels, path = np.zeros((20, 30, 3), np.uint8), tmp_path / "x.record"
-    for mask, reason in ((np.ones((30, 20), np.uint8), "differs in size"), (None, "no PNG")):
+    for mask, reason in (
+        (np.ones((30, 20), np.uint8), "differs in size"),
+        (None, "not an 8-bit PNG"),
+    ):
         png = b"else" if mask is None else encode_png(mask)
         names = {"image__source_id": [b"77"], "image__object__mask": [png]}
         write_shard(str(path), [make_foreign_record(pixels, [(0, 0, 0.5, 1.0)], [1], **names)])

@@ -170,7 +170,7 @@ def test_pasting_needs_masks(tmp_path):
     manifest = Manifest(NUM_IMAGES, 11, 0, 1, False, (), {}, shards)
     write_manifest(manifest_name(prefix), manifest)
     params = _params(f"{prefix}-*", **ALL_AUGMENTATIONS)
-    with pytest.raises(UserError, match="copy_paste needs masks, and the records"):
+    with pytest.raises(UserError, match="copy_paste needs masks, but the records"):
         input_fn("train", params)
 
 
@@ -318,7 +318,7 @@ def test_the_graph_calls_no_python(pattern, mode):
     ops = {node.op for node in definition.node}
     for function in definition.library.function:
         ops |= {node.op for node in function.node_def}
-    # The functions inside the data set were looked into.
+    # The functions inside the dataset were looked into.
     assert ops >= ({"DecodeImage", "DecodePng"} if mode == "train" else {"DecodeImage"})
     assert not ops & PYTHON_OPS
 
@@ -341,9 +341,13 @@ def test_the_manifest_says_whether_there_are_masks(tmp_path):
 def test_bad_requests_are_refused(pattern):
     with pytest.raises(ValueError, match="'test'.*train, eval, predict"):
         input_fn("test", _params(pattern))
-    with pytest.raises(UserError, match="--train_batch_size=3 cannot be shared by 2 replicas"):
+    with pytest.raises(
+        UserError, match="--train_batch_size=3 cannot be split evenly over 2 replicas"
+    ):
         input_fn("train", _params(pattern, train_batch_size=3), _context(replicas=2))
-    with pytest.raises(UserError, match="--eval_batch_size=3 cannot be shared by 2 replicas"):
+    with pytest.raises(
+        UserError, match="--eval_batch_size=3 cannot be split evenly over 2 replicas"
+    ):
         input_fn("eval", _params(pattern, eval_batch_size=3), _context(replicas=2))
     with pytest.raises(UserError, match="nothing-here"):
         input_fn("train", _params("nothing-here"))
@@ -352,10 +356,10 @@ def test_bad_requests_are_refused(pattern):
 def test_files_that_hold_no_records_are_refused(tmp_path):
     empty, text = str(tmp_path / "empty.record"), tmp_path / "text.record"
     write_shard(empty, [])
-    with pytest.raises(UserError, match="no image in .*empty.record"):
+    with pytest.raises(UserError, match="empty.record and its sibling shards contain no images"):
         input_fn("train", _params(empty))
     text.write_text("this is no TFRecord file")
-    with pytest.raises(UserError, match="text.record is truncated or no uncompressed TFRecord"):
+    with pytest.raises(UserError, match="text.record is truncated or not an uncompressed TFRecord"):
         input_fn("train", _params(str(text)))
 
 

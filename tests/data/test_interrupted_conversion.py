@@ -205,7 +205,7 @@ def test_shards_that_no_manifest_lists_are_not_doubled(tmp_path, reference):
     settings = settings_of(tmp_path)
     convert(settings_of(tmp_path, num_shards=3))
     os.remove(manifest.manifest_name(settings.output_prefix))
-    with pytest.raises(UserError, match="would also read train-00000-of-00003.tfrecord, which no"):
+    with pytest.raises(UserError, match="would also match train-00000-of-00003.tfrecord, which no"):
         convert(settings)
     assert len(contents(tmp_path / "out")) == 3
     for path in files.glob(f"{settings.output_prefix}-*"):

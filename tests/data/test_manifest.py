@@ -95,7 +95,7 @@ def test_manifests_of_records_without_polygons_are_read(tmp_path):
     [
         ("{", "cannot read the manifest"),
         ("[]", "schema version None"),
-        ('{"schema_version": 2}', "schema version 2 and this program reads 1"),
+        ('{"schema_version": 2}', "schema version 2, but this program reads version 1"),
         ('{"schema_version": 1}', "lacks 'num_images'"),
     ],
 )
@@ -191,12 +191,12 @@ def _size(path, count):
     [
         (
             lambda prefix: os.remove(shard_name(prefix, 1, 2)),
-            "train-00001-of-00002.* is missing, wh",
+            "train-00001-of-00002.* is listed in .* but missing",
         ),
         (lambda prefix: _size(shard_name(prefix, 1, 3), 9), "train-00001-of-00003.* is not listed"),
         (
             lambda prefix: _size(shard_name(prefix, 1, 2), 8),
-            "has 8 bytes and .* says 9: it was alt",
+            "has 8 bytes, but .* says 9: it was changed",
         ),
         (lambda prefix: os.makedirs(journal_name(prefix)), "a conversion .* was interrupted"),
     ],
@@ -221,7 +221,7 @@ def test_a_pattern_that_leaves_shards_out_counts_what_it_matches(tmp_path, capsy
     pattern = f"{prefix}-00001*"
     check_shards(pattern)
     assert capsys.readouterr().err == (
-        f"Warning: {pattern} leaves out 1 of 3 images of {prefix}.manifest.json.\n"
+        f"Warning: {pattern} does not match 1 of the 3 images in {prefix}.manifest.json.\n"
     )
     selected = dataclasses.replace(manifest, shards=manifest.shards[1:], num_images=2, **counts)
     assert find_manifest(pattern) == selected
@@ -233,13 +233,13 @@ def test_what_a_pattern_matches_beside_one_conversion_is_said(tmp_path, capsys):
     assert capsys.readouterr().err == ""
     _write_set(tmp_path, "train-small", _manifest("train-small"))
     check_shards(f"{train}-*")
-    assert f"matches several sets of shards, {train}, {train}-small; all" in capsys.readouterr().err
+    assert f"matches several sets of shards: {train}, {train}-small; all" in capsys.readouterr().err
     check_shards(f"{train}-0*,{train}-small-*")
     assert capsys.readouterr().err == ""
     (tmp_path / "pets.record").touch()
     check_shards(f"{train}-0*,{tmp_path}/pets.record")
     assert (
-        "Warning: " + str(tmp_path / "pets.record") + " is in no manifest"
+        "Warning: " + str(tmp_path / "pets.record") + " is not in any manifest"
         in capsys.readouterr().err
     )
 

@@ -71,7 +71,7 @@ def test_without_instances_there_are_no_runs():
 def test_what_is_no_mask_of_this_image_is_refused_with_its_id():
     mask = np.ones((HEIGHT, WIDTH), np.uint8)
     for png in (b"", b"\x89PNG", b"\xff\xd8\xff\xe0 a JPEG", encode_png(mask.astype(np.uint16))):
-        assert f"a mask is no PNG of 8 bits. Image id:] [{IMAGE_ID}]" in _refusal(png)
+        assert f"a mask is not an 8-bit PNG. Image id:] [{IMAGE_ID}]" in _refusal(png)
     message = _refusal(encode_png(mask.T.copy()))
     assert f"a mask differs in size from its image. Image id:] [{IMAGE_ID}]" in message
     assert "[9 14]" in message

@@ -41,8 +41,8 @@ class Kettle:
         (
             "litres",
             1e-50,
-            "--litres=1e-50: expected numbers that single precision can hold, "
-            "0 or 1.2e-38 to 3.4e38 in size.",
+            "--litres=1e-50: expected numbers in single precision's range: 0, or a magnitude of "
+            "1.2e-38 to 3.4e38.",
         ),
         ("fill", 1.5, "--fill=1.5: expected 0 to 1."),
         ("colour", "green", "--colour=green: expected one of red, blue."),

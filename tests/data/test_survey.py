@@ -120,9 +120,9 @@ def _foreign(source_id=b"1", box=BOX, **features):
 
 def test_what_cannot_be_trained_on_is_named(tmp_path):
     for name, record, reason in (
-        ("pixels", _foreign(b"7", (2.0, 1.0, 6.0, 9.0)), "as in pixels"),
+        ("pixels", _foreign(b"7", (2.0, 1.0, 6.0, 9.0)), "not pixels"),
         ("nan", _foreign(b"7", (0.25, float("nan"), 0.75, 0.9)), "not finite"),
-        ("swapped", _foreign(b"7", (0.75, 0.1, 0.25, 0.9)), "ends before it begins"),
+        ("swapped", _foreign(b"7", (0.75, 0.1, 0.25, 0.9)), "less than its min"),
     ):
         _write(tmp_path / name, _foreign(), record)
         sentence = rf"record 2 of .*{name} \(image id 7\) \(.*{reason}"

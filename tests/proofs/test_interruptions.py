@@ -14,7 +14,7 @@ from commands import ROOT, SHARED, convert, metrics
 pytestmark = [
     pytest.mark.proof,
     pytest.mark.timeout(14400),
-    pytest.mark.skipif(not SHARED.is_dir(), reason="needs the data sets of ../shared/data"),
+    pytest.mark.skipif(not SHARED.is_dir(), reason="needs the datasets of ../shared/data"),
 ]
 
 NUM_KILLS = 21

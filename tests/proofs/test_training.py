@@ -8,7 +8,7 @@ from commands import SHARED, convert, metrics, train
 pytestmark = [
     pytest.mark.proof,
     pytest.mark.timeout(7200),
-    pytest.mark.skipif(not SHARED.is_dir(), reason="needs the data sets of ../shared/data"),
+    pytest.mark.skipif(not SHARED.is_dir(), reason="needs the datasets of ../shared/data"),
 ]
 
 
@@ -48,7 +48,7 @@ def test_nuclei_in_18_minutes(nuclei, tmp_path, seed):
 
 
 def choose_images(dataset, num_images, num_with_crowds):
-    """The first images of a data set, the first ones with crowds among them."""
+    """The first images of a dataset, the first ones with crowds among them."""
     crowded = {a["image_id"] for a in dataset["annotations"] if a["iscrowd"]}
     with_crowds = [image for image in dataset["images"] if image["id"] in crowded]
     others = [image for image in dataset["images"] if image["id"] not in crowded]

@@ -1,4 +1,4 @@
-"""The drawn data set: valid COCO, deterministic, exact masks, every kind of annotation."""
+"""The drawn dataset: valid COCO, deterministic, exact masks, every kind of annotation."""
 
 import collections
 import hashlib

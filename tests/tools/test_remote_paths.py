@@ -1,4 +1,4 @@
-"""From a drawn data set to sample pictures on a file system that only TensorFlow knows."""
+"""From a drawn dataset to sample pictures on a file system that only TensorFlow knows."""
 
 import io
 import json

@@ -119,7 +119,7 @@ ACCEPTED = {
         "seed": "a seed as any other",
         "horizontal_flip": "never mirrored",
         "vertical_flip": "never mirrored",
-        "input_threads": "left to tf.data",
+        "input_threads": "lets tf.data choose",
         "num_classes": "taken from the records",
         "freeze_at": "nothing is frozen",
         "backbone_width": "as published",
@@ -211,10 +211,13 @@ def test_numbers_are_refused_in_one_sentence_or_have_a_meaning(capsys, number):
 @pytest.mark.parametrize(
     "arguments, sentence",
     [
-        (["--rois_per_image=3"], "--roi_positive_fraction=0.25: expected room for a positive"),
+        (
+            ["--rois_per_image=3"],
+            "--roi_positive_fraction=0.25: expected a fraction that gives at least one positive",
+        ),
         (
             ["--rpn_samples_per_image=1"],
-            "--rpn_positive_fraction=0.5: expected room for a positive",
+            "--rpn_positive_fraction=0.5: expected a fraction that gives at least one positive",
         ),
         (["--canvases=32000x32000"], "expected canvases with fewer than 16777216 anchors"),
         (["--anchor_sizes=1,2,4,8,16", "--anchor_rounding"], "expected anchors with sides above 1"),
@@ -230,7 +233,7 @@ def test_numbers_are_refused_in_one_sentence_or_have_a_meaning(capsys, number):
             "no copy_paste",
         ),
         (["--augmentations=mosaic"], "--augmentations=mosaic: expected names among photometric_"),
-        (["--learning_rate=1e-60"], "expected numbers that single precision can hold"),
+        (["--learning_rate=1e-60"], "expected numbers in single precision's range"),
     ],
 )
 def test_settings_with_which_nothing_can_be_learnt_are_refused(capsys, arguments, sentence):
