@@ -136,8 +136,7 @@ def pairs_with_gts(gt_boxes: tf.Tensor, shapes: AnchorShapes, lowest_iou: float)
 
 
 def anchors_inside(crowd_boxes: tf.Tensor, shapes: AnchorShapes) -> tf.Tensor:
-    """Lists anchors of which a box covers at least `CROWD_COVERAGE`: int32 [N], with
-    repetitions."""
+    """Lists anchors, with repetitions, of which a box covers `CROWD_COVERAGE`: int32 [N]."""
     boxes = _centre_and_size(crowd_boxes)
     _, overlap_x = _largest_overlaps(boxes, shapes)
     needed = tf.ones_like(overlap_x) * ((1.0 - RELATIVE_SLACK) * CROWD_COVERAGE * shapes.areas)

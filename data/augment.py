@@ -48,7 +48,7 @@ class Geometry(NamedTuple):
 
     @property
     def source_box(self) -> tf.Tensor:
-        """The part of the original that is shown, [y1, x1, y2, x2]: int64 [4]."""
+        """The part of the original that is visible, [y1, x1, y2, x2]: int64 [4]."""
         return tf.concat([self.offset, self.offset + self.source], axis=0)
 
     @property
@@ -181,7 +181,7 @@ def render_mask(mask: tf.Tensor, geometry: Geometry, canvas: tf.Tensor) -> tf.Te
 
 
 def _shown(image: tf.Tensor, geometry: Geometry) -> tf.Tensor:
-    """The part of an image that is shown, mirrored: [h, w, c] -> [source, c]."""
+    """Crops an image to the visible part and mirrors it: [h, w, c] -> [source, c]."""
     top, left, bottom, right = tf.unstack(geometry.source_box)
     image = image[top:bottom, left:right]
     return tf.cond(
@@ -203,7 +203,7 @@ def _pad_to_canvas(pixels: tf.Tensor, geometry: Geometry, canvas: tf.Tensor) -> 
 
 
 def _resize(image: tf.Tensor, geometry: Geometry, colours: Sequence[ColourMap]) -> tf.Tensor:
-    """The valid area in the colours wanted: uint8 [h, w, 3] -> float32 [valid, 3].
+    """Resizes to the valid area and maps colours: uint8 [h, w, 3] -> float32 [valid, 3].
 
     Mapping colours and converting to float happen before or after resizing, whichever has fewer
     pixels; resizing bytes takes longer than converting them first.
@@ -223,8 +223,7 @@ def _resize(image: tf.Tensor, geometry: Geometry, colours: Sequence[ColourMap]) 
 
 
 def clip_to_source(boxes: tf.Tensor, geometry: Geometry) -> tf.Tensor:
-    """Clips boxes to the visible part: float32 [N, 4] -> float32 [N, 4], both in original
-    pixels."""
+    """Clips boxes float32 [N, 4] to the visible part, both in original pixels."""
     top, left, bottom, right = tf.unstack(tf.cast(geometry.source_box, tf.float32))
     return tf.clip_by_value(boxes, [top, left, top, left], [bottom, right, bottom, right])
 

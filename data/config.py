@@ -52,8 +52,7 @@ SERVICE = Check(
 
 
 def _scale_canvas(canvas: tuple[int, int], factor: float) -> tuple[int, int]:
-    """Returns the smallest canvas that holds another one scaled by `factor`, up to rounding
-    errors."""
+    """Returns the smallest canvas that holds another one scaled by `factor`."""
     units = (math.ceil(side * factor / CANVAS_MULTIPLE - 1e-6) for side in canvas)
     return tuple(unit * CANVAS_MULTIPLE for unit in units)
 

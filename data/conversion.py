@@ -98,8 +98,7 @@ def convert(settings: Conversion) -> manifest.Manifest:
 
 @contextlib.contextmanager
 def _partial_folder(settings: Conversion) -> Iterator[None]:
-    """Makes the folder of unfinished work; after an error it holds finished shards or is
-    removed."""
+    """Makes the folder of unfinished work, which after an error keeps only finished shards."""
     made: list[str] = []
     try:
         made += files.missing_folders(settings.partial_dir)

@@ -112,7 +112,7 @@ def _cells(boxes: tf.Tensor, size: int, lengths: tf.Tensor) -> tuple[tf.Tensor, 
 
 
 def _uncovered(masks: tf.Tensor, boxes: tf.Tensor, cover: tf.Tensor) -> tf.Tensor:
-    """The masks' cells that are not covered: uint8 [n, M, M]."""
+    """Returns the masks' cells that are not covered: uint8 [n, M, M]."""
     lengths = tf.shape(cover, tf.int64)
     rows, columns = _cells(boxes, masks.shape[1], lengths)
     pixels = rows[:, :, None] * lengths[1] + columns[:, None, :]

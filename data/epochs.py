@@ -45,8 +45,7 @@ class EpochPlan(NamedTuple):
     passes: int
 
     def taken_over(self, epoch):
-        """Images of each canvas that an epoch takes over from the previous one: int64 [C] or
-        list."""
+        """Images of each canvas that an epoch takes over from the previous one: int64 [C]."""
         return [epoch * count % self.window for count in self.counts]
 
     def windows_before(self, epoch: int) -> int:
@@ -143,8 +142,7 @@ def ordered_records(
 def _numbered_blocks(
     records_of_pass: Callable, epoch: tf.Tensor, config: DataConfig, plan: EpochPlan
 ) -> tf.data.Dataset:
-    """Makes blocks of ((record, pass, canvas), number of previous ones of that canvas) of an
-    epoch."""
+    """Makes an epoch's blocks of ((record, pass, canvas), number of previous ones)."""
 
     def with_canvas(records: tf.Tensor, number: tf.Tensor):
         canvases = choose_canvas(parse_sizes(records), config)

@@ -179,8 +179,7 @@ def _share_of_windows(
 
 
 def _example_maker(config: DataConfig, manifest: Manifest | None, wanted: Wanted) -> Callable:
-    """Returns a function that makes an image from a record, its epoch and perhaps a second
-    record."""
+    """Returns a function from a record, its epoch and perhaps a second record to an image."""
     include_masks = wanted.include_mask and (manifest is None or manifest.include_masks)
     if config.pairs_images and not include_masks:
         raise UserError(

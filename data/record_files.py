@@ -97,8 +97,7 @@ class RecordFiles(NamedTuple):
         return read_in_turn(tf.data.Dataset.from_tensor_slices(self.paths))
 
     def read_share(self, num_shares: int, index: int) -> tf.data.Dataset:
-        """Reads one of several shares of the serialised records: whole files if there are
-        enough."""
+        """Reads one of several shares of the records: whole files if there are enough."""
         if len(self.paths) < num_shares:
             return self.read().shard(num_shares, index)
         paths = tf.data.Dataset.from_tensor_slices(self.paths)

@@ -126,7 +126,7 @@ class SettingError(ValueError):
 
 
 def require(condition: bool, name: str, value, expected: str) -> None:
-    """Raises a `SettingError` with the setting, its value and the expectation, unless `condition`."""
+    """Raises a `SettingError` with setting, value and expectation if not `condition`."""
     if not condition:
         raise SettingError(f"--{name}={_spell(value)}: expected {expected}.")
 

@@ -110,8 +110,7 @@ def build_shard(job: ShardJob, advance: Callable[[int], None]) -> ShardResult:
 
 
 def _fingerprint(job: ShardJob) -> str:
-    """Digests everything that determines a shard's bytes: settings, annotations, state of
-    images."""
+    """Digests what determines a shard's bytes: settings, annotations, state of the images."""
 
     def state(image):
         try:

@@ -1,1 +1,1 @@
-"""The network, one file per organ, and the function that turns it into an EstimatorSpec."""
+"""The network, one file per component, and the model function that returns an EstimatorSpec."""

@@ -1,18 +1,18 @@
-"""Test-time augmentation: a detector that sees each picture at several scales, and mirrored.
+"""Test-time augmentation: a detector that processes each image at several scales, and mirrored.
 
     view ─→ maps ─→ proposals ─→ candidates ─┐
     view ─→ maps ─→ proposals ─→ candidates ─┴→ suppression ─→ detections ─┬→ view ─→ masks ─┐
                                                                            └→ view ─→ masks ─┴→ mean
 
-The candidates of all views, mapped to the first one, go through suppression together and once.
-Detectron2 (`GeneralizedRCNNWithTTA`) thresholds, suppresses and cuts to the wanted number within
-each view and then suppresses what is left of all. There a box can be lost to one that is itself
-lost to a better one of another view, and soft suppression would lower scores twice.
+The candidates of all views are mapped to the first view and suppressed together, once. Detectron2
+(`GeneralizedRCNNWithTTA`) thresholds, suppresses and limits detections within each view, and then
+suppresses the union. There a box can be suppressed by one that is itself suppressed by a better one
+of another view, and soft suppression would lower scores twice.
 
-Each detection is then looked at in every view, as in Detectron2: its box is mapped to the view, and
-what the further heads say of it is averaged, masks as probabilities and mirrored back. The IoU that
-the MaskIoU head predicts is that of the view's own mask, because the head was trained on masks
-beside the features that they were made of; the mean of all masks has no such features.
+Each detection is then evaluated in every view, as in Detectron2: its box is mapped to the view, and
+the outputs of the remaining heads are averaged, masks as probabilities and mirrored back. The
+MaskIoU head judges each view's own mask, because it was trained on masks together with the features
+that they were predicted from; the mean of all masks has no such features.
 
 Axes: B images, P proposals of a view, K classes with the background, D detections.
 """
@@ -32,31 +32,31 @@ from model.view import View
 
 
 class AugmentedView(NamedTuple):
-    """One way to see the pictures of a batch."""
+    """One version of a batch's images."""
 
     image: tf.Tensor  # uint8 [B, H, W, 3]
     image_info: tf.Tensor  # float32 [B, 5]
-    first_info: tf.Tensor  # float32 [B, 5], of the first view
+    first_info: tf.Tensor  # float32 [B, 5], that of the first view
     mirrored: bool
 
     def to_first(self, boxes: tf.Tensor) -> tf.Tensor:
-        """Boxes of this view, float32 [B, ..., 4], as they lie in the first view."""
+        """Maps boxes of this view, float32 [B, ..., 4], to the first view."""
         if self.mirrored:
             boxes = _mirror_boxes(boxes, self.image_info)
         return _resize_boxes(boxes, self.image_info, self.first_info)
 
     def from_first(self, boxes: tf.Tensor) -> tf.Tensor:
-        """Boxes of the first view, float32 [B, ..., 4], as they lie in this one."""
+        """Maps boxes of the first view, float32 [B, ..., 4], to this one."""
         boxes = _resize_boxes(boxes, self.first_info, self.image_info)
         return _mirror_boxes(boxes, self.image_info) if self.mirrored else boxes
 
 
 class AugmentedDetector(Detector):
-    """A `Detector` whose `detect` sees several views. It trains as any other.
+    """A `Detector` whose `detect` uses several views; training is the same.
 
     Args:
-        num_scales: how many scales the features of a picture have, see `data.examples.lay_out`.
-        flip: whether each is seen mirrored too.
+        num_scales: number of scales in the features of an image, see `data.examples.lay_out`.
+        flip: whether to add a mirrored view of each.
         parts: as for `Detector`.
     """
 
@@ -65,7 +65,7 @@ class AugmentedDetector(Detector):
         self.num_scales, self.flip = num_scales, flip
 
     def detect(self, features: Tensors, static: bool = False) -> Tensors:
-        """As `Detector.detect`; boxes are in pixels of the first view.
+        """Detects as `Detector.detect` does; boxes are in pixels of the first view.
 
         Args:
             features: as for `Detector.detect`, and with several scales `image_1`, `image_info_1`
@@ -83,14 +83,14 @@ class AugmentedDetector(Detector):
         }
 
     def _look(self, one: AugmentedView, static: bool) -> tuple[View, BoxCandidates]:
-        """What the heads see of one view, and its candidates in the first one."""
+        """Returns one view as the heads see it, and its candidates mapped to the first view."""
         features = {"image": one.image, "image_info": one.image_info}
         view, _, proposals = self.propose(features, training=False, static=static)
         candidates = self.heads[0].find_candidates(view, proposals)
         return view, candidates._replace(boxes=one.to_first(candidates.boxes))
 
     def _judge(self, found: BoxDetections, one: AugmentedView, view: View) -> Tensors:
-        """The further heads' outputs for detections in the first view, as one view has them."""
+        """Returns one view's outputs of the remaining heads for detections in the first view."""
         found = found._replace(boxes=one.from_first(found.boxes))
         outputs: Tensors = {}
         for head in self.heads[1:]:
@@ -103,14 +103,14 @@ class AugmentedDetector(Detector):
 
 @in_scope("views")
 def make_views(features: Tensors, num_scales: int, flip: bool) -> list[AugmentedView]:
-    """The views of a batch: each scale, and with `flip` each followed by its mirror image.
+    """Makes the views of a batch: each scale, and with `flip` each followed by its mirror image.
 
-    Mirrored is the valid area, as if the photograph itself had been.
+    Only the valid area is mirrored, as if the original image had been.
 
     Args:
         features: `image` uint8 [B, H, W, 3] and `image_info` float32 [B, 5] of the first scale, and
             of the others by the names of `data.examples.view_feature`.
-        num_scales: how many there are.
+        num_scales: number of scales.
         flip: whether to mirror them.
     """
     views = []
@@ -139,7 +139,7 @@ def _mirror_boxes(boxes: tf.Tensor, image_info: tf.Tensor) -> tf.Tensor:
 
 
 def _resize_boxes(boxes: tf.Tensor, info: tf.Tensor, other_info: tf.Tensor) -> tf.Tensor:
-    """Boxes in one valid area as they lie in another."""
+    """Maps boxes from one valid area to another."""
     y1, x1, y2, x2 = tf.unstack(boxes, axis=-1)
     height, width = (_per_image(other_info[:, axis], y1) for axis in (0, 1))
     down, across = (_per_image(other_info[:, axis] / info[:, axis], y1) for axis in (0, 1))
@@ -148,5 +148,5 @@ def _resize_boxes(boxes: tf.Tensor, info: tf.Tensor, other_info: tf.Tensor) -> t
 
 
 def _per_image(values: tf.Tensor, like: tf.Tensor) -> tf.Tensor:
-    """[B] → [B, 1, ...], of the rank of another tensor."""
+    """Reshapes [B] → [B, 1, ...], to the rank of another tensor."""
     return tf.reshape(values, [-1] + [1] * (like.shape.rank - 1))

@@ -34,14 +34,14 @@ class BoxOutputs(NamedTuple):
 
 
 class BoxCandidates(NamedTuple):
-    """Each proposal as each class but the background would have it."""
+    """Each proposal, decoded for each class but the background."""
 
     boxes: tf.Tensor  # float32 [B, P, K - 1, 4], pixels of the network's input
-    scores: tf.Tensor  # float32 [B, P, K - 1], 0 for what is no detection
+    scores: tf.Tensor  # float32 [B, P, K - 1], 0 for empty boxes
 
 
 class BoxDetections(NamedTuple):
-    """Boxes in order of falling class score; empty slots at the end hold zeros."""
+    """Boxes by descending class score; empty slots at the end hold zeros."""
 
     boxes: tf.Tensor  # float32 [B, D, 4], pixels of the network's input
     classes: tf.Tensor  # int32 [B, D], 0 = empty slot
@@ -50,15 +50,15 @@ class BoxDetections(NamedTuple):
 
 
 class BoxHead(Part):
-    """Fully connected layers, two in the paper, then one for the classes and one for the boxes.
+    """Fully connected layers (two in the paper), then one for classes and one for boxes.
 
     Args:
         rng: source of the initial weights.
         channels: C.
         hidden: width of the fully connected layers.
         num_classes: K.
-        num_convs: 3×3 convolutions before them.
-        num_fcs: how many they are.
+        num_convs: number of 3×3 convolutions before them.
+        num_fcs: number of fully connected layers.
         norm: normalisation after each convolution, or "none".
         box_loss_beta: see `box_losses`.
         score_threshold, nms_iou, soft_nms_sigma, max_detections: see `choose_detections`.
@@ -120,14 +120,14 @@ class BoxHead(Part):
     def compute_losses(
         self, view: View, rois: SampledRoIs, labels: dict[str, tf.Tensor]
     ) -> tuple[SampledRoIs, dict[str, tf.Tensor]]:
-        """The RoIs as they were, and `box_losses`."""
+        """Returns the RoIs unchanged, and `box_losses`."""
         outputs = self._classify(view, rois.boxes)
         return rois, box_losses(outputs, rois, labels["gt_boxes"], self.box_loss_beta)
 
     def detect(
         self, view: View, proposals: Proposals
     ) -> tuple[BoxDetections, dict[str, tf.Tensor]]:
-        """See `detect_boxes`."""
+        """Returns the detections of `detect_boxes`."""
         found = detect_boxes(
             self._classify(view, proposals.boxes),
             proposals,
@@ -139,14 +139,14 @@ class BoxHead(Part):
         return found, self._name_outputs(found)
 
     def find_candidates(self, view: View, proposals: Proposals) -> BoxCandidates:
-        """The first half of `detect`, for one of several views."""
+        """Does the first half of `detect`, for one of several views."""
         outputs = self._classify(view, proposals.boxes)
         return decode_candidates(outputs, proposals, view.image_info, self.clip_below)
 
     def choose(
         self, candidates: BoxCandidates, static: bool
     ) -> tuple[BoxDetections, dict[str, tf.Tensor]]:
-        """The second half, of the candidates of all views."""
+        """Does the second half of `detect`, for the candidates of all views."""
         found = choose_detections(candidates, static=static, **self._limits)
         return found, self._name_outputs(found)
 
@@ -168,7 +168,7 @@ class BoxHead(Part):
         }
 
     def _classify(self, view: View, boxes: tf.Tensor) -> BoxOutputs:
-        """The outputs for float32 [B, R, 4]."""
+        """Computes the outputs for float32 [B, R, 4]."""
         batch, count = boxes.shape[:2]
         image_index = tf.repeat(tf.range(batch), count)
         return self(view.pool(tf.reshape(boxes, [-1, 4]), image_index, ROI_SIZE))
@@ -178,7 +178,7 @@ class BoxHead(Part):
 def box_losses(
     outputs: BoxOutputs, rois: SampledRoIs, gt_boxes: tf.Tensor, box_loss_beta: float
 ) -> dict[str, tf.Tensor]:
-    """Classification and box regression losses, means over the sampled RoIs of all replicas.
+    """Computes classification and box regression losses, means over all replicas' sampled RoIs.
 
     Args:
         outputs: of the box head, N = B R.
@@ -231,11 +231,11 @@ def detect_boxes(
 def decode_candidates(
     outputs: BoxOutputs, proposals: Proposals, image_info: tf.Tensor, clip_below: bool
 ) -> BoxCandidates:
-    """The box of every class, cut to the image.
+    """Decodes the box of every class and clips it to the image.
 
     Args:
         outputs: of the box head on the proposals, N = B P.
-        proposals: what was classified.
+        proposals: the boxes that were classified.
         image_info: float32 [B, 5]; its first two columns are the height and width to clip to.
         clip_below: see `data.boxes.decode`.
 
@@ -250,7 +250,7 @@ def decode_candidates(
         deltas, proposals.boxes[:, :, None, :], DELTA_WEIGHTS, clip_below=clip_below
     )
     boxes = box_ops.clip(boxes, image_info[:, None, None, 0], image_info[:, None, None, 1])
-    # What clipping leaves without area is no detection.
+    # Boxes without area after clipping are not detections.
     return BoxCandidates(boxes, tf.where(box_ops.area(boxes) > 0, scores, 0.0))
 
 
@@ -263,15 +263,15 @@ def choose_detections(
     static: bool,
     soft_nms_sigma: float = 0.0,
 ) -> BoxDetections:
-    """The best candidates over all classes, after suppression within each.
+    """Chooses the best candidates over all classes, after suppression within each.
 
     Args:
         candidates: boxes and scores.
         score_threshold: class probability that a detection has to exceed.
-        nms_iou: overlap above which the worse of two detections of a class goes.
+        nms_iou: IoU above which the worse of two detections of a class is removed.
         max_detections: D.
         static: see `suppress`.
-        soft_nms_sigma: see `suppress`; 0: suppression is hard.
+        soft_nms_sigma: see `suppress`; 0 means hard suppression.
 
     Returns:
         `BoxDetections`.

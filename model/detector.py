@@ -1,9 +1,9 @@
-"""A detector of parts: image → maps → proposals → RoIs → heads.
+"""A detector composed of parts: image → maps → proposals → RoIs → heads.
 
     image → pixels → backbone → neck ─┬→ proposer → sampler (in training) ─→ RoIs
                                       └→ regions ─→ head → head → head ←──────┘
 
-Which parts make which system of the R-CNN family stands in `model/systems.py`. A part is
+`model/systems.py` lists the parts of each system of the R-CNN family. A part is
 
     neck      maps of the backbone's maps: `neck(maps, training=…)`.
     proposer  `propose(maps, features, training=…, static=…)` → (outputs, `Proposals`) and
@@ -35,12 +35,12 @@ Tensors = dict[str, tf.Tensor]
 
 
 class Detector(Part):
-    """The network. `compute_losses` trains it, `detect` uses it.
+    """The network: `compute_losses` for training, `detect` for inference.
 
     Args:
-        pixels: what the backbone takes.
+        pixels: the normalisation of the backbone's input.
         backbone, neck, proposer, sampler, regions: see above.
-        heads: the heads in order, by the names that checkpoints have for them.
+        heads: the heads in order, by their names in checkpoints.
         dtype: Keras dtype policy.
     """
 
@@ -58,7 +58,7 @@ class Detector(Part):
     ):
         super().__init__(dtype=dtype, autocast=False)
         self.pixels, self.sampler, self.regions = pixels, sampler, regions
-        # Attributes that hold layers are named as checkpoints spell them.
+        # Attributes that hold layers have their names in checkpoints.
         self.backbone, self.fpn, self.rpn_head = backbone, neck, proposer
         self.head_names = tuple(heads)
         for name, head in heads.items():
@@ -72,25 +72,25 @@ class Detector(Part):
 
     @property
     def decayed_variables(self) -> list[keras.Variable]:
-        """What weight decay applies to, as each part says: its trainable kernels."""
+        """Variables that weight decay applies to: the trainable kernels that each part declares."""
         parts = [self.backbone, self.fpn, self.rpn_head, *self.heads]
         return [variable for part in parts for variable in part.decayed_variables]
 
     def compute_losses(
         self, features: Tensors, labels: Tensors, static: bool = False
     ) -> tuple[Tensors, Tensors]:
-        """Losses of one batch.
+        """Computes the losses of one batch.
 
         Args:
             features: `image` uint8 [B, H, W, 3], `image_id` int64 [B], `image_info` float32 [B, 5].
-            labels: what `data.input_fn` gives in training. `gt_windows` float32 [B, G, 4] may say
-                which part of the image `gt_masks` cover, if not `gt_boxes`; `gt_polygons` and
+            labels: as from `data.input_fn` in training. If `gt_masks` cover other areas than
+                `gt_boxes`, `gt_windows` float32 [B, G, 4] states them; `gt_polygons` and
                 `gt_polygon_parts` are needed if mask targets are drawn from polygons.
             static: see `View`.
 
         Returns:
             The losses, float32 scalars that are this replica's shares of global means, and counts
-            to watch: `num_positive_rois`.
+            to monitor: `num_positive_rois`.
         """
         view, outputs, proposals = self.propose(features, training=True, static=static)
         losses = self.rpn_head.compute_losses(outputs, labels)
@@ -104,7 +104,7 @@ class Detector(Part):
         return losses, {"num_positive_rois": tf.cast(positives, tf.float32)}
 
     def detect(self, features: Tensors, static: bool = False) -> Tensors:
-        """Detections of one batch.
+        """Detects the objects in one batch.
 
         Args:
             features: as for `compute_losses`.
@@ -127,7 +127,7 @@ class Detector(Part):
     def propose(
         self, features: Tensors, training: bool, static: bool = False
     ) -> tuple[View, Any, Proposals]:
-        """What the heads see of a batch, the proposer's outputs, and the proposals."""
+        """Returns a batch as the heads see it, the proposer's outputs, and the proposals."""
         image, image_info = features["image"], features["image_info"]
         maps = self.extract_features(image, image_info, training, static)
         outputs, proposals = self.rpn_head.propose(maps, features, training=training, static=static)
@@ -136,6 +136,6 @@ class Detector(Part):
     def extract_features(
         self, image: tf.Tensor, image_info: tf.Tensor, training: bool, static: bool = False
     ) -> list[tf.Tensor]:
-        """The neck's maps of uint8 images [B, H, W, 3]."""
+        """Computes the neck's maps of uint8 images [B, H, W, 3]."""
         pixels = normalise(image, image_info, self.pixels, self.compute_dtype)
         return self.fpn(self.backbone(pixels, training=training, static=static), training=training)

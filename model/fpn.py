@@ -58,7 +58,7 @@ class FPN(Part):
 
 @tf.custom_gradient
 def _upsample(x: tf.Tensor):
-    """Nearest-neighbour doubling of [B, H, W, C]; pooling sums the gradient fastest."""
+    """Doubles [B, H, W, C] by nearest neighbours; pooling sums the gradient fastest."""
 
     def gradient(dy: tf.Tensor) -> tf.Tensor:
         return 4.0 * tf.nn.avg_pool2d(dy, 2, 2, "VALID")

@@ -1,4 +1,4 @@
-"""The parameterised layers every part is made of: convolution and dense.
+"""The layers with parameters that all parts consist of: convolution and dense.
 
 Axes: B images (or RoIs), H W rows and columns, C channels. Layouts are NHWC and HWIO.
 
@@ -17,7 +17,7 @@ import tensorflow as tf
 
 Initializer = Callable[[np.random.Generator, tuple[int, ...]], np.ndarray]
 
-# Of each head's last layer, whatever the precision: bfloat16 has 128 numbers between 1 and 2, so
+# Dtype of each head's last layer at any precision: bfloat16 has 128 numbers between 1 and 2, so
 # that most scores would tie.
 OUTPUT_DTYPE = "float32"
 
@@ -50,21 +50,21 @@ def normal(std: float) -> Initializer:
 
 
 class Part(keras.layers.Layer):
-    """A layer that says which of its variables weight decay applies to."""
+    """A layer that declares which of its variables weight decay applies to."""
 
     @property
     def kernels(self) -> list[keras.Variable]:
-        """Those of all layers below, of whatever depth."""
+        """The kernels of all layers below, at any depth."""
         return [layer.kernel for layer in self._flatten_layers() if hasattr(layer, "kernel")]
 
     @property
     def decayed_variables(self) -> list[keras.Variable]:
-        """The kernels that train. Norms and biases have no weight decay."""
+        """The trainable kernels; weight decay does not apply to norms and biases."""
         return [kernel for kernel in self.kernels if kernel.trainable]
 
 
 class LayerList(keras.layers.Layer):
-    """A list of layers that checkpoints know: those in plain lists Keras leaves out of them.
+    """A list of layers that is saved in checkpoints; Keras does not save those in plain lists.
 
     Args:
         layers: the items, in order; `LayerList`s may nest.
@@ -88,7 +88,7 @@ class LayerList(keras.layers.Layer):
 
 
 class Parameterised(keras.layers.Layer):
-    """A layer whose float32 variables are cast where they are used, not by Keras."""
+    """A layer that casts its float32 variables where it uses them, instead of Keras."""
 
     def __init__(self, dtype: str):
         super().__init__(dtype=dtype, autocast=False)
@@ -117,8 +117,8 @@ class Conv(Parameterised):
         out_channels: C of the output.
         size: side of the square kernel, odd.
         stride: of both axes.
-        padding: "symmetric", (size - 1) / 2 on every side as PyTorch's networks have it, or "same",
-            TensorFlow's, which gives the last sides more when it strides.
+        padding: "symmetric", (size - 1) / 2 on every side as in PyTorch's networks, or "same" as in
+            TensorFlow, which pads the bottom and right more if the stride is above 1.
         bias: whether to add one (initially zero).
         kernel_init: draws the kernel.
         dtype: Keras dtype policy.
@@ -142,7 +142,7 @@ class Conv(Parameterised):
         self.kernel = self._variable("kernel", kernel_init(rng, shape))
         self.bias = self._variable("bias", np.zeros(out_channels, np.float32)) if bias else None
         self.stride = stride
-        # Without a stride the two are the same.
+        # With stride 1 the two are equal.
         self.border = (size - 1) // 2 if stride > 1 and padding == "symmetric" else 0
         self.padding = "VALID" if stride > 1 and padding == "symmetric" else "SAME"
 
@@ -152,7 +152,7 @@ class Conv(Parameterised):
         offset = self.bias if offset is None else offset
         x = self._cast(x)
         if self.border:
-            # Not conv2d's own explicit padding: oneDNN has no bfloat16 kernel for it.
+            # Not by conv2d's explicit padding, because oneDNN has no bfloat16 kernel for it.
             pad = [self.border, self.border]
             x = tf.pad(x, [[0, 0], pad, pad, [0, 0]])
         y = tf.nn.conv2d(x, self._cast(kernel), self.stride, self.padding)
@@ -160,7 +160,7 @@ class Conv(Parameterised):
 
 
 class DepthwiseConv(Parameterised):
-    """A filter for each channel, with TensorFlow's "SAME" padding.
+    """Depthwise convolution with TensorFlow's "SAME" padding.
 
     Args:
         rng: source of the initial weights.
@@ -194,9 +194,10 @@ class DepthwiseConv(Parameterised):
 class ConvTranspose(Parameterised):
     """2×2 transposed convolution with stride 2, its output not yet interleaved.
 
-    With the stride equal to the kernel's side no two output cells share an input cell, so the
-    layer is a matrix product. Its four output cells a cell stay together on an axis of their own:
-    pointwise layers may follow before `interleave` puts them in place, when channels are few.
+    Because the stride equals the kernel's side, every output cell depends on one input cell, and
+    the layer is a matrix product. The four output cells of an input cell stay together on an own
+    axis: pointwise layers may follow before `interleave` moves them into place, when channels are
+    few.
     """
 
     def __init__(
@@ -213,7 +214,7 @@ class ConvTranspose(Parameterised):
         self.bias = self._variable("bias", np.zeros(out_channels, np.float32))
 
     def call(self, x: tf.Tensor) -> tf.Tensor:
-        """[B, H, W, in_channels] → [B, 4 H W, out_channels], the 2×2 cells innermost."""
+        """Maps [B, H, W, in_channels] → [B, 4 H W, out_channels], the 2×2 cells innermost."""
         in_channels, out_channels = self.kernel.shape[2:]
         cells = x.shape[1] * x.shape[2]
         matrix = tf.transpose(self._cast(self.kernel), [2, 0, 1, 3])
@@ -224,7 +225,7 @@ class ConvTranspose(Parameterised):
 
 
 def interleave(x: tf.Tensor, height: int, width: int) -> tf.Tensor:
-    """Puts one channel of `ConvTranspose` in place: [B, 4 H W] → [B, 2 H, 2 W]."""
+    """Moves one channel of `ConvTranspose` into place: [B, 4 H W] → [B, 2 H, 2 W]."""
     x = tf.transpose(tf.reshape(x, [-1, height, width, 2, 2]), [0, 1, 3, 2, 4])
     return tf.reshape(x, [-1, 2 * height, 2 * width])
 

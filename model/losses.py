@@ -1,6 +1,6 @@
-"""Elementwise losses, and the sums over replicas that make their means global.
+"""Elementwise losses, and sums over replicas for global means.
 
-A head's loss lives with the head; what several heads share is here.
+Each head's file contains its loss; this file contains what several heads share.
 """
 
 from __future__ import annotations
@@ -9,11 +9,11 @@ import tensorflow as tf
 
 
 def smooth_l1(error: tf.Tensor, beta: float) -> tf.Tensor:
-    """Smooth L1 (Girshick, Fast R-CNN, equation 3): quadratic below `beta`, L1 where it is 0.
+    """Computes smooth L1 (Girshick, Fast R-CNN, equation 3): quadratic below `beta`, L1 if it is 0.
 
     Args:
         error: float32 [...], prediction minus target.
-        beta: where the quadratic turns linear.
+        beta: the absolute error from which it is linear.
 
     Returns:
         float32 [...].
@@ -25,10 +25,10 @@ def smooth_l1(error: tf.Tensor, beta: float) -> tf.Tensor:
 
 
 def global_sum(count: tf.Tensor) -> tf.Tensor:
-    """Sum over all replicas of a count by which a loss is divided, without gradient.
+    """Sums a count, by which a loss is divided, over all replicas, without gradient.
 
-    Losses are sums over this replica's RoIs divided by the count of everybody's, so that the sum
-    of the replicas' losses is the mean over the global batch.
+    A loss is the sum over this replica's RoIs divided by the count of all replicas', so that the
+    sum of the replicas' losses is the mean over the global batch.
     """
     count = tf.stop_gradient(tf.cast(count, tf.float32))
     context = tf.distribute.get_replica_context()
@@ -38,5 +38,5 @@ def global_sum(count: tf.Tensor) -> tf.Tensor:
 
 
 def num_replicas() -> int:
-    """Replicas that share the global batch with this one, itself included."""
+    """Number of replicas that share the global batch, including this one."""
     return tf.distribute.get_strategy().num_replicas_in_sync

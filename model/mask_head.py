@@ -22,22 +22,22 @@ from model.slots import Slots, choose_slots
 from model.view import View
 
 NUM_CONVS = 4
-# What is less than a half by rounding alone is a half: rounding differs between eager execution,
-# graphs and XLA, and a RoI that is its object's box halves many cells exactly.
+# Values that are below a half only by rounding count as a half, because rounding differs between
+# eager execution, graphs and XLA, and a RoI equal to its object's box halves many cells exactly.
 HALF = 0.5 - 1e-6
 
 Tensors = dict[str, tf.Tensor]
 
 
 class MaskBranch(NamedTuple):
-    """What the mask head leaves for a head that judges its masks.
+    """Output of the mask head for a head that judges its masks.
 
     Attributes:
         found: the detections, at test.
-        slots: the N RoIs out of those of the images.
+        slots: selects the N RoIs from those of the images.
         boxes: float32 [N, 4].
         classes: int32 [N], ground truth's in training, predicted at test.
-        features: [N, M / 2, M / 2, C], what the mask head saw.
+        features: [N, M / 2, M / 2, C], the input of the mask head.
         logits: float32 [N, M, M].
         matches: int32 [N, 2], image and ground truth of each RoI, in training.
         targets: float32 [N, M, M], in training.
@@ -61,7 +61,7 @@ class MaskHead(Part):
         channels: C.
         num_classes: K.
         mask_size: M.
-        max_rois: of an image in training; it has no more positive ones.
+        max_rois: maximum number of positive RoIs per image in training.
         target: "bitmap" or "soft", see `mask_targets`, or "polygon", see `polygon_targets`.
         norm: normalisation after each 3×3 convolution, or "none".
         dtype: Keras dtype policy.
@@ -94,7 +94,7 @@ class MaskHead(Part):
     def call(self, features: tf.Tensor, classes: tf.Tensor) -> tf.Tensor:
         """Predicts each RoI's mask for one class.
 
-        Only the filter of that class is applied: the other classes' masks are never looked at.
+        Only the filter of that class is applied, because the other classes' masks are not used.
 
         Args:
             features: [N, M / 2, M / 2, C].
@@ -116,7 +116,7 @@ class MaskHead(Part):
     def compute_losses(
         self, view: View, rois: SampledRoIs, labels: Tensors
     ) -> tuple[MaskBranch, Tensors]:
-        """The masks of the positive RoIs, and their `mask_loss`."""
+        """Returns the masks of the positive RoIs, and their `mask_loss`."""
         most = min(self.max_rois, rois.valid.shape[1])
         slots = choose_slots(rois.positive, most, view.static)
         matches = tf.stack([slots.image, slots.take(rois.matches)], -1)
@@ -126,7 +126,7 @@ class MaskHead(Part):
         return branch._replace(matches=matches, targets=targets), losses
 
     def detect(self, view: View, found: BoxDetections) -> tuple[MaskBranch, Tensors]:
-        """The masks of the detections, and as outputs their probabilities and scores."""
+        """Returns the masks of the detections, and as outputs their probabilities and scores."""
         batch, count = found.valid.shape
         slots = choose_slots(found.valid, count, view.static)
         branch = self._predict(view, slots, found.boxes, found.classes)
@@ -137,7 +137,7 @@ class MaskHead(Part):
     def _predict(
         self, view: View, slots: Slots, boxes: tf.Tensor, classes: tf.Tensor
     ) -> MaskBranch:
-        """The masks of float32 [B, R, 4] and int32 [B, R] that have a slot."""
+        """Predicts the masks of float32 [B, R, 4] and int32 [B, R] that have a slot."""
         boxes, classes = slots.take(boxes), slots.take(classes)
         features = view.pool(boxes, slots.image, self.mask_size // 2)
         return MaskBranch(None, slots, boxes, classes, features, self(features, classes))
@@ -154,7 +154,7 @@ class MaskHead(Part):
 
 
 def matched_masks(labels: Tensors, matches: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-    """Each RoI's ground-truth mask, and what it covers: uint8 [N, M', M''], float32 [N, 4]."""
+    """Returns each RoI's ground-truth mask and its window: uint8 [N, M', M''], float32 [N, 4]."""
     windows = labels.get("gt_windows", labels["gt_boxes"])
     return tf.gather_nd(labels["gt_masks"], matches), tf.gather_nd(windows, matches)
 
@@ -167,20 +167,21 @@ def mask_targets(
     mask_size: int,
     rule: str = "bitmap",
 ) -> tf.Tensor:
-    """The part of each ground-truth mask that lies in its RoI, on the RoI's grid.
+    """Samples the part of each ground-truth mask inside its RoI on the RoI's grid.
 
-    RoIAlign of the mask's array with as many samples as a bin has cells: the references' rules,
-    which they apply to the bitmap of the image. An array that covers the object's box has finer
-    or coarser cells than pixels, and beyond it there is nothing of the object.
+    This is RoIAlign of the mask's array with as many samples as a bin has cells, the rule that the
+    references apply to the bitmap of the image. An array over the object's box has finer or coarser
+    cells than pixels, and the object does not extend beyond it.
 
     Args:
         gt_masks: [N, M', M''], 0 or 1.
-        gt_windows: float32 [N, 4], what the masks' arrays cover: the objects' boxes or the image.
+        gt_windows: float32 [N, 4], the areas that the masks' arrays cover: the objects' boxes or
+            the image.
         rois: float32 [N, 4] within the image, no longer than twice their window.
         mask_size: M, cells of the target along a side.
-        rule: "bitmap": 1 where the average is at least one half (Detectron2, mmdetection);
-            "soft": the average itself, from cells that are taken to lie half a cell further up
-            and left, and RoIs of at least one cell (torchvision).
+        rule: "bitmap": 1 where the average is at least one half (Detectron2, mmdetection); "soft":
+            the average itself, with cells assumed half a cell further up and left, and RoIs of at
+            least one cell (torchvision).
 
     Returns:
         float32 [N, M, M] in 0..1, without gradient.
@@ -191,7 +192,7 @@ def mask_targets(
         start, stop = ends_in_cells(rois, gt_windows, cells, axis)
         if rule == "soft":
             stop = tf.maximum(stop, start + 1.0)
-        # Where cells are pixels, nothing is rounded and the references' samples are to be met.
+        # If cells are pixels, the samples must equal the references', so nothing is rounded.
         snapped = gt_windows[:, axis + 2] - gt_windows[:, axis] != cells
         weights.append(sample_weights(start, stop, mask_size, cells, shift, snapped))
     rows, columns = weights
@@ -204,7 +205,7 @@ def mask_targets(
 
 @in_scope("losses")
 def mask_loss(mask_logits: tf.Tensor, targets: tf.Tensor, valid: tf.Tensor) -> tf.Tensor:
-    """Binary cross-entropy, mean over the pixels of the positive RoIs of all replicas.
+    """Computes the mean binary cross-entropy over the pixels of all replicas' positive RoIs.
 
     Args:
         mask_logits: float32 [N, M, M] of each RoI's ground-truth class.
@@ -212,7 +213,7 @@ def mask_loss(mask_logits: tf.Tensor, targets: tf.Tensor, valid: tf.Tensor) -> t
         valid: bool [N], slots that hold a positive RoI.
 
     Returns:
-        float32 scalar, 0 when there is no positive RoI.
+        float32 scalar, 0 if there are no positive RoIs.
     """
     cross_entropy = tf.nn.sigmoid_cross_entropy_with_logits(labels=targets, logits=mask_logits)
     per_roi = tf.where(valid, tf.reduce_mean(cross_entropy, axis=[1, 2]), 0.0)

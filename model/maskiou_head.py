@@ -1,4 +1,4 @@
-"""MaskIoU head: how well each predicted mask fits its object.
+"""MaskIoU head: predicts how well each predicted mask fits its object.
 
 Source: Huang et al., Mask Scoring R-CNN, CVPR 2019, section 3.2 and 3.3.
 
@@ -19,7 +19,7 @@ from model.roi_align import ends_in_cells
 from model.scopes import in_scope
 from model.view import View
 
-# mmdetection's, in both denominators of the ratio's way to an area.
+# mmdetection's epsilon, in both denominators of `ratio_full_areas`.
 RATIO_EPSILON = 1e-7
 
 
@@ -32,10 +32,10 @@ class MaskIoUHead(Part):
         hidden: width of the fully connected layers.
         num_classes: K.
         mask_size: M.
-        target_area: whole-object areas from "closed" form or by "ratio", see below.
+        target_area: whole-object areas by "closed" form or by "ratio", see below.
         target_threshold: see `maskiou_targets`.
-        stop_gradient: keep the loss from training the mask head and what lies before it.
-        loss_weight: of `maskiou_loss`.
+        stop_gradient: whether to stop the gradient of the loss before the mask head.
+        loss_weight: weight of `maskiou_loss`.
         rescore: see `mask_scores`.
         dtype: Keras dtype policy.
     """
@@ -81,8 +81,8 @@ class MaskIoUHead(Part):
         """Predicts the IoU of each mask with its object.
 
         Args:
-            features: [N, M / 2, M / 2, C], what the mask head saw.
-            mask_logits: float32 [N, M, M] of the class below.
+            features: [N, M / 2, M / 2, C], the input of the mask head.
+            mask_logits: float32 [N, M, M] of the class in `classes`.
             classes: int32 [N], ground truth's in training, predicted at test.
 
         Returns:
@@ -91,7 +91,7 @@ class MaskIoUHead(Part):
         return tf.gather(self.predict_all_classes(features, mask_logits), classes, batch_dims=1)
 
     def predict_all_classes(self, features: tf.Tensor, mask_logits: tf.Tensor) -> tf.Tensor:
-        """The same IoU as every class would have it: float32 [N, K]."""
+        """Predicts the IoU for every class: float32 [N, K]."""
         masks = tf.cast(tf.sigmoid(mask_logits), features.dtype)[..., None]
         x = tf.concat([features, _pool(masks)], axis=-1)
         for conv in self.convs:
@@ -104,8 +104,8 @@ class MaskIoUHead(Part):
     def compute_losses(
         self, view: View, branch: MaskBranch, labels: dict[str, tf.Tensor]
     ) -> tuple[MaskBranch, dict[str, tf.Tensor]]:
-        """The masks as they were, and the weighted `maskiou_loss`."""
-        # An IoU is of sets of cells, so soft targets are decided here.
+        """Returns the masks unchanged, and the weighted `maskiou_loss`."""
+        # IoU is defined on sets of cells, so soft targets are thresholded here.
         cells = tf.cast(branch.targets >= HALF, tf.float32)
         targets = maskiou_targets(
             branch.logits, cells, self._full_areas(cells, branch, labels), self.target_threshold
@@ -118,7 +118,7 @@ class MaskIoUHead(Part):
         return branch, {"maskiou_loss": self.loss_weight * loss}
 
     def detect(self, view: View, branch: MaskBranch) -> tuple[MaskBranch, dict[str, tf.Tensor]]:
-        """The masks as they were, and as outputs the predicted IoU of each and its score."""
+        """Returns the masks unchanged, and as outputs the predicted IoU of each and its score."""
         predicted = self(branch.features, branch.logits, branch.classes)
         mask_ious = branch.slots.put(
             tf.clip_by_value(predicted, 0.0, 1.0), *branch.found.valid.shape
@@ -129,7 +129,7 @@ class MaskIoUHead(Part):
     def _full_areas(
         self, cells: tf.Tensor, branch: MaskBranch, labels: dict[str, tf.Tensor]
     ) -> tf.Tensor:
-        """The area of each RoI's whole object in cells of its grid: float32 [N]."""
+        """Computes the area of each RoI's whole object in cells of its grid: float32 [N]."""
         if self.target_area == "closed":
             gt_areas = tf.gather_nd(labels["gt_areas"], branch.matches)
             return closed_full_areas(cells, gt_areas, branch.boxes)
@@ -138,12 +138,12 @@ class MaskIoUHead(Part):
 
 
 def mask_scores(box_scores: tf.Tensor, mask_ious: tf.Tensor, rescore: bool) -> tf.Tensor:
-    """Mask score = class score × predicted mask IoU (Mask Scoring R-CNN, section 3.2).
+    """Computes mask score = class score × predicted mask IoU (Mask Scoring R-CNN, section 3.2).
 
     Args:
         box_scores: float32 [B, D].
         mask_ious: float32 [B, D] in 0..1.
-        rescore: off leaves the class score, as Mask R-CNN ranks its masks.
+        rescore: if false, the class score is returned, by which Mask R-CNN ranks its masks.
 
     Returns:
         float32 [B, D].
@@ -152,9 +152,9 @@ def mask_scores(box_scores: tf.Tensor, mask_ious: tf.Tensor, rescore: bool) -> t
 
 
 def _pool(masks: tf.Tensor) -> tf.Tensor:
-    """2×2 max-pooling with stride 2; of equal cells the first receives the gradient.
+    """Applies 2×2 max-pooling with stride 2; among equal cells the first gets the gradient.
 
-    Elementwise maxima, because XLA has no deterministic gradient of MaxPool.
+    Uses elementwise maxima, because XLA has no deterministic gradient of MaxPool.
     """
     upper = tf.maximum(masks[:, ::2, ::2], masks[:, ::2, 1::2])
     lower = tf.maximum(masks[:, 1::2, ::2], masks[:, 1::2, 1::2])
@@ -168,20 +168,20 @@ def maskiou_targets(
     full_areas: tf.Tensor,
     threshold: float = 0.5,
 ) -> tf.Tensor:
-    """IoU of each predicted mask with the WHOLE object it belongs to.
+    """Computes the IoU of each predicted mask with the WHOLE object that it belongs to.
 
     With p the predicted mask (probability above the threshold) and m the part of the object within
     the RoI, both on the RoI's grid, and `full` the area of the whole object in cells of that grid,
 
         target = Σ p·m / max(Σ p + full - Σ p·m, 1)        (section 3.2)
 
-    so what the RoI cuts off counts against the mask.
+    so the part of the object outside the RoI lowers the target.
 
     Args:
         mask_logits: float32 [N, M, M] of the ground-truth class.
         mask_targets: float32 [N, M, M], 0 or 1.
         full_areas: float32 [N], see `closed_full_areas` and `ratio_full_areas`.
-        threshold: probability from which a cell counts as predicted.
+        threshold: minimum probability for a cell to count as predicted.
 
     Returns:
         float32 [N] in 0..1, without gradient.
@@ -194,10 +194,10 @@ def maskiou_targets(
 
 
 def closed_full_areas(mask_targets: tf.Tensor, gt_areas: tf.Tensor, rois: tf.Tensor) -> tf.Tensor:
-    """Area of each whole object in cells of its RoI's grid: A · M² / (w · h).
+    """Computes the area of each whole object in cells of its RoI's grid: A · M² / (w · h).
 
     Args:
-        mask_targets: float32 [N, M, M], 0 or 1; an object has no less than what its RoI shows.
+        mask_targets: float32 [N, M, M], 0 or 1; the result is at least their area.
         gt_areas: float32 [N], mask areas A in pixels of the network's input.
         rois: float32 [N, 4].
 
@@ -211,11 +211,11 @@ def closed_full_areas(mask_targets: tf.Tensor, gt_areas: tf.Tensor, rois: tf.Ten
 
 
 def ratio_full_areas(mask_targets: tf.Tensor, ratios: tf.Tensor) -> tf.Tensor:
-    """The same area as the reference implementations estimate it: Σ m / ratio.
+    """Estimates the same area as the reference implementations do: Σ m / ratio.
 
     Args:
         mask_targets: float32 [N, M, M], 0 or 1.
-        ratios: float32 [N], the share of each object that lies in its RoI, see `area_ratios`.
+        ratios: float32 [N], the fraction of each object inside its RoI, see `area_ratios`.
 
     Returns:
         float32 [N].
@@ -225,11 +225,11 @@ def ratio_full_areas(mask_targets: tf.Tensor, ratios: tf.Tensor) -> tf.Tensor:
 
 @in_scope("maskiou_targets")
 def area_ratios(gt_masks: tf.Tensor, gt_windows: tf.Tensor, rois: tf.Tensor) -> tf.Tensor:
-    """The share of each object that lies in its RoI, on whole pixels as mmdetection counts it.
+    """Computes the fraction of each object inside its RoI, on whole pixels as in mmdetection.
 
-    The RoI's edges are truncated to pixels, and a side of none becomes one. The pixels and the
-    cells of the mask are rectangles, so the area within is a product of overlaps; where the cells
-    are the pixels it is mmdetection's number of them.
+    The RoI's edges are truncated to pixels, and its sides are at least one pixel. Pixels and mask
+    cells are rectangles, so the area inside is a product of overlaps; if the cells are the pixels,
+    it equals mmdetection's pixel count.
 
     Args:
         gt_masks: [N, M', M''], 0 or 1.
@@ -254,7 +254,7 @@ def area_ratios(gt_masks: tf.Tensor, gt_windows: tf.Tensor, rois: tf.Tensor) -> 
 
 @in_scope("losses")
 def maskiou_loss(maskiou_pred: tf.Tensor, targets: tf.Tensor, valid: tf.Tensor) -> tf.Tensor:
-    """½ (prediction - target)², mean over the RoIs of all replicas whose target is above 0.
+    """Computes ½ (prediction - target)², mean over all replicas' RoIs with a target above 0.
 
     Args:
         maskiou_pred: float32 [N].
@@ -262,7 +262,7 @@ def maskiou_loss(maskiou_pred: tf.Tensor, targets: tf.Tensor, valid: tf.Tensor) 
         valid: bool [N], slots that hold a positive RoI.
 
     Returns:
-        float32 scalar, 0 when no target is above 0.
+        float32 scalar, 0 if no target is above 0.
     """
     counted = valid & (targets > 0)
     error = tf.where(counted, maskiou_pred - targets, 0.0)

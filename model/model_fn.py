@@ -13,15 +13,15 @@ TRAIN, EVAL, PREDICT = "train", "eval", "predict"
 
 
 class EstimatorSpec(NamedTuple):
-    """What a call of the model function computes.
+    """The result of a call of the model function.
 
     Attributes:
         mode: `TRAIN`, `EVAL` or `PREDICT`.
-        loss: in training this replica's share of the global loss, a float32 scalar: the sum over
+        loss: in training, this replica's share of the global loss, a float32 scalar; the sum over
             replicas is the loss of the global batch.
         losses: the parts of `loss` by name, with the same convention.
         metrics: further float32 scalars to log, to be summed over replicas.
-        predictions: otherwise the detections of each image, see `Detector.detect`, with
+        predictions: in the other modes, the detections of each image, see `Detector.detect`, with
             `image_id` and `image_info`.
         network: the layers that were used.
     """
@@ -46,7 +46,7 @@ def model_fn(
     Args:
         features: `image` uint8 [B, H, W, 3], `image_id` int64 [B], `image_info` float32 [B, 5]
             (valid height, valid width, scale, original height, original width).
-        labels: what `data.input_fn` gives in training; None in the other modes.
+        labels: as from `data.input_fn` in training; None in the other modes.
         mode: `TRAIN`, `EVAL` or `PREDICT`.
         params: `trainer.config.Params`, of which `data` and `model` are read.
         network: the layers to use; built from `params` when None.
@@ -55,7 +55,7 @@ def model_fn(
         An `EstimatorSpec`.
 
     Raises:
-        ValueError: for another mode.
+        ValueError: `mode` is unknown.
     """
     network = network or build_network(params)
     static = params.model.jit_compile

@@ -1,16 +1,15 @@
-"""Non-maximum suppression, by the op that suits where the graph will run.
+"""Non-maximum suppression, by the op that suits the platform of the graph.
 
 Axes: B images, N boxes, K foreground classes, D survivors.
 
-Hard suppression removes what overlaps a better box by more than a threshold. Soft suppression
-lowers the scores of what overlaps it, the more the greater the overlap (Bodla et al., Soft-NMS,
-ICCV 2017), so that an object in front of another is not lost.
+Hard suppression removes boxes that overlap a better one by more than a threshold. Soft suppression
+lowers their scores instead, the more the larger the overlap (Bodla et al., Soft-NMS, ICCV 2017), so
+that objects in front of each other are not lost.
 
-`CombinedNonMaxSuppression` is the fastest on CPU and GPU but has no XLA kernel. What compiles is
-`non_max_suppression_padded` where there is one class, and a loop over the survivors where there are
-several, whose boxes it never has to move apart; soft suppression always takes that loop. Of equal
-scores the one with the lower index is the higher, as in torchvision. A box without area overlaps
-nothing, so it stays.
+`CombinedNonMaxSuppression` is the fastest on CPU and GPU but has no XLA kernel. XLA compiles
+`non_max_suppression_padded` for one class, and a loop over the survivors for several classes, which
+needs no offsets between their boxes; soft suppression always uses that loop. Among equal scores the
+lower index comes first, as in torchvision. A box without area overlaps nothing, so it is kept.
 """
 
 from __future__ import annotations
@@ -25,12 +24,12 @@ import tensorflow as tf
 from data import boxes as box_ops
 from model.scopes import in_scope
 
-# The score of what is suppressed; of a detection it is finite.
+# Score of suppressed boxes; scores of detections are finite.
 _GONE = -np.inf
 
 
 class Suppressed(NamedTuple):
-    """Survivors in order of falling score; empty slots at the end hold zeros."""
+    """Survivors by descending score; empty slots at the end hold zeros."""
 
     boxes: tf.Tensor  # float32 [B, D, 4]
     scores: tf.Tensor  # float32 [B, D]
@@ -52,15 +51,16 @@ def suppress(
     """Suppresses within each class and keeps the best over all classes.
 
     Args:
-        boxes: float32 [B, N, Q, 4], Q = K, or 1 where the classes share their boxes.
-        scores: float32 [B, N, K], any numbers; probabilities if suppression is soft.
-        iou_threshold: boxes that overlap a better one by more than this go.
-        score_threshold: boxes with a score not above this go, before or once it has fallen.
+        boxes: float32 [B, N, Q, 4], Q = K, or 1 if the classes share their boxes.
+        scores: float32 [B, N, K], any finite numbers; probabilities for soft suppression.
+        iou_threshold: boxes that overlap a better one by more than this are suppressed.
+        score_threshold: boxes with a score not above this are dropped, initially or once it has
+            been lowered.
         max_output: D.
-        static: use operations that XLA can compile; the survivors are the same.
-        soft_sigma: if above 0, suppression is soft: in place of going at `iou_threshold`, a box's
-            score is multiplied by exp(-IoU² / soft_sigma) for each better survivor of its class
-            (equation 4 of the paper). What survives has its lowered score.
+        static: whether to use operations that XLA can compile; the survivors are the same.
+        soft_sigma: if above 0, suppression is soft: `iou_threshold` is not used, and a box's score
+            is multiplied by exp(-IoU² / soft_sigma) for each better survivor of its class (equation
+            4 of the paper). Survivors have their lowered scores.
 
     Returns:
         `Suppressed`.
@@ -89,9 +89,9 @@ def suppress(
 
 
 def _rank(scores: tf.Tensor, score_threshold: float) -> tuple[tf.Tensor, tf.Tensor]:
-    """Whole numbers in the order of the scores of the whole batch, without ties.
+    """Replaces scores by integers in the same order over the whole batch, without ties.
 
-    CombinedNonMaxSuppression takes equal scores in any order, and what scores less than -1 for
+    CombinedNonMaxSuppression processes equal scores in any order and treats scores below -1 as
     padding.
 
     Args:
@@ -104,7 +104,7 @@ def _rank(scores: tf.Tensor, score_threshold: float) -> tuple[tf.Tensor, tf.Tens
     """
     above = tf.where(scores > score_threshold)
     count = tf.shape(above)[0]
-    # Of equal values top_k takes the first first.
+    # Among equal values, top_k returns the first one first.
     falling, order = tf.math.top_k(tf.gather_nd(scores, above), count)
     numbers = tf.cast(tf.range(count, 0, -1), tf.float32)
     ranks = tf.scatter_nd(tf.gather(above, order), numbers, tf.shape(scores, tf.int64))
@@ -112,18 +112,18 @@ def _rank(scores: tf.Tensor, score_threshold: float) -> tuple[tf.Tensor, tf.Tens
 
 
 def _suppress_one_class(boxes, scores, iou_threshold, score_threshold, max_output) -> Suppressed:
-    # Of equal values top_k takes the first first.
+    # Among equal values, top_k returns the first one first.
     scores, order = tf.math.top_k(scores[:, :, 0], scores.shape[1])
     boxes = tf.gather(boxes[:, :, 0], order, batch_dims=1)
-    # The op takes a box without positive coordinates for padding,
+    # The op treats a box without positive coordinates as padding,
     moved = boxes + (tf.reduce_max(tf.abs(boxes), axis=[1, 2], keepdims=True) + 1.0)
-    # scores of 0 too, and it is to bear negative ones.
+    # and scores of 0 too, while negative scores have to work.
     ranks = tf.where(scores > score_threshold, tf.range(scores.shape[1], 0.0, -1.0), 0.0)
     indices, count = tf.image.non_max_suppression_padded(
         moved,
         ranks,
         max_output,
-        # The op suppresses at the threshold too.
+        # The op also suppresses at exactly the threshold.
         iou_threshold=float(np.nextafter(np.float32(iou_threshold), np.float32(2.0))),
         score_threshold=0.0,
         pad_to_max_output_size=True,
@@ -152,16 +152,17 @@ def _take_in_turn(
     score_threshold: float,
     max_output: int,
 ) -> Suppressed:
-    """Takes the best box that is left and suppresses what overlaps it in its class, D times.
+    """Takes the best remaining box and suppresses those that overlap it in its class, D times.
 
-    Scores never rise, so what is taken first over all classes is what each class by itself would
-    have taken, in order, and after D boxes none that is left could be among the best D. All N K
-    boxes stay in play until then. Only the rows [N] of one class change each time, so that a
+    Scores never rise, so the boxes taken over all classes are, in order, those that each class
+    would have taken by itself, and after D boxes no remaining one can be among the best D. All N K
+    boxes are considered until then. Only the rows [N] of one class change each time, so that a
     survivor costs N + K steps.
 
     Args:
         boxes, scores, score_threshold, max_output: as for `suppress`.
-        suppress_overlaps: the scores [B, N] of a class, of their IoUs [B, N] with the box taken.
+        suppress_overlaps: maps the scores [B, N] of a class and their IoUs [B, N] with the box
+            taken to its lowered scores.
     """
     batch, num_boxes, num_classes = scores.shape
     columns = boxes.shape[2]
@@ -171,7 +172,7 @@ def _take_in_turn(
     images = tf.range(batch)
 
     def survivor(number, scores, best, first, kept):
-        # Of equal scores the first box wins, and of its classes the first.
+        # Among equal scores the first box wins, and among its classes the first.
         place = tf.where(
             best == tf.reduce_max(best, axis=1, keepdims=True),
             first * num_classes + tf.range(num_classes),
@@ -217,7 +218,7 @@ def _take_in_turn(
 
 
 def _first_of_best(scores: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-    """The largest of [..., N], and where it stands first, as int32."""
+    """Returns the largest of [..., N], and its first position as int32."""
     best = tf.reduce_max(scores, axis=-1)
     count = scores.shape[-1]
     place = tf.where(scores == best[..., None], tf.range(count), count)

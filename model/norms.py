@@ -1,4 +1,4 @@
-"""Normalisation layers, and the convolution with one behind it that networks are made of.
+"""Normalisation layers, and the convolution followed by one.
 
 Axes: B images (or RoIs), H W rows and columns, C channels.
 """
@@ -19,7 +19,7 @@ MAX_GROUPS = 32
 class FrozenBatchNorm(Parameterised):
     """Batch normalisation whose four vectors never change: an affine map of the channels.
 
-    It is not called: `ConvNorm` folds its `scale` and `offset` into the convolution before it.
+    It is never called: `ConvNorm` folds its `scale` and `offset` into the preceding convolution.
     """
 
     def __init__(self, channels: int, *, dtype: str = "float32"):
@@ -52,10 +52,10 @@ class GroupNorm(Parameterised):
 
 
 def _group_norm(x: tf.Tensor, gamma: tf.Tensor, beta: tf.Tensor, groups: int) -> tf.Tensor:
-    """y = x · scale + offset with a scale and an offset for each image and channel.
+    """Computes y = x · scale + offset with a scale and an offset for each image and channel.
 
-    The gradient is written out so that both directions touch the activations as rarely as the
-    algebra allows: sums over rows and columns, then one multiply-add with [B, C] coefficients.
+    The gradient is written explicitly so that both directions read the activations as rarely as
+    possible: sums over rows and columns, then one multiply-add with [B, C] coefficients.
     """
     batch, channels = tf.shape(x)[0], x.shape[-1]
     cells = x.shape[1] * x.shape[2]
@@ -65,7 +65,7 @@ def _group_norm(x: tf.Tensor, gamma: tf.Tensor, beta: tf.Tensor, groups: int) ->
         return tf.reduce_sum(tf.cast(tensor, tf.float32), axis=[1, 2])
 
     def over_group(per_channel: tf.Tensor) -> tf.Tensor:
-        """Mean over each group of values summed over cells, for every channel of the group."""
+        """Averages sums over cells within each group, for every channel of the group."""
         grouped = tf.reshape(per_channel, [batch, groups, channels // groups])
         mean = tf.reduce_sum(grouped, -1, keepdims=True) / count
         return tf.reshape(tf.broadcast_to(mean, tf.shape(grouped)), [batch, channels])
@@ -76,7 +76,7 @@ def _group_norm(x: tf.Tensor, gamma: tf.Tensor, beta: tf.Tensor, groups: int) ->
     @tf.custom_gradient
     def normalise(x, gamma, beta):
         mean = over_group(sum_cells(x))
-        # E[(x - mean)²] as E[x²] - mean² would cancel; the shifted form does not.
+        # E[x²] - mean² would lose precision by cancellation; the shifted form does not.
         centred = tf.cast(x, tf.float32) - mean[:, None, None, :]
         inverse = tf.math.rsqrt(over_group(sum_cells(tf.square(centred))) + GROUP_NORM_EPSILON)
         scale = gamma * inverse
@@ -102,7 +102,7 @@ def _group_norm(x: tf.Tensor, gamma: tf.Tensor, beta: tf.Tensor, groups: int) ->
 
 
 def make_norm(norm: str, channels: int, dtype: str) -> keras.layers.Layer:
-    """The normalisation layer that `--norm` names, with variables for `channels` channels."""
+    """Makes the normalisation layer that `--norm` names, with variables for `channels` channels."""
     if norm == "frozen_bn":
         return FrozenBatchNorm(channels, dtype=dtype)
     if norm == "gn":
@@ -118,12 +118,12 @@ def make_norm(norm: str, channels: int, dtype: str) -> keras.layers.Layer:
 
 
 class ConvNorm(keras.layers.Layer):
-    """A convolution and the normalisation after it, which takes the place of a bias.
+    """A convolution followed by a normalisation, which replaces the bias.
 
     Args:
-        rng, in_channels, out_channels, size, stride, padding, kernel_init, dtype: as of `Conv`.
+        rng, in_channels, out_channels, size, stride, padding, kernel_init, dtype: as for `Conv`.
         norm: see `make_norm`; "none" leaves it out and gives the convolution a bias.
-        depthwise: a filter for each channel (`DepthwiseConv`), in place of one for all.
+        depthwise: whether the convolution is a `DepthwiseConv`.
     """
 
     def __init__(
@@ -159,7 +159,7 @@ class ConvNorm(keras.layers.Layer):
         self.built = True
 
     def call(self, x: tf.Tensor, training: bool = False) -> tf.Tensor:
-        """[B, H, W, in_channels] → [B, H / stride, W / stride, out_channels]."""
+        """Maps [B, H, W, in_channels] → [B, H / stride, W / stride, out_channels]."""
         if isinstance(self.norm, FrozenBatchNorm):
             scale, offset = self.norm.affine()
             return self.conv(x, scale=scale, offset=offset)

@@ -1,19 +1,20 @@
-"""Pasting the mask a RoI predicts into its picture, and writing it as COCO run lengths.
+"""Pastes the predicted mask of a RoI into its image and encodes it as COCO run lengths.
 
 Both rules sample the M x M probabilities bilinearly at the centres of image pixels:
 
-- "exact" (Detectron2, mmdetection): they are a picture stretched over the box, with zeros beyond
-  its border. Pixel (y, x) has its centre at (y + 0.5, x + 0.5) and meets the mask at row
-  (y + 0.5 - y1) / (y2 - y1) * M - 0.5, columns likewise. From the threshold on a pixel is set.
-- "integer" (the authors, torchvision, the first Detectron): a border of zeros makes them
-  M + 2 cells on a side, the box grows with them, its corners are truncated to whole pixels, and
-  the picture is resized to the pixels from the first corner to the second, both included. Above
-  the threshold a pixel is set.
+- "exact" (Detectron2, mmdetection): the probabilities are stretched over the box, with zeros
+  outside. Pixel (y, x) has its centre at (y + 0.5, x + 0.5), which corresponds to mask row (y + 0.5
+  - y1) / (y2 - y1) * M - 0.5, columns likewise. A pixel is set if its probability is at least the
+  threshold.
+- "integer" (the authors, torchvision, the first Detectron): a border of zeros extends the mask to M
+  + 2 cells on a side, the box is enlarged accordingly, its corners are truncated to whole pixels,
+  and the mask is resized to the pixels from the first corner to the second, both included. A pixel
+  is set if its probability is above the threshold.
 
-Bilinear sampling is separable, so a paste is rows [h, M] @ mask [M, M] @ columns [M, w], computed
-for the pixels around the box only.
+Bilinear sampling is separable, so pasting is rows [h, M] @ mask [M, M] @ columns [M, w], computed
+only for the pixels around the box.
 
-Axes: M mask side; H, W image; h, w the window of the image that the box can colour.
+Axes: M mask side; H, W image; h, w the window of the image that the mask can affect.
 """
 
 from __future__ import annotations
@@ -29,8 +30,8 @@ class Window(NamedTuple):
     """The part of a pasted mask that may be set; everything outside it is 0.
 
     Attributes:
-        pixels: uint8 [h, w], 0 or 1, or float32 probabilities; h or w is 0 when the box misses the
-            image.
+        pixels: uint8 [h, w], 0 or 1, or float32 probabilities; h or w is 0 if the box is outside
+            the image.
         top: image row of the first window row.
         left: image column of the first window column.
     """
@@ -40,7 +41,7 @@ class Window(NamedTuple):
     left: int
 
     def in_image(self, height: int, width: int) -> np.ndarray:
-        """The whole image [H, W], zeros outside the window."""
+        """Returns the whole image [H, W], zeros outside the window."""
         image = np.zeros((height, width), self.pixels.dtype)
         rows, columns = self.pixels.shape
         image[self.top : self.top + rows, self.left : self.left + columns] = self.pixels
@@ -48,10 +49,10 @@ class Window(NamedTuple):
 
 
 def _exact_weights(start: float, stop: float, size: int, mask_side: int) -> tuple[int, np.ndarray]:
-    """Bilinear weights along one axis: first pixel, and float32 [pixels, M].
+    """Computes bilinear weights along one axis: first pixel, and float32 [pixels, M].
 
-    The M values are stretched over [start, stop); pixels further than half a cell outside see
-    only the zero padding and are left out.
+    The M values are stretched over [start, stop); pixels more than half a cell outside are affected
+    by the zero padding only and are left out.
     """
     if not stop > start:
         return 0, np.zeros((0, mask_side), np.float32)
@@ -67,9 +68,10 @@ def _exact_weights(start: float, stop: float, size: int, mask_side: int) -> tupl
 def _integer_weights(
     start: float, stop: float, size: int, mask_side: int
 ) -> tuple[int, np.ndarray]:
-    """The same for the rule "integer".
+    """Computes the same weights for the rule "integer".
 
-    In float32 and in the references' order of operations: truncation makes a pixel of an ulp.
+    Uses float32 and the references' order of operations, because truncation turns an ulp into a
+    pixel.
     """
     if not stop >= start:
         return 0, np.zeros((0, mask_side), np.float32)
@@ -82,7 +84,7 @@ def _integer_weights(
     last = min(max(high + 1, first), size)
     centres = np.arange(first - low, last - low, dtype=np.float32) + np.float32(0.5)
     cells = centres * np.float32((mask_side + 2) / pixels) - np.float32(0.5)
-    # The outermost cells are the border of zeros, so pixels beyond their centres see nothing.
+    # The outermost cells are the border of zeros, so pixels beyond their centres are 0.
     distances = np.abs(cells[:, None] - np.arange(1, mask_side + 1, dtype=np.float32))
     return first, np.maximum(1 - distances, 0)
 
@@ -93,15 +95,15 @@ _WEIGHTS = {"exact": _exact_weights, "integer": _integer_weights}
 def paste_probabilities(
     mask: np.ndarray, box: np.ndarray, height: int, width: int, rule: str = "exact"
 ) -> Window:
-    """Pastes one mask without a threshold, returning only the window that it can colour.
+    """Pastes one mask without a threshold, returning only the window that it can affect.
 
     Args:
         mask: float [M, M], probabilities over the box.
-        box: float [4], (y1, x1, y2, x2) in pixels of the image; may reach over its border.
+        box: float [4], (y1, x1, y2, x2) in pixels of the image; may extend beyond its border.
         height: H of the image, pixels.
         width: W of the image, pixels.
-        rule: "exact", where a box without area gives an empty window, or "integer", where only an
-            inverted one does.
+        rule: "exact", in which a box without area gives an empty window, or "integer", in which
+            only an inverted box does.
 
     Returns:
         The window with float32 probabilities.
@@ -120,12 +122,12 @@ def paste_window(
     threshold: float = 0.5,
     rule: str = "exact",
 ) -> Window:
-    """Pastes one mask, returning only the window of the image that it can colour.
+    """Pastes one mask, returning only the window of the image that it can affect.
 
     Args:
         mask, box, height, width, rule: as for `paste_probabilities`.
-        threshold: pixels whose probability is at least this ("exact"), or above it ("integer"), are
-            set.
+        threshold: a pixel is set if its probability is at least this ("exact") or above it
+            ("integer").
 
     Returns:
         The window with uint8 pixels, 0 or 1.
@@ -148,9 +150,9 @@ def paste_mask(
 
 
 def encode_window(window: Window, height: int, width: int) -> dict:
-    """COCO's compressed RLE of a window of an otherwise empty image.
+    """Encodes a window of an otherwise empty image as COCO's compressed RLE.
 
-    Equal to pycocotools' encoding of the whole image, but the cost grows with the window.
+    The result equals pycocotools' for the whole image, but the cost grows with the window only.
 
     Returns:
         {"size": [H, W], "counts": str}.
@@ -161,7 +163,7 @@ def encode_window(window: Window, height: int, width: int) -> dict:
     starts = (window.left + column) * height + window.top + row
     column, row = np.nonzero(edges == -1)
     stops = (window.left + column) * height + window.top + row
-    # A run that reaches the bottom goes on at the top of the next column.
+    # A run that reaches the bottom continues at the top of the next column.
     joined = starts[1:] == stops[:-1]
     starts = np.delete(starts, np.flatnonzero(joined) + 1)
     stops = np.delete(stops, np.flatnonzero(joined))
@@ -173,7 +175,7 @@ def encode_window(window: Window, height: int, width: int) -> dict:
 
 
 def encode_counts(counts: Sequence[int], height: int, width: int) -> dict:
-    """COCO's compressed RLE of run lengths (column by column, zeros first).
+    """Encodes run lengths (column by column, zeros first) as COCO's compressed RLE.
 
     Returns:
         {"size": [H, W], "counts": str}.
@@ -184,7 +186,7 @@ def encode_counts(counts: Sequence[int], height: int, width: int) -> dict:
 
 
 def encode_rle(mask: np.ndarray) -> dict:
-    """COCO's compressed RLE of a binary mask [H, W]: {"size": [H, W], "counts": str}."""
+    """Encodes a binary mask [H, W] as COCO's compressed RLE {"size": [H, W], "counts": str}."""
     height, width = mask.shape
     return encode_window(Window(np.asarray(mask != 0, np.uint8), 0, 0), height, width)
 

@@ -1,4 +1,4 @@
-"""From the pixels of photographs to a backbone's input."""
+"""Normalises pixels to a backbone's input."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from model.backbones import Pixels
 
 
 def normalise(image: tf.Tensor, image_info: tf.Tensor, pixels: Pixels, dtype: str) -> tf.Tensor:
-    """Subtracts the mean and divides by the scale; padding becomes as the mean colour.
+    """Subtracts the mean and divides by the scale; padding gets the value of the mean colour.
 
     Args:
         image: uint8 [B, H, W, 3].
         image_info: float32 [B, 5]; its first two columns are the valid height and width.
-        pixels: mean and scale.
-        dtype: of the result.
+        pixels: mean and standard deviation.
+        dtype: dtype of the result.
 
     Returns:
         [B, H, W, 3].

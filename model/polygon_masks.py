@@ -1,10 +1,10 @@
-"""Mask targets drawn from polygons, cell by cell what pycocotools draws (`rleFrPoly`, maskApi.c).
+"""Mask targets drawn from polygons, equal to pycocotools' cell by cell (`rleFrPoly`, maskApi.c).
 
 The polygons are shifted and scaled so that the RoI becomes M × M cells (Detectron2's
-`rasterize_polygons_within_box`) and rounded to fifths of a cell. There an edge is a line of points:
-for each column the rounded row, or if it is steep for each row the rounded column. What counts is
+`rasterize_polygons_within_box`) and rounded to fifths of a cell. An edge is then a line of points:
+for each column the rounded row or, if it is steep, for each row the rounded column. What matters is
 where an edge steps from the middle of a column of cells, its third fifth, to the next fifth: from
-that row on the column's cells change between outside and inside.
+that row on, the column's cells change between outside and inside.
 
 With dx and dy the extents of an edge from its left end (xl, yl), k = 5 c + 3 - xl the fifths to
 the step in column c, and floor(a / b) wherever C truncates (they differ only above the grid), the
@@ -17,10 +17,10 @@ and for steep edges, where the rounded column reaches 5 c + 3 once 2 dx t >= (2 
     yl + floor(((2 k - 1) dy - 1) / 2 dx)  if dy >= 0, yl + floor((2 k - 1) dy / 2 dx)  if dy < 0.
 
 The cell whose middle fifth is the first at or below row y is floor((y + 2) / 5). All of this is one
-division of integers for each edge and column. C computes with doubles instead, which round some
-numbers that lie exactly between two integers down where mathematics and this module round up.
+division of integers for each edge and column. C computes with doubles instead, which round down
+some numbers exactly between two integers where exact arithmetic and this module round up.
 
-Integers throughout: no double is needed, and eager execution, graphs and XLA agree.
+Only integers are used: no doubles are needed, and eager execution, graphs and XLA agree.
 
 Axes: N RoIs, V vertices of an object's polygons, E = V - 1 edges, M side of a mask, W words.
 """
@@ -37,9 +37,9 @@ from model.scopes import in_scope
 FIFTHS = 5
 # Sides of RoIs are at least a tenth of a pixel, as in Detectron2.
 MIN_SIDES_IN_PIXEL = 10
-# Pixels are counted in these units: float32 coordinates from 1/32 pixel on have no finer ones.
+# Units per pixel: float32 coordinates from 1/32 pixel on have no finer resolution.
 UNITS = 2.0**28
-# Rows of a column in one int32, whose highest bit stays out of use.
+# Rows of a column in one int32, whose highest bit is not used.
 ROWS_PER_WORD = 31
 
 
@@ -51,19 +51,19 @@ def polygon_targets(
     mask_size: int,
     static: bool = False,
 ) -> tf.Tensor:
-    """The part of each object that lies in its RoI, on the RoI's grid, drawn from polygons.
+    """Draws the part of each object inside its RoI from polygons, on the RoI's grid.
 
     A cell is inside a polygon by the even-odd rule, and inside the object if it is inside one of
     its polygons.
 
     Args:
-        vertices: float32 [N, V, 2], y and x in pixels: an object's polygons one after another,
-            each with its first point again at its end.
+        vertices: float32 [N, V, 2], y and x in pixels: an object's polygons one after another, each
+            with its first point repeated at its end.
         parts: int32 [N, V], the polygon that each vertex belongs to, 1, 2, ...; 0 for none.
         rois: float32 [N, 4] in pixels.
         mask_size: M.
-        static: whether V must stay what it is, as for XLA; otherwise vertices that no object has
-            are left out first, which is most of them.
+        static: whether V must stay constant, as for XLA; otherwise the vertices that no object
+            uses, usually most of them, are removed first.
 
     Returns:
         float32 [N, M, M], 0 or 1, without gradient.
@@ -71,7 +71,7 @@ def polygon_targets(
     steps = _log2_steps(parts.shape[1])
     if not static:
         used = tf.reduce_max(tf.where(parts > 0, tf.range(1, parts.shape[1] + 1), 0))
-        used = tf.maximum(used, 2)  # an edge, so that there is something to reduce
+        used = tf.maximum(used, 2)  # at least one edge, so that reductions are not empty
         vertices, parts = vertices[:, :used], parts[:, :used]
     corners = _grid_corners(vertices, rois, mask_size)
     is_edge = (parts[:, 1:] == parts[:, :-1]) & (parts[:, 1:] > 0)
@@ -82,13 +82,14 @@ def polygon_targets(
 
 
 def _grid_corners(vertices: tf.Tensor, rois: tf.Tensor, mask_size: int) -> tf.Tensor:
-    """Vertices in fifths of a cell, rounded half up, towards zero below it: int64 [N, V, 2]."""
+    """Rounds vertices to fifths of a cell, half up, negative ones towards zero: int64 [N, V, 2]."""
 
     def units(pixels: tf.Tensor) -> tf.Tensor:
         return tf.cast(pixels * UNITS, tf.int64)
 
     origin = units(rois[:, :2])
-    # A tenth of a pixel is no whole number of units, so both sides of the division take ten.
+    # A tenth of a pixel is not a whole number of units, so both sides of the division are times
+    # ten.
     sides = tf.maximum(MIN_SIDES_IN_PIXEL * (units(rois[:, 2:]) - origin), int(UNITS))[:, None]
     fifths = MIN_SIDES_IN_PIXEL * FIFTHS * mask_size * (units(vertices) - origin[:, None])
     doubled = 2 * fifths + sides
@@ -96,12 +97,12 @@ def _grid_corners(vertices: tf.Tensor, rois: tf.Tensor, mask_size: int) -> tf.Te
 
 
 def _step_rows(start: tf.Tensor, stop: tf.Tensor, is_edge: tf.Tensor, mask_size: int) -> tf.Tensor:
-    """The first cell of each column that an edge changes: int32 [N, E, M], 0..M.
+    """Finds the first cell of each column that an edge changes: int32 [N, E, M], 0..M.
 
     Args:
         start, stop: int64 [N, E, 2], ends of the edges, y and x in fifths of a cell.
         is_edge: bool [N, E].
-        mask_size: M, which also stands for columns that the edge does not step in.
+        mask_size: M, also the result for columns in which the edge does not step.
     """
     backwards = (start[..., 1] > stop[..., 1])[..., None]
     left, right = tf.where(backwards, stop, start), tf.where(backwards, start, stop)
@@ -122,27 +123,26 @@ def _step_rows(start: tf.Tensor, stop: tf.Tensor, is_edge: tf.Tensor, mask_size:
 
 
 def _words_from(rows: tf.Tensor, mask_size: int) -> tf.Tensor:
-    """Columns of cells that are one from a row on, a bit a cell: [N, E, M] → int32 [N, E, M, W]."""
+    """Packs columns of cells that are 1 from a row on to bits: [N, E, M] → int32 [N, E, M, W]."""
     first_rows = tf.range(0, mask_size, ROWS_PER_WORD)
     bits = tf.clip_by_value(rows[..., None] - first_rows, 0, ROWS_PER_WORD)
     return tf.bitwise.left_shift(tf.fill(tf.shape(bits), -1), bits)
 
 
 def _log2_steps(length: int) -> range:
-    """Exponents of the powers of two below a length."""
+    """Lists the exponents of the powers of two below a length."""
     return range(math.ceil(math.log2(max(length, 1))))
 
 
 def _xor_of_each_part(words: tf.Tensor, parts: tf.Tensor, steps: range) -> tf.Tensor:
-    """Exclusive or over the edges of each polygon, at its last edge, and 0 elsewhere.
+    """Computes the exclusive or over each polygon's edges, at its last edge, and 0 elsewhere.
 
-    A scan in log2 E steps: each doubles the number of edges, up to its own, that a word has taken
-    in.
+    This is a scan in log2 E steps: each doubles the number of preceding edges that a word includes.
 
     Args:
         words: int32 [N, E, M, W].
         parts: int32 [N, E], equal for the edges of one polygon, which come one after another.
-        steps: of the scan.
+        steps: number of steps of the scan.
     """
     count = tf.shape(parts)[1]
     for step in steps:
@@ -156,7 +156,7 @@ def _xor_of_each_part(words: tf.Tensor, parts: tf.Tensor, steps: range) -> tf.Te
 
 
 def _or_of_all(words: tf.Tensor, steps: range) -> tf.Tensor:
-    """Or over the edges, half with half: int32 [N, E, M, W] → [N, M, W]."""
+    """Computes the or over the edges, half with half: int32 [N, E, M, W] → [N, M, W]."""
     for _ in steps:
         half = (tf.shape(words)[1] + 1) // 2
         words = tf.pad(words, [[0, 0], [0, 2 * half - tf.shape(words)[1]], [0, 0], [0, 0]])
@@ -165,9 +165,9 @@ def _or_of_all(words: tf.Tensor, steps: range) -> tf.Tensor:
 
 
 def _unpack(words: tf.Tensor, mask_size: int) -> tf.Tensor:
-    """Columns of bits as rows of cells: int32 [N, M, W] → float32 [N, M, M]."""
+    """Unpacks columns of bits to rows of cells: int32 [N, M, W] → float32 [N, M, M]."""
     bits = tf.bitwise.right_shift(words[..., None], tf.range(ROWS_PER_WORD)) & 1
-    # The loops over edges leave no static shape behind; the losses need one.
+    # The loops over edges lose the static shape, which the losses need.
     rows = ROWS_PER_WORD * -(-mask_size // ROWS_PER_WORD)
     columns = tf.reshape(bits, [tf.shape(words)[0], mask_size, rows])[..., :mask_size]
     return tf.cast(tf.transpose(columns, [0, 2, 1]), tf.float32)

@@ -1,4 +1,4 @@
-"""From RPN outputs to proposals (Ren et al., NIPS 2015, section 3.3; per level as in FPN).
+"""Makes proposals from RPN outputs (Ren et al., NIPS 2015, section 3.3; per level as in FPN).
 
 Axes: B images, A anchors, L levels, P proposals.
 """
@@ -14,7 +14,7 @@ from data.anchors import AnchorGrid
 from model.nms import suppress
 from model.scopes import in_scope
 
-# Marks a slot that holds no box. Finite, so that arithmetic on it makes no NaN.
+# Score of empty slots, finite so that arithmetic on it gives no NaN.
 EMPTY_SCORE = -1e30
 
 
@@ -26,7 +26,7 @@ class RPNOutputs(NamedTuple):
 
 
 class Proposals(NamedTuple):
-    """Class-agnostic boxes in order of falling score; no gradient flows through them."""
+    """Class-agnostic boxes by descending score, without gradient."""
 
     boxes: tf.Tensor  # float32 [B, P, 4], zeros where not valid
     scores: tf.Tensor  # float32 [B, P], objectness logits
@@ -45,15 +45,15 @@ def generate_proposals(
     static: bool,
     clip_below: bool = False,
 ) -> Proposals:
-    """Takes the best anchors of each level, decodes, clips and suppresses them level by level.
+    """Selects the best anchors of each level, then decodes, clips and suppresses them by level.
 
     Args:
         outputs: of the RPN head.
         grid: the anchors that the outputs belong to.
         image_info: float32 [B, 5]; its first two columns are the height and width to clip to.
-        pre_nms: anchors a level sends into NMS.
+        pre_nms: maximum number of anchors per level before NMS.
         post_nms: P.
-        nms_iou: overlap above which the worse of two proposals goes.
+        nms_iou: IoU above which the worse of two proposals is removed.
         static: see `suppress`.
         clip_below: see `data.boxes.decode`.
 
@@ -82,7 +82,7 @@ def generate_proposals(
 
 
 def _best_of_each_level(logits, deltas, grid, image_info, pre_nms, clip_below):
-    """Boxes [B, L, N, 4] and scores [B, L, N], N the most candidates a level has."""
+    """Returns boxes [B, L, N, 4] and scores [B, L, N], N a level's maximum of candidates."""
     anchors = tf.split(tf.constant(grid.boxes()), grid.level_sizes)
     logits = tf.split(logits, grid.level_sizes, axis=1)
     deltas = tf.split(deltas, grid.level_sizes, axis=1)

@@ -6,11 +6,12 @@ T lattices, C channels.
 Each output bin averages bilinear samples on a regular grid. A sample up to one cell outside the
 map takes the value at its border; further outside it counts 0. Two things vary:
 
-- aligned: a RoI's edges are moved by half a cell, because the value of a cell belongs to its
-  centre (Detectron2, mmdetection). Without it they are not moved, and a RoI's sides are at least
-  one cell (torchvision, maskrcnn-benchmark).
-- samples: `sampling_ratio` along each side of a bin, or, where it is 0, as many as the bin has
-  cells along that side, rounded up: other numbers for every RoI, and for its rows and columns.
+- aligned: a RoI's edges are moved by half a cell, because the value of a cell belongs to its centre
+  (Detectron2, mmdetection). If not aligned, they are not moved, and a RoI's sides are at least one
+  cell (torchvision, maskrcnn-benchmark).
+- samples: `sampling_ratio` along each side of a bin or, if it is 0, as many as the bin has cells
+  along that side, rounded up, so that the number depends on the RoI and differs between rows and
+  columns.
 """
 
 from __future__ import annotations
@@ -28,16 +29,16 @@ from model.scopes import in_scope
 
 CANONICAL_SIZE = 224.0
 CANONICAL_LEVEL = 4
-# A bin of a whole number of cells has as many samples, whichever way its side was rounded.
+# Tolerance, so that a bin of a whole number of cells has as many samples despite rounding.
 COUNT_SLACK = 1e-5
-# A RoI that is its object's box halves many cells of the box's mask exactly. Rounding differs
-# between eager execution, graphs and XLA and would decide them: so samples lie on a grid.
+# A RoI equal to its object's box halves many cells of the box's mask exactly. Rounding, which
+# differs between eager execution, graphs and XLA, would decide them, so samples lie on a grid.
 SNAP = 2.0**-13
 
 
 @dataclasses.dataclass(frozen=True)
 class RoIAlign:
-    """Pools boxes from the finest levels of a pyramid; the arguments are those of `roi_align`."""
+    """Pools boxes from the finest levels of a pyramid, with the arguments of `roi_align`."""
 
     sampling_ratio: int = 2
     aligned: bool = True
@@ -54,7 +55,7 @@ class RoIAlign:
         static: bool = False,
         training: bool = False,
     ) -> tf.Tensor:
-        """[N, output_size, output_size, C] of float32 [N, 4]; see `model.view.View`."""
+        """Pools boxes float32 [N, 4] to [N, output_size, output_size, C], see `model.view.View`."""
         return roi_align(
             maps[: self.num_levels],
             boxes,
@@ -69,7 +70,7 @@ class RoIAlign:
 
 
 def assign_levels(rois: tf.Tensor, min_level: int, max_level: int) -> tf.Tensor:
-    """The pyramid level each RoI is pooled from (FPN, CVPR 2017, equation 1).
+    """Computes the pyramid level to pool each RoI from (FPN, CVPR 2017, equation 1).
 
     Args:
         rois: float32 [N, 4] in pixels.
@@ -77,11 +78,11 @@ def assign_levels(rois: tf.Tensor, min_level: int, max_level: int) -> tf.Tensor:
         max_level: coarsest level.
 
     Returns:
-        int32 [N], ⌊4 + log2(√area / 224)⌋ clamped to the levels there are.
+        int32 [N], ⌊4 + log2(√area / 224)⌋ clamped to the existing levels.
     """
     sides = tf.maximum(rois[:, 2:] - rois[:, :2], 0.0)
     size = tf.sqrt(sides[:, 0] * sides[:, 1])
-    # The epsilon keeps the logarithm of a RoI without area finite.
+    # The epsilon makes the logarithm finite for a RoI without area.
     level = CANONICAL_LEVEL + tf.math.log(size / CANONICAL_SIZE + 1e-8) / np.log(2.0).astype("f")
     return tf.clip_by_value(tf.cast(tf.floor(level), tf.int32), min_level, max_level)
 
@@ -100,29 +101,31 @@ def roi_align(
     min_level: int = 2,
     levels: tf.Tensor | None = None,
 ) -> tf.Tensor:
-    """Pools each RoI from the level its size asks for.
+    """Pools each RoI from the level that suits its size.
 
     Args:
         pyramid: the levels to pool from, finest first, [B, H_l, W_l, C] each.
         rois: float32 [N, 4] in pixels; no gradient flows to them.
-        image_index: int32 [N], the image each RoI lies in.
+        image_index: int32 [N], the image of each RoI.
         output_size: bins along a side.
-        sampling_ratio: samples along a side of a bin; 0: as many as it has cells.
-        static: use gathers that XLA can compile instead of one op a level.
-        training: of the two ways to gather, take the one whose gradient is fast, not the one that
-            is itself fast and needs little memory.
-        aligned: move the RoIs by half a cell.
+        sampling_ratio: samples along a side of a bin; 0 means as many as it has cells.
+        static: whether to use gathers that XLA can compile instead of one op per level.
+        training: whether to gather in the way that has a fast gradient instead of the one that is
+            itself fast and needs little memory.
+        aligned: whether to move the RoIs by half a cell.
         min_level: level of `pyramid[0]`, which has stride 2 ** min_level.
-        levels: int32 [N], positions in `pyramid`, where sizes are not to decide.
+        levels: int32 [N], positions in `pyramid`, to be used instead of the sizes.
 
     Returns:
         [N, output_size, output_size, C] in the dtype of the pyramid.
 
     Raises:
-        ValueError: `static` with `sampling_ratio` 0, whose samples no static shape can hold.
+        ValueError: `static` with `sampling_ratio` 0, for which the number of samples is not static.
     """
     if static and sampling_ratio == 0:
-        raise ValueError("sampling_ratio 0 takes as many samples as a RoI has cells: not static.")
+        raise ValueError(
+            "sampling_ratio 0 takes as many samples as a RoI has cells, which is not static."
+        )
     rois = tf.stop_gradient(rois)
     if levels is None:
         levels = assign_levels(rois, min_level, min_level + len(pyramid) - 1) - min_level
@@ -132,11 +135,11 @@ def roi_align(
 
 
 def _corner_and_side(rois, stride, aligned):
-    """A RoI's first corner and its sides on the map: [N, 2] (y, x) each, in cells."""
+    """Returns a RoI's first corner and its sides on the map: [N, 2] (y, x) each, in cells."""
     shift = 0.5 if aligned else 0.0
     corner = rois[:, :2] / stride - shift
-    # The difference of the moved edges, as in the references: rounding decides how many samples
-    # a side of nearly a whole number of cells takes.
+    # The difference of the moved edges, as in the references, because rounding decides the number
+    # of samples if a side is nearly a whole number of cells.
     side = rois[:, 2:] / stride - shift - corner
     return corner, side if aligned else tf.maximum(side, 1.0)
 
@@ -160,7 +163,7 @@ def _pool_by_level(
 
 
 def _pool_level(features, corner, side, image_index, output_size, sampling_ratio):
-    # A border of one repeated cell gives CropAndResize RoIAlign's behaviour at the edges.
+    # With a border of one repeated cell, CropAndResize behaves like RoIAlign at the edges.
     features = _warn_of_races(tf.cast(features, tf.float32))
     padded = tf.pad(features, [[0, 0], [1, 1], [1, 1], [0, 0]], mode="SYMMETRIC")
     if sampling_ratio == 0:
@@ -172,8 +175,17 @@ def _pool_level(features, corner, side, image_index, output_size, sampling_ratio
 
 
 def _sample_lattices(padded, first, step, image_index, samples):
-    """CropAndResize takes exactly the samples of RoIAlign when it is told where they begin and
-    end: `first` and `step` [T, 2], cells of the map without its border → [T, samples, samples, C].
+    """Samples lattices; for these boxes CropAndResize takes exactly RoIAlign's samples.
+
+    Args:
+        padded: the map with a border of one cell.
+        first: [T, 2], the first sample in cells of the map without its border.
+        step: [T, 2], cells between samples.
+        image_index: int32 [T].
+        samples: along each side.
+
+    Returns:
+        [T, samples, samples, C].
     """
     extent = tf.constant([padded.shape[1] - 1.0, padded.shape[2] - 1.0])
     boxes = tf.concat([(first + 1.0) / extent, (first + 1.0 + step * (samples - 1)) / extent], -1)
@@ -181,12 +193,13 @@ def _sample_lattices(padded, first, step, image_index, samples):
 
 
 def _pool_adaptively(padded, corner, side, image_index, output_size):
-    """Averages lattices of one sample a bin, as many for each RoI as its bins have samples.
+    """Averages lattices of one sample per bin, as many for each RoI as its bins have samples.
 
-    Every bin of a RoI has its samples at the same places, so the a-th sample of the rows and the
-    b-th of the columns of all bins are one lattice, a bin apart, which CropAndResize takes at
-    once. A RoI of h × w cells has ⌈h / output_size⌉ · ⌈w / output_size⌉ of them: the samples held
-    at a time are about as many as the RoIs have cells, 4 to 16 for each bin at full size.
+    All bins of a RoI have their samples at the same offsets, so the a-th sample of the rows and the
+    b-th of the columns of all bins form a lattice with a spacing of one bin, which CropAndResize
+    samples at once. A RoI of h × w cells has ⌈h / output_size⌉ · ⌈w / output_size⌉ of them: the
+    samples held at a time are about as many as the RoIs have cells, 4 to 16 for each bin at full
+    size.
     """
     count = tf.shape(side)[0]
     bins = side / output_size
@@ -207,8 +220,8 @@ def _pool_adaptively(padded, corner, side, image_index, output_size):
 def make_gradient_exact() -> None:
     """Prepares this process for training on a CPU: makes TensorFlow's ops deterministic.
 
-    Otherwise CPU threads race in CropAndResizeGradImage and lose updates. On a CPU the switch costs
-    nothing measurable; GPU kernels add atomically and need none.
+    Otherwise CPU threads race in CropAndResizeGradImage and lose updates. On a CPU this costs
+    nothing measurable; GPU kernels add atomically and do not need it.
     """
     if not tf.config.list_physical_devices("GPU"):
         tf.config.experimental.enable_op_determinism()
@@ -216,14 +229,13 @@ def make_gradient_exact() -> None:
 
 @tf.custom_gradient
 def _warn_of_races(features: tf.Tensor):
-    """The features; where a gradient is asked for that `make_gradient_exact` did not prepare for,
-    a warning says so."""
+    """Returns the features; warns if their gradient is taken without `make_gradient_exact`."""
 
     def gradient(upstream: tf.Tensor) -> tf.Tensor:
         if not (is_op_determinism_enabled() or tf.config.list_physical_devices("GPU")):
             print(
-                "Warning: the gradient of RoIAlign loses updates where several threads of a CPU "
-                "compute it; call tf.config.experimental.enable_op_determinism() first.",
+                "Warning: the gradient of RoIAlign loses updates if several CPU threads compute "
+                "it; call tf.config.experimental.enable_op_determinism() first.",
                 file=sys.stderr,
             )
         return upstream
@@ -260,7 +272,7 @@ def _pool_static(
 
 
 def _combine_at_once(flat, rows, columns, row_weights, column_weights):
-    """One gather and one product, whose gradient is one scatter."""
+    """Computes the sum by one gather and one product, whose gradient is one scatter."""
     index = rows[:, :, :, None, None] + columns[:, None, None, :, :]
     corners = tf.gather(flat, index)
     row_weights, column_weights = (
@@ -270,7 +282,7 @@ def _combine_at_once(flat, rows, columns, row_weights, column_weights):
 
 
 def _combine_by_tap(flat, rows, columns, row_weights, column_weights):
-    """The same sum term by term, each fused into one pass that holds nothing but the result."""
+    """Computes the same sum term by term, fused into passes that store only the result."""
     total = 0.0
     for row, column in itertools.product(range(rows.shape[2]), range(columns.shape[2])):
         corners = tf.gather(flat, rows[:, :, None, row] + columns[:, None, :, column])
@@ -280,13 +292,13 @@ def _combine_by_tap(flat, rows, columns, row_weights, column_weights):
 
 
 def _neighbours(position, size, sampling_ratio, shape):
-    """The two cells beside each sample along one axis and their weights.
+    """Finds the two cells next to each sample along one axis, and their weights.
 
     Args:
         position: float32 [N, S] in cells.
         size: int32 [N], cells of the RoI's level.
-        sampling_ratio: samples a bin averages along the axis.
-        shape: of the results, [N, bins, 2 sampling_ratio].
+        sampling_ratio: samples per bin along the axis.
+        shape: shape of the results, [N, bins, 2 sampling_ratio].
 
     Returns:
         int32 and float32, neighbours of one sample side by side.
@@ -306,16 +318,16 @@ def _neighbours(position, size, sampling_ratio, shape):
 def ends_in_cells(
     boxes: tf.Tensor, windows: tf.Tensor, cells: int, axis: int
 ) -> tuple[tf.Tensor, tf.Tensor]:
-    """Where boxes begin and end on arrays of `cells` cells that cover windows, along one axis.
+    """Finds where boxes begin and end, along one axis, on arrays of `cells` cells over windows.
 
     Args:
         boxes: float32 [N, 4] in pixels.
         windows: float32 [N, 4] in pixels.
-        cells: of the arrays along the axis; cell j covers [j, j + 1).
+        cells: number of cells of the arrays along the axis; cell j covers [j, j + 1).
         axis: 0 for rows, 1 for columns.
 
     Returns:
-        Two float32 [N], in cells. Where a cell is a pixel they are exact.
+        Two float32 [N], in cells. They are exact if cells are pixels.
     """
     low, high = windows[:, axis], windows[:, axis + 2]
     scale = cells / tf.maximum(high - low, 1e-6)
@@ -330,7 +342,7 @@ def sample_weights(
     shift: float,
     snapped: tf.Tensor | None = None,
 ) -> tf.Tensor:
-    """What RoIAlign takes of each cell of a row for each bin of an interval, along one axis.
+    """Computes RoIAlign's weight of each cell of a row for each bin of an interval, along one axis.
 
     A bin averages ⌈side / bins⌉ linear interpolations between the centres of the cells, or
     2 ⌈cells / bins⌉ if that is less: an interval that half overlaps the row is no longer than
@@ -342,15 +354,16 @@ def sample_weights(
         stop: float32 [N], where it ends.
         bins: equal parts the interval is cut into.
         cells: cells of the row.
-        shift: where RoIAlign believes the centre of cell 0 to be.
-        snapped: bool [N], intervals whose samples move to the nearest multiple of `SNAP` cells.
+        shift: assumed position of the centre of cell 0.
+        snapped: bool [N], intervals whose samples are moved to the nearest multiple of `SNAP`
+            cells.
 
     Returns:
         float32 [N, bins, cells]; the weights of a bin within the row add up to 1.
     """
     most = 2 * -(-cells // bins)
     first = start - shift
-    # The difference of the moved ends, as in the references, whose counts are to be met.
+    # The difference of the moved ends, as in the references, so that the counts are equal.
     step = (stop - shift - first) / bins
     count = tf.clip_by_value(tf.math.ceil(step - COUNT_SLACK), 1.0, float(most))
     bin_starts = first[:, None] + tf.range(bins, dtype=tf.float32) * step[:, None]

@@ -1,4 +1,4 @@
-"""Choosing the RoIs that the heads train on (Girshick, Fast R-CNN, section 2.3).
+"""Samples the RoIs that the heads are trained on (Girshick, Fast R-CNN, section 2.3).
 
 Axes: B images, P proposals, G ground truths, R sampled RoIs.
 """
@@ -19,12 +19,12 @@ class SampledRoIs(NamedTuple):
 
     boxes: tf.Tensor  # float32 [B, R, 4]
     classes: tf.Tensor  # int32 [B, R], 0 = background
-    matches: tf.Tensor  # int32 [B, R], index into G of the box overlapped most
+    matches: tf.Tensor  # int32 [B, R], index into G of the box with the largest overlap
     valid: tf.Tensor  # bool [B, R]
 
     @property
     def positive(self) -> tf.Tensor:
-        """bool [B, R]."""
+        """Whether each slot holds a positive RoI: bool [B, R]."""
         return self.valid & (self.classes > 0)
 
 
@@ -42,14 +42,14 @@ def sample_rois(
     """Draws RoIs at random from the proposals and the ground-truth boxes themselves.
 
     Args:
-        proposals: of the RPN.
+        proposals: the RPN's.
         gt_boxes: float32 [B, G, 4].
         gt_classes: int32 [B, G], 0 = padding.
-        seeds: int32 [B, 2], one an image, so that the draw is the same on every replica layout.
+        seeds: int32 [B, 2], one per image, so that the draw does not depend on the number of
+            replicas.
         num_rois: R.
-        positive_fraction: at most this share of R is positive.
-        positive_iou: IoU with some ground truth from which a RoI is positive; all others are
-            negative.
+        positive_fraction: at most this fraction of R is positive.
+        positive_iou: minimum IoU of a positive RoI with some ground truth; all others are negative.
 
     Returns:
         `SampledRoIs`, without gradient.
@@ -79,13 +79,13 @@ def sample_rois(
 
 
 def _uniform(seed: tf.Tensor, count: int) -> tf.Tensor:
-    """float32 [count] in [0, 1), made of bits: XLA draws the same bits but other floats."""
+    """Draws float32 [count] in [0, 1) from bits, since XLA draws the same bits but other floats."""
     bits = tf.random.stateless_uniform([count], seed, None, None, tf.uint32, alg="philox")
     return tf.cast(tf.bitwise.right_shift(bits, 9), tf.float32) * 2.0**-23
 
 
 def _among_the_first(values: tf.Tensor, count: int) -> tf.Tensor:
-    """Whether each of [B, N] is one of its row's `count` largest values, none of which tie."""
+    """Whether each of [B, N] is among its row's `count` largest values, which must be distinct."""
     if count == 0:
         return tf.zeros_like(values, tf.bool)
     smallest = tf.math.top_k(values, count).values[:, -1:]

@@ -18,14 +18,14 @@ from model.scopes import in_scope
 
 
 class RPNHead(Part):
-    """3×3 convolutions, one in the paper, and two 1×1 convolutions, shared by all levels.
+    """3×3 convolutions (one in the paper) and two 1×1 convolutions, shared by all levels.
 
     Args:
         rng: source of the initial weights.
-        channels: of every level.
-        make_grid: the anchors of a canvas (H, W).
-        anchors_per_cell: how many they are at each cell.
-        num_convs: 3×3 convolutions.
+        channels: channels of every level.
+        make_grid: makes the anchors of a canvas (H, W).
+        anchors_per_cell: number of anchors at each cell.
+        num_convs: number of 3×3 convolutions.
         pre_nms, post_nms: see `generate_proposals`; in training and at test.
         nms_iou, clip_below: see `generate_proposals`.
         box_loss_beta, loss_normaliser: see `rpn_losses`.
@@ -68,12 +68,12 @@ class RPNHead(Part):
         training: bool,
         static: bool = False,
     ) -> tuple[RPNOutputs, Proposals]:
-        """The outputs of every anchor and the proposals made of them.
+        """Computes the outputs of every anchor, and the proposals from them.
 
         Args:
             maps: [P2, …, P6], each [B, H, W, channels].
-            features: `image` [B, H, W, 3], of which the size is read, and `image_info`.
-            training: whose numbers of proposals to use.
+            features: `image` [B, H, W, 3], of which only the size is used, and `image_info`.
+            training: whether to use the numbers of proposals for training.
             static: see `model.nms.suppress`.
         """
         outputs = self(maps)
@@ -93,7 +93,7 @@ class RPNHead(Part):
     def compute_losses(
         self, outputs: RPNOutputs, labels: dict[str, tf.Tensor]
     ) -> dict[str, tf.Tensor]:
-        """See `rpn_losses`."""
+        """Computes `rpn_losses`."""
         return rpn_losses(outputs, labels, self.box_loss_beta, self.loss_normaliser)
 
     def call(self, pyramid: Sequence[tf.Tensor]) -> RPNOutputs:
@@ -125,15 +125,15 @@ def rpn_losses(
     box_loss_beta: float,
     normaliser: str = "slots",
 ) -> dict[str, tf.Tensor]:
-    """Losses on the anchors that the input pipeline sampled.
+    """Computes the losses on the anchors that the input pipeline sampled.
 
     Args:
         outputs: of the RPN head.
         labels: `rpn_indices` int32 [B, S], `rpn_labels` int32 [B, S] (1, 0, -1 = padding) and
             `rpn_deltas` float32 [B, S, 4].
         box_loss_beta: see `smooth_l1`.
-        normaliser: "slots" divides by S and the global batch, as Detectron2 does, "sampled" by the
-            anchors sampled in the global batch, as torchvision and mmdetection do.
+        normaliser: "slots" divides by S times the global batch size, as in Detectron2; "sampled" by
+            the number of anchors sampled in the global batch, as in torchvision and mmdetection.
 
     Returns:
         `rpn_objectness_loss` and `rpn_box_loss`.

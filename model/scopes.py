@@ -1,4 +1,4 @@
-"""Names for the parts of the graph, under which profilers and TensorBoard show their operations."""
+"""Names for the parts of the graph, as shown by profilers and TensorBoard."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import tensorflow as tf
 
 
 def in_scope(name: str) -> Callable[[Callable], Callable]:
-    """Decorates a function so that the operations it makes are named `name/…`."""
+    """Decorates a function so that its operations are named `name/…`."""
 
     def decorate(function: Callable) -> Callable:
         @functools.wraps(function)

@@ -1,4 +1,4 @@
-"""Which RoIs go through the mask branch: as many as there are, or a fixed number of slots.
+"""Selects the RoIs of the mask branch: all that are wanted, or a fixed number of slots.
 
 Axes: B images, R RoIs an image, N RoIs of all images.
 """
@@ -12,36 +12,36 @@ import tensorflow as tf
 
 
 class Slots(NamedTuple):
-    """The RoIs that go through the mask branch, out of [B, R] ones."""
+    """The RoIs of the mask branch, selected from [B, R] ones."""
 
     index: tf.Tensor  # int32 [N, 2]: image and position
     valid: tf.Tensor  # bool [N], slots that hold a wanted RoI
 
     def take(self, values: tf.Tensor) -> tf.Tensor:
-        """[B, R, …] → [N, …]."""
+        """Gathers [B, R, …] → [N, …]."""
         return tf.gather_nd(values, self.index)
 
     def put(self, values: tf.Tensor, batch: int, count: int) -> tf.Tensor:
-        """[N, …] → [batch, count, …], zeros where no wanted RoI is."""
+        """Scatters [N, …] → [batch, count, …], zeros for RoIs that are not wanted."""
         keep = tf.reshape(self.valid, [-1] + [1] * (values.shape.rank - 1))
         values = tf.where(keep, values, tf.zeros_like(values))
         return tf.scatter_nd(self.index, values, [batch, count, *values.shape[1:]])
 
     @property
     def image(self) -> tf.Tensor:
-        """int32 [N], the image each RoI lies in."""
+        """The image of each RoI, int32 [N]."""
         return self.index[:, 0]
 
 
 def choose_slots(wanted: tf.Tensor, most: int, static: bool) -> Slots:
-    """Slots for the wanted RoIs, which come first in their image.
+    """Chooses slots for the wanted RoIs, which come first in their image.
 
     Args:
         wanted: bool [B, R].
-        most: an image has no more than this many wanted RoIs.
+        most: maximum number of wanted RoIs per image.
         static: one slot for each of the first `most` RoIs, wanted or not. Otherwise one slot for
-            each wanted RoI; when there is none, one that is not valid, because oneDNN's
-            convolutions give an empty batch the wrong shape.
+            each wanted RoI; if there are none, an invalid one, because oneDNN's convolutions give
+            an empty batch the wrong shape.
     """
     if static:
         batch = wanted.shape[0]

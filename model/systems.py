@@ -1,10 +1,10 @@
-"""The R-CNN family: which parts make which system. The only reader of `ModelConfig`.
+"""The R-CNN family: the parts of each system. Only this file reads `ModelConfig`.
 
     faster_rcnn          Ren et al., NIPS 2015, over the pyramid of Lin et al., CVPR 2017
     └ mask_rcnn          He et al., ICCV 2017: + a mask of each box
       └ mask_scoring_rcnn  Huang et al., CVPR 2019: + the IoU that each mask is expected to have
 
-A system is a row of functions that make its parts from the settings; most differ from their
+A system is a row of functions that make its parts from the settings; most systems differ from their
 parent in one.
 """
 
@@ -32,7 +32,7 @@ from model.rpn import RPNHead
 
 
 class Settings(NamedTuple):
-    """What the makers of parts read, and the source of the initial weights."""
+    """The settings that the makers of parts read, and the source of the initial weights."""
 
     model: ModelConfig
     data: DataConfig
@@ -40,7 +40,7 @@ class Settings(NamedTuple):
 
 
 class System(NamedTuple):
-    """What makes a system's parts of `Settings`, the neck also of the backbone's channels.
+    """Functions that make a system's parts from `Settings` (the neck also from C2 … C5's channels).
 
     Weights are drawn part by part in this order, after the backbone's.
     """
@@ -52,7 +52,7 @@ class System(NamedTuple):
     heads: Mapping[str, Callable]
 
     def with_head(self, name: str, make: Callable) -> System:
-        """The system with one more head, after the others."""
+        """Returns the system with one more head, after the others."""
         return self._replace(heads={**self.heads, name: make})
 
 
@@ -158,10 +158,10 @@ SYSTEMS = {
 
 
 def build_network(params) -> Detector:
-    """The network that `params.model` and `params.data` describe, its variables created.
+    """Builds the network that `params.model` and `params.data` describe, with its variables.
 
     Raises:
-        ValueError: the backbone does not have an option that the settings ask for.
+        ValueError: the backbone does not support an option in the settings.
     """
     model = params.model
     system = SYSTEMS[model.system]

@@ -6,7 +6,7 @@ from collections import deque
 
 import tensorflow as tf
 
-# Layers with outputs for every class, and how many values each class has of them.
+# Layers with outputs for every class, and the number of values per class.
 CLASSWISE_LAYERS = {
     "box_head/classes": 1,
     "box_head/deltas": 4,
@@ -16,7 +16,7 @@ CLASSWISE_LAYERS = {
 
 
 def named_variables(root) -> dict[str, tf.Variable]:
-    """All variables below a trackable object (a layer, a `tf.train.Checkpoint`, …).
+    """Finds all variables below a trackable object (a layer, a `tf.train.Checkpoint`, …).
 
     Returns:
         The variables by their paths of attribute names, such as
@@ -26,7 +26,7 @@ def named_variables(root) -> dict[str, tf.Variable]:
     found: dict[str, tf.Variable] = {}
     seen = {id(root)}
     queue = deque([(root, "")])
-    # Breadth first like the writer of checkpoints: a variable is filed under its shortest path.
+    # Breadth first, as checkpoints are written: each variable is saved under its shortest path.
     while queue:
         parent, prefix = queue.popleft()
         for name, child in view.children(parent).items():
@@ -42,5 +42,5 @@ def named_variables(root) -> dict[str, tf.Variable]:
 
 
 def _escape(name: str) -> str:
-    """Spells a local name as checkpoint files do."""
+    """Escapes a local name as checkpoint files do."""
     return name.replace(".", "..").replace("/", ".S")

@@ -1,13 +1,13 @@
-"""The backbones by the name that `--backbone` has for them.
+"""The backbones that `--backbone` names.
 
 A backbone is one file here and one line in `BACKBONES`. The file has a function
 
     make(rng, name, options)
 
 that returns a `model.layers.Part`: called with normalised pixels [B, H, W, 3], `training` and
-`static` it gives C2 … C5, of strides 4, 8, 16 and 32, whose channels are its `out_channels`. It
-says which of its variables decay, freezes what is to be frozen, and refuses by
-`data.settings.require` the options that it does not have.
+`static`, it returns C2 … C5, of strides 4, 8, 16 and 32, whose channels are its `out_channels`. It
+declares which of its variables weight decay applies to, freezes stages, and refuses options that it
+does not support by `data.settings.require`.
 """
 
 from __future__ import annotations
@@ -17,20 +17,20 @@ from typing import NamedTuple
 
 
 class Pixels(NamedTuple):
-    """What a network takes of a photograph: (RGB - mean) / std."""
+    """How a network normalises an image: (RGB - mean) / std."""
 
     mean: tuple[float, ...]
     std: tuple[float, ...]
 
 
 class Options(NamedTuple):
-    """What a user may ask of a backbone, by the names of the settings.
+    """The options of a backbone, named as their settings.
 
     Attributes:
         norm: see `model.norms.make_norm`.
-        freeze_at: stages that neither train nor pass gradients on: 1 the stem, 2 all up to C2, ….
-        width: channels of the stem; 0 as published.
-        stride_in_1x1: bottlenecks stride in their first 1×1 convolution.
+        freeze_at: frozen stages, which also stop gradients: 1 the stem, 2 everything up to C2, ….
+        width: channels of the stem; 0 means as published.
+        stride_in_1x1: whether bottlenecks have the stride in their first 1×1 convolution.
         dtype: Keras dtype policy.
     """
 
@@ -42,7 +42,7 @@ class Options(NamedTuple):
 
 
 class Backbone(NamedTuple):
-    """Where a backbone is made, and the pixels that its weights for ImageNet were trained on."""
+    """The module that makes a backbone, and the normalisation that its ImageNet weights need."""
 
     file: str
     pixels: Pixels
@@ -63,6 +63,6 @@ BACKBONES = {
 
 
 def make_backbone(rng, name: str, options: Options):
-    """The backbone of a name in `BACKBONES`; the result is that of its `make`."""
+    """Makes the backbone with a name in `BACKBONES`; returns the result of its `make`."""
     module = importlib.import_module(f"{__package__}.{BACKBONES[name].file}")
     return module.make(rng, name, options)

@@ -17,15 +17,15 @@ from model.layers import LayerList, Part
 from model.norms import ConvNorm
 
 STEM_WIDTH = 32
-# Wider and narrower networks keep their channels at multiples of this.
+# Numbers of channels are rounded to multiples of this in wider and narrower networks.
 DIVISOR = 8
 
 
 class Stage(NamedTuple):
-    """Blocks of one size; the first of them strides."""
+    """Consecutive blocks with the same settings; only the first has the stride."""
 
     depth: int
-    size: int  # of the depthwise kernel
+    size: int  # side of the depthwise kernel
     stride: int
     expansion: int
     channels: int
@@ -40,13 +40,13 @@ STAGES = (
     Stage(4, 5, 2, 6, 192),
     Stage(1, 3, 1, 6, 320),  # C5
 )
-OUTPUTS = (1, 2, 4, 6)  # stages that end with C2 … C5
+OUTPUTS = (1, 2, 4, 6)  # stages whose outputs are C2 … C5
 # The last block of each.
 ENDS = tuple(sum(stage.depth for stage in STAGES[: index + 1]) - 1 for index in OUTPUTS)
 
 
 class InvertedBottleneck(keras.layers.Layer):
-    """MBConv: 1×1 to more channels, depthwise k×k, 1×1 to fewer, and the input added if it fits."""
+    """MBConv: 1×1 expansion, depthwise k×k, 1×1 projection, and a shortcut if shapes agree."""
 
     def __init__(
         self,
@@ -73,7 +73,7 @@ class InvertedBottleneck(keras.layers.Layer):
         self.built = True
 
     def call(self, x: tf.Tensor, training: bool = False) -> tf.Tensor:
-        """[B, H, W, in_channels] → [B, ⌈H / stride⌉, ⌈W / stride⌉, channels]."""
+        """Maps [B, H, W, in_channels] → [B, ⌈H / stride⌉, ⌈W / stride⌉, channels]."""
         y = x
         if self.expand is not None:
             y = tf.nn.relu6(self.expand(y, training=training))
@@ -87,13 +87,13 @@ class EfficientNetLite(Part):
 
     Args:
         rng: source of the initial weights.
-        width: channels of the stem; the stages' grow with it.
+        width: channels of the stem; those of the stages scale with it.
         norm: see `model.norms.make_norm`.
-        freeze_at: stages that neither train nor pass gradients on: 1 the stem, 2 all up to C2, ….
+        freeze_at: frozen stages, which also stop gradients: 1 the stem, 2 everything up to C2, ….
         dtype: Keras dtype policy.
 
     Attributes:
-        out_channels: of C2 … C5.
+        out_channels: channels of C2 … C5.
     """
 
     def __init__(
@@ -120,13 +120,13 @@ class EfficientNetLite(Part):
         self.blocks = LayerList(blocks)
         self.out_channels = tuple(_scaled(STAGES[index].channels, width) for index in OUTPUTS)
         self.freeze_at = freeze_at
-        num_frozen = (0, 1, *(end + 2 for end in ENDS))[freeze_at]  # the stem is the first
+        num_frozen = (0, 1, *(end + 2 for end in ENDS))[freeze_at]  # stage 1 is the stem
         for layer in [self.stem, *blocks][:num_frozen]:
             layer.trainable = False
         self.built = True
 
     def call(self, x: tf.Tensor, training: bool = False, static: bool = False) -> list[tf.Tensor]:
-        """C2 … C5 of strides 4, 8, 16, 32 for normalised pixels [B, H, W, 3]."""
+        """Returns C2 … C5 (strides 4, 8, 16, 32) of normalised pixels [B, H, W, 3]."""
         x = tf.nn.relu6(self.stem(x, training=training))
         outputs = []
         for index, block in enumerate(self.blocks):
@@ -139,14 +139,19 @@ class EfficientNetLite(Part):
 
 
 def _scaled(channels: int, width: int) -> int:
-    """Channels of a network of another width: the nearest multiple of `DIVISOR`."""
+    """Scales a number of channels and rounds it to the nearest multiple of `DIVISOR`."""
     halves_up = channels * width // STEM_WIDTH + DIVISOR // 2
     return max(DIVISOR, halves_up // DIVISOR * DIVISOR)
 
 
 def make(rng: np.random.Generator, name: str, options: Options) -> EfficientNetLite:
-    """See `model.backbones`."""
-    require(not options.stride_in_1x1, "resnet_stride_in_1x1", True, f"a ResNet, not {name}")
+    """Makes the backbone as `model.backbones` describes."""
+    require(
+        not options.stride_in_1x1,
+        "resnet_stride_in_1x1",
+        True,
+        f"false for {name}, which is not a ResNet",
+    )
     return EfficientNetLite(
         rng,
         width=options.width or STEM_WIDTH,

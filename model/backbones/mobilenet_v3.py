@@ -1,4 +1,4 @@
-"""MobileNetV3 (Howard et al., ICCV 2019) as `keras.applications` has it.
+"""MobileNetV3 (Howard et al., ICCV 2019) from `keras.applications`.
 
 Axes: B images, H W rows and columns of the input, C channels.
 """
@@ -18,23 +18,23 @@ MODELS = {
     "mobilenet_v3_large": keras.applications.MobileNetV3Large,
 }
 STRIDES = (4, 8, 16, 32)
-# A picture of this side tells what stride each layer has.
+# Side of a symbolic image that reveals each layer's stride.
 _PROBE = 64
 
 
 class MobileNetV3(Part):
-    """MobileNetV3 up to its last block.
+    """MobileNetV3 up to its last block, without the classifier.
 
     Args:
         rng: source of the initial weights.
         name: a key of `MODELS`.
         norm: "bn", or "frozen_bn" for norms that keep their statistics, scale and offset.
-        freeze_at: stages that neither train nor pass gradients on: 1 all up to stride 2, 2 all up
-            to C2, ….
+        freeze_at: frozen stages, which also stop gradients: 1 everything up to stride 2, 2
+            everything up to C2, ….
         dtype: Keras dtype policy.
 
     Attributes:
-        out_channels: of C2 … C5.
+        out_channels: channels of C2 … C5.
     """
 
     def __init__(
@@ -56,7 +56,7 @@ class MobileNetV3(Part):
         self.built = True
 
     def call(self, x: tf.Tensor, training: bool = False, static: bool = False) -> list[tf.Tensor]:
-        """C2 … C5 of strides 4, 8, 16, 32 for normalised pixels [B, H, W, 3]."""
+        """Returns C2 … C5 (strides 4, 8, 16, 32) of normalised pixels [B, H, W, 3]."""
         outputs = self.model(x, training=training)
         return [
             tf.stop_gradient(output) if level <= self.freeze_at else output
@@ -65,7 +65,7 @@ class MobileNetV3(Part):
 
 
 def _build(model, dtype: str) -> keras.Model:
-    """The whole network; its layers take the dtype policy of the process, so that is lent."""
+    """Builds the whole network under a dtype policy, which its layers take from the process."""
     before = keras.config.dtype_policy()
     keras.config.set_dtype_policy(dtype)
     try:
@@ -80,7 +80,7 @@ def _build(model, dtype: str) -> keras.Model:
 
 
 def _ends_of_strides(model: keras.Model) -> list[int]:
-    """The last layer of the last block of each stride, 2 to 16, and the last layer of all."""
+    """Finds the last layer of the last block of each stride, 2 to 16, and the last layer."""
     outputs = [layer.output for layer in model.layers]
     shapes = keras.Model(model.input, outputs).compute_output_shape((1, _PROBE, _PROBE, 3))
     names = [layer.name for layer in model.layers]
@@ -95,9 +95,16 @@ def _ends_of_strides(model: keras.Model) -> list[int]:
 
 
 def make(rng: np.random.Generator, name: str, options: Options) -> MobileNetV3:
-    """See `model.backbones`."""
+    """Makes the backbone as `model.backbones` describes."""
     norm, width = options.norm, options.width
-    require(not options.stride_in_1x1, "resnet_stride_in_1x1", True, f"a ResNet, not {name}")
+    require(
+        not options.stride_in_1x1,
+        "resnet_stride_in_1x1",
+        True,
+        f"false for {name}, which is not a ResNet",
+    )
     require(norm in ("bn", "frozen_bn"), "norm", norm, f"bn or frozen_bn for {name}")
-    require(width == 0, "backbone_width", width, f"0 for {name}, whose widths are as published")
+    require(
+        width == 0, "backbone_width", width, f"0 for {name}, which has only its published width"
+    )
     return MobileNetV3(rng, name, norm=norm, freeze_at=options.freeze_at, dtype=options.dtype)

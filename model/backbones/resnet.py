@@ -47,7 +47,7 @@ class BasicBlock(keras.layers.Layer):
         self.built = True
 
     def call(self, x: tf.Tensor, training: bool = False) -> tf.Tensor:
-        """[B, H, W, in_channels] → [B, H / stride, W / stride, width]."""
+        """Maps [B, H, W, in_channels] → [B, H / stride, W / stride, width]."""
         y = tf.nn.relu(self.conv1(x, training=training))
         y = self.conv2(y, training=training)
         shortcut = x if self.shortcut is None else self.shortcut(x, training=training)
@@ -81,7 +81,7 @@ class Bottleneck(keras.layers.Layer):
         self.built = True
 
     def call(self, x: tf.Tensor, training: bool = False) -> tf.Tensor:
-        """[B, H, W, in_channels] → [B, H / stride, W / stride, 4 width]."""
+        """Maps [B, H, W, in_channels] → [B, H / stride, W / stride, 4 width]."""
         y = tf.nn.relu(self.conv1(x, training=training))
         y = tf.nn.relu(self.conv2(y, training=training))
         y = self.conv3(y, training=training)
@@ -102,15 +102,15 @@ class ResNet(Part):
         rng: source of the initial weights.
         name: a key of `DEPTHS`.
         width: channels of the stem and of the first stage's 3×3 convolutions, doubled each stage.
-        stride_in_1x1: bottlenecks stride in their first 1×1 convolution, as in Caffe's and Keras'
-            weights, instead of the 3×3 of torchvision's.
+        stride_in_1x1: whether the first 1×1 convolution of a bottleneck has the stride, as in
+            weights from Caffe and Keras, instead of the 3×3, as in torchvision's.
         norm: see `model.norms.make_norm`.
-        freeze_at: stages that neither train nor pass gradients on: 1 the stem, 2 and res2, ….
-            Their batch norm uses its moving statistics, as Keras does for layers that do not train.
+        freeze_at: frozen stages, which also stop gradients: 1 the stem, 2 also res2, …. Their batch
+            norms use the moving statistics, as in Keras for layers that are not trainable.
         dtype: Keras dtype policy.
 
     Attributes:
-        out_channels: of C2 … C5.
+        out_channels: channels of C2 … C5.
     """
 
     def __init__(
@@ -129,7 +129,7 @@ class ResNet(Part):
             not (stride_in_1x1 and name in BASIC),
             "resnet_stride_in_1x1",
             True,
-            f"a backbone with bottlenecks, not {name}",
+            f"false for {name}, which has no bottlenecks",
         )
         kwargs = {"norm": norm, "dtype": dtype}
         self.stem = ConvNorm(rng, 3, width, 7, stride=2, **kwargs)
@@ -152,12 +152,12 @@ class ResNet(Part):
         self.built = True
 
     def call(self, x: tf.Tensor, training: bool = False, static: bool = False) -> list[tf.Tensor]:
-        """C2 … C5 of strides 4, 8, 16, 32.
+        """Returns C2 … C5 (strides 4, 8, 16, 32).
 
         Args:
             x: normalised pixels [B, H, W, 3].
-            training: whether batch norms take the batch's statistics.
-            static: use operations that XLA can compile and derive.
+            training: whether batch norms use the batch's statistics.
+            static: whether to use operations that XLA can compile and differentiate.
         """
         x = tf.nn.relu(self.stem(x, training=training))
         x = _pool_by_slices(x) if static else _pool(x)
@@ -172,7 +172,7 @@ class ResNet(Part):
 
 
 def make(rng: np.random.Generator, name: str, options: Options) -> ResNet:
-    """See `model.backbones`."""
+    """Makes the backbone as `model.backbones` describes."""
     return ResNet(
         rng,
         name,
@@ -185,17 +185,17 @@ def make(rng: np.random.Generator, name: str, options: Options) -> ResNet:
 
 
 def _pad_border(x: tf.Tensor) -> tf.Tensor:
-    """Activations are not negative after the ReLU, so zeros are as good as minus infinity."""
+    """Pads with zeros, which equal minus infinity for max-pooling after a ReLU."""
     return tf.pad(x, [[0, 0], [1, 1], [1, 1], [0, 0]])
 
 
 def _pool(x: tf.Tensor) -> tf.Tensor:
-    """3×3 max-pooling with stride 2 and one pixel of padding on every side."""
+    """Applies 3×3 max-pooling with stride 2 and one pixel of padding on every side."""
     return tf.nn.max_pool2d(_pad_border(x), 3, 2, "VALID")
 
 
 def _pool_by_slices(x: tf.Tensor) -> tf.Tensor:
-    """The same from elementwise maxima: XLA has no deterministic gradient of MaxPool."""
+    """Does the same by elementwise maxima, because XLA has no deterministic gradient of MaxPool."""
     x = _pad_border(x)
     for axis in (1, 2):
         size = (x.shape[axis] - 1) // 2

@@ -1,1 +1,1 @@
-"""Weights of other programs: their files, read into arrays without running what they contain."""
+"""Pretrained weights of other programs: read into arrays without running any code they contain."""

@@ -1,4 +1,4 @@
-"""The ImageNet classifiers that backbones can start from: their names beside this project's.
+"""The ImageNet classifiers that backbones can start from: their tensor names and this project's.
 
 For the notation see `model.importers.family`.
 
@@ -21,8 +21,8 @@ TORCHVISION_RESNET = Family(
 
 _MSRA_BLOCK = "res{stage:2}_{block}_branch"
 
-# The ImageNet ResNets that Detectron and Detectron2 start from, in Caffe2's names. Their batch norm
-# is a scale and an offset, the statistics being folded in.
+# The ImageNet ResNets that Detectron and Detectron2 start from, with Caffe2's names. Their batch
+# norms have the statistics folded into scale and offset.
 MSRA_RESNET = Family(
     name="Detectron2 ImageNet ResNet (MSRA)",
     signature="res2_0_branch2a_w",

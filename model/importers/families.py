@@ -1,4 +1,4 @@
-"""The detectors whose weights can be imported: their names beside this project's.
+"""The detectors whose weights can be imported: their tensor names and this project's.
 
 For the notation see `model.importers.family`.
 
@@ -71,11 +71,11 @@ TORCHVISION = Family(
         "roi_sampling_ratio": 2,
         "mask_paste": "integer",
     },
-    note="Weights for COCO have an output for every COCO id up to 90: for records of this "
-    "project's converter, which numbers the 80 categories from 1, give --keep_classes=coco91.",
+    note="Weights for COCO have one output per COCO id up to 90. This project's converter "
+    "numbers the 80 categories from 1; for its records, add --keep_classes=coco91.",
 )
 
-# The files released in 2019 have older names, and no epsilon: torchvision sets it to 0 for them.
+# The files released in 2019 have older names; torchvision sets their epsilon to 0.
 TORCHVISION_2019 = dataclasses.replace(
     TORCHVISION,
     name="torchvision Faster or Mask R-CNN (released 2019)",
@@ -171,16 +171,17 @@ MMDETECTION = Family(
         "rpn_forced_match": "reassign",
         "mask_paste": "exact",
     },
-    note="The file does not say which style its ResNet has: it is taken for PyTorch's because of "
-    "--noresnet_stride_in_1x1; for Caffe's add --flagfile=configs/mmdetection_caffe.flags.",
+    note="The file does not state the style of its ResNet. PyTorch style is assumed because of "
+    "--noresnet_stride_in_1x1; for Caffe style, add "
+    "--flagfile=configs/mmdetection_caffe.flags.",
 )
 MMDETECTION_CAFFE = dataclasses.replace(
     MMDETECTION,
     name="mmdetection, Caffe style",
     settings=MMDETECTION.settings | CAFFE,
     channel_order="bgr",
-    note="The file does not say which style its ResNet has: it is taken for Caffe's because of "
-    "--resnet_stride_in_1x1; for PyTorch's give --flagfile=configs/mmdetection.flags.",
+    note="The file does not state the style of its ResNet. Caffe style is assumed because of "
+    "--resnet_stride_in_1x1; for PyTorch style, give --flagfile=configs/mmdetection.flags.",
 )
 
 _AUTHORS_MASK = "roi_heads.mask."
@@ -251,8 +252,8 @@ AUTHORS = Family(
     },
     channel_order="bgr",
     batch_norm_epsilon=0.0,
-    note="The authors' anchors and boxes have inclusive corners and lie up to half a stride aside; "
-    "these are not reproduced, so train on before you rely on the detections.",
+    note="The authors' anchors and boxes have inclusive corners and are shifted by up to half a "
+    "stride. This is not reproduced, so fine-tune before you rely on the detections.",
 )
 
 

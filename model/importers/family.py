@@ -1,9 +1,9 @@
-"""How the files of a program are described: its names beside this project's.
+"""Describes the weight files of a program: its tensor names and this project's.
 
-A line of a table is: name in the file, path of the variable here, layout. In names `{i}` stands for
-a number, `{i:1}` for one that counts from 1 there and from 0 here, `{path}` for anything, `{bn}`
-for the four vectors of a batch norm, `{wb}` for a weight (kernel here) or bias. A path that ends in
-`folded_bias` is the bias of a convolution that has a norm here, see `translate`.
+Each line of a table has: name in the file, path of the variable here, layout. In names, `{i}`
+stands for a number, `{i:1}` for one that counts from 1 in the file and from 0 here, `{path}` for
+anything, `{bn}` for the four vectors of a batch norm, `{wb}` for a weight (kernel here) or bias. A
+path that ends in `folded_bias` is the bias of a convolution that has a norm here, see `translate`.
 """
 
 from __future__ import annotations
@@ -25,20 +25,20 @@ CAFFE = {
 
 @dataclasses.dataclass(frozen=True)
 class Family:
-    """One program's files.
+    """The weight files of one program.
 
     Attributes:
-        name: what messages call it.
-        signature: a name that only its files have, in the notation of the tables.
+        name: its name in messages.
+        signature: a tensor name that only its files have, in the notation of the tables.
         lines: the table.
-        ignored: names that are left out on purpose.
-        settings: what the network's settings were when the weights were trained; others work, but
-            give other numbers.
-        channel_order: of the images it takes, "rgb" or "bgr".
-        batch_norm_epsilon: what the program adds to variances.
-        folded_statistics: its batch norms are a scale and an offset alone.
-        scope: path prefixes of what the files are expected to hold.
-        note: what to tell everybody who imports its files.
+        ignored: tensor names that are left out on purpose.
+        settings: settings that the weights were trained with; other settings work but change the
+            outputs.
+        channel_order: of its input images, "rgb" or "bgr".
+        batch_norm_epsilon: epsilon that the program adds to variances.
+        folded_statistics: whether its batch norms consist of scale and offset only.
+        scope: path prefixes of the variables that the files should contain.
+        note: a note for everybody who imports its files.
     """
 
     name: str
@@ -54,7 +54,7 @@ class Family:
 
 
 def resnet_lines(prefix: str, stem: str = "") -> tuple[Line, ...]:
-    """PyTorch's names of a ResNet; conv biases stand in files whose batch norm is folded in."""
+    """Lists PyTorch's names of a ResNet; files with folded batch norms have conv biases."""
     block = prefix + "layer{stage:1}.{block}."
     return (
         (prefix + stem + "conv1.weight", "backbone/stem/conv/kernel", conv),

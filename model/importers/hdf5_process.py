@@ -1,7 +1,7 @@
-"""Reads Keras weights in a process of their own, as the HDF5 library trusts its files.
+"""Reads Keras weights in a separate process, because the HDF5 library trusts its files.
 
-One wrong byte in a file can send the C library below h5py round in a circle for ever or out of its
-memory; neither is an exception. Here it takes a process with it that was given some time.
+One wrong byte in a file can make the C library below h5py loop forever or crash, neither of which
+raises an exception. Here only a process with a time limit is affected.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ import numpy as np
 from model.importers.refusals import Refusal, damaged
 
 HDF5_MAGIC = b"\x89HDF\r\n\x1a\n"
-# For the start of Python and h5py on a busy machine; after that, for a slow disk.
+# Time to start Python and h5py on a busy machine, and the speed of a slow disk.
 _SECONDS = 60.0
 _BYTES_PER_SECOND = 5e6
 _PROGRAM = pathlib.Path(__file__).with_name("keras_files.py")
 
 
 def read_hdf5_apart(path: str) -> dict[str, np.ndarray]:
-    """What `keras_files.read_hdf5` reads, by `keras_files` as a program.
+    """Runs `keras_files` as a program and returns the result of its `read_hdf5`.
 
     Raises:
-        Refusal: what that refuses; or the library fails on the file, crashes or does not end.
+        Refusal: as for `read_hdf5`; or the library fails on the file, crashes or does not finish.
     """
     roots = [str(_PROGRAM.parents[__name__.count(".")]), os.environ.get("PYTHONPATH", "")]
     try:
@@ -39,10 +39,10 @@ def read_hdf5_apart(path: str) -> dict[str, np.ndarray]:
             timeout=_SECONDS + os.path.getsize(path) / _BYTES_PER_SECOND,
         )
     except subprocess.TimeoutExpired as error:
-        raise damaged("the HDF5 library does not come to an end with it") from error
+        raise damaged("the HDF5 library did not finish reading it") from error
     answer = io.BytesIO(done.stdout)
     if done.returncode or not done.stdout:
-        raise damaged("the HDF5 library fails on it")
+        raise damaged("the HDF5 library failed to read it")
     header = json.loads(answer.readline())
     if "refusal" in header:
         raise Refusal(header["refusal"])

@@ -27,14 +27,15 @@ _OPTIMIZERS = ("optimizer", "optimizer_weights")
 
 
 def read_hdf5(path: str, budget: Budget) -> dict[str, np.ndarray]:
-    """The weights of an HDF5 file, without those of its optimizer.
+    """Reads the weights of an HDF5 file, without those of its optimizer.
 
     Returns:
-        Arrays by the names that the attributes `weight_names` list, in that order; where there
-        are none, by the paths of the datasets.
+        Arrays by the names in the attributes `weight_names`, in that order; if there are no such
+        attributes, by the paths of the datasets.
 
     Raises:
-        Refusal: the file points to others, or holds something that is no array of numbers.
+        Refusal: the file refers to other files, or contains something that is not an array of
+            numbers.
     """
     with h5py.File(path, "r") as file:
         root = _child(file, "model_weights") if "model_weights" in file else file
@@ -52,7 +53,7 @@ def _read_layers(root: h5py.Group, layers: list[str], budget: Budget) -> dict[st
         group = _child(root, layer)
         for name in _names(group, "weight_names") or []:
             if name in arrays:
-                raise damaged(f"two weights are called {shown(name)}")
+                raise damaged(f"two weights have the name {shown(name)}")
             dataset = group
             for part in name.split("/"):
                 dataset = _child(dataset, part)
@@ -65,9 +66,9 @@ def _read_paths(root: h5py.Group, budget: Budget) -> dict[str, np.ndarray]:
     seen = set()
 
     def visit(group: h5py.Group, path: str, depth: int) -> None:
-        # A group may lie in itself.
+        # A group may contain itself.
         if group.id in seen or depth > _MAX_DEPTH:
-            raise damaged(f"group {shown(path)} lies in itself or too deep")
+            raise damaged(f"group {shown(path)} contains itself or is nested too deeply")
         seen.add(group.id)
         for name in group:
             if depth == 0 and name in _OPTIMIZERS:
@@ -83,24 +84,24 @@ def _read_paths(root: h5py.Group, budget: Budget) -> dict[str, np.ndarray]:
 
 
 def _child(group: h5py.Group, name: str) -> h5py.Group | h5py.Dataset:
-    """A group or dataset of this very file, by a name without slashes."""
+    """Returns a group or dataset of this file itself, by a name without slashes."""
     if not isinstance(group, h5py.Group) or "/" in name or name in ("", ".", ".."):
-        raise damaged(f"nothing can be called {shown(name)}")
+        raise damaged(f"{shown(name)} is not a valid name")
     link = group.get(name, getlink=True)
     if link is None:
         raise damaged(f"{shown(name)} is listed but missing")
     if not isinstance(link, h5py.HardLink):
         raise Refusal(
-            f"its entry {shown(name)} only points elsewhere, which weights never do: the file is "
+            f"its entry {shown(name)} is a link, which weight files never contain: the file is "
             "unsafe, get the weights from another source"
         )
     return group[name]
 
 
 def _names(group: h5py.Group, attribute: str) -> list[str] | None:
-    """The texts of an attribute, which Keras splits into numbered ones when it is long."""
+    """Reads the strings of an attribute, which Keras splits into numbered ones if it is long."""
     if not isinstance(group, h5py.Group):
-        raise damaged(f"{attribute} belongs to something that is no group")
+        raise damaged(f"{attribute} belongs to an object that is not a group")
     if attribute in group.attrs:
         return _texts(group.attrs[attribute])
     names: list[str] = []
@@ -115,35 +116,37 @@ def _texts(values) -> list[str]:
     # An empty list was saved as an array of floats.
     texts = [value.decode() if isinstance(value, bytes) else value for value in values]
     if not all(isinstance(text, str) for text in texts):
-        raise damaged("a list of names holds something else")
+        raise damaged("a list of names contains other objects")
     return texts
 
 
 def _read_dataset(dataset: h5py.Dataset, name: str, budget: Budget) -> np.ndarray:
     if not isinstance(dataset, h5py.Dataset) or dataset.shape is None:
-        raise damaged(f"{shown(name)} is no array")
+        raise damaged(f"{shown(name)} is not an array")
     if not is_number_type(dataset.dtype):
-        raise Refusal(f"its entry {shown(name)} holds no numbers: save arrays of numbers alone")
+        raise Refusal(
+            f"its entry {shown(name)} does not contain numbers: save only arrays of numbers"
+        )
     creation = dataset.id.get_create_plist()
     if creation.get_external_count() or dataset.is_virtual:
         raise Refusal(
-            f"the numbers of {shown(name)} lie in another file, which weights never do: the file "
-            "is unsafe, get the weights from another source"
+            f"the numbers of {shown(name)} are stored in another file, which weight files never "
+            "do: the file is unsafe, get the weights from another source"
         )
     filters = [creation.get_filter(index)[0] for index in range(creation.get_nfilters())]
     if not set(filters) <= set(_FILTERS):
-        raise Refusal(f"its entry {shown(name)} is compressed in an unusual way: save it again")
+        raise Refusal(f"its entry {shown(name)} uses an unsupported compression: save it again")
     budget.charge(dataset.nbytes)
     budget.charge(int(np.prod(dataset.chunks or (), dtype=object)) * dataset.dtype.itemsize)
     if dataset.nbytes and not dataset.id.get_storage_size():
-        raise damaged(f"{shown(name)} was never filled")
+        raise damaged(f"{shown(name)} was never written")
     return np.asarray(dataset[()])
 
 
 def answer_with(path: str, output: BinaryIO) -> None:
-    """Writes a line of JSON, then the arrays of an HDF5 file one after another as .npy.
+    """Writes a line of JSON, then the arrays of an HDF5 file in .npy format.
 
-    The line is {"names": [...]}, or {"refusal": "..."} of a file that is refused, without arrays.
+    The line is {"names": [...]}, or {"refusal": "..."} without arrays if the file is refused.
     """
     try:
         arrays = read_hdf5(path, Budget(os.path.getsize(path)))

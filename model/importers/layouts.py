@@ -1,8 +1,8 @@
-"""From the order of other programs' tensors to this project's.
+"""Converts tensors from other programs' element order to this project's.
 
-PyTorch and Caffe keep kernels out × in × rows × columns, matrices out × in, and flatten features
-channels first; deltas are x, y, w, h there and y, x, h, w here. Where they have the background as
-their last class, or no entry for it, it moves to index 0.
+PyTorch and Caffe store kernels as out × in × rows × columns and matrices as out × in, and flatten
+features channels first; deltas are x, y, w, h there and y, x, h, w here. If the background is the
+last class or has no entry, it is moved to index 0.
 
 Axes: O outputs, I inputs, H W rows and columns, K classes with the background, A anchors a cell.
 """
@@ -20,37 +20,37 @@ _YXHW = [1, 0, 3, 2]
 
 
 def same(tensor: np.ndarray) -> np.ndarray:
-    """Leaves a tensor as it is."""
+    """Returns the tensor unchanged."""
     return tensor
 
 
 def conv(tensor: np.ndarray) -> np.ndarray:
-    """[O, I, H, W] → [H, W, I, O]; biases as they are."""
+    """Reorders [O, I, H, W] → [H, W, I, O]; biases as they are."""
     return tensor.transpose(2, 3, 1, 0) if tensor.ndim == 4 else tensor
 
 
 def swap_colours(kernel: np.ndarray) -> np.ndarray:
-    """[H, W, 3, O] for blue, green, red → the same for red, green, blue."""
+    """Converts kernels [H, W, 3, O] from BGR to RGB input."""
     return kernel[:, :, ::-1]
 
 
 def deconv(tensor: np.ndarray) -> np.ndarray:
-    """[I, O, H, W] → [H, W, I, O]; biases as they are."""
+    """Reorders [I, O, H, W] → [H, W, I, O]; biases as they are."""
     return tensor.transpose(2, 3, 0, 1) if tensor.ndim == 4 else tensor
 
 
 def depthwise(tensor: np.ndarray) -> np.ndarray:
-    """[C, 1, H, W] → [H, W, C, 1]."""
+    """Reorders [C, 1, H, W] → [H, W, C, 1]."""
     return tensor.transpose(2, 3, 0, 1)
 
 
 def dense(tensor: np.ndarray) -> np.ndarray:
-    """[O, I] → [I, O]; biases as they are."""
+    """Reorders [O, I] → [I, O]; biases as they are."""
     return tensor.T if tensor.ndim == 2 else tensor
 
 
 def flat_dense(tensor: np.ndarray) -> np.ndarray:
-    """[O, C · 7 · 7] on features flattened channels first → [7 · 7 · C, O]."""
+    """Reorders [O, C · 7 · 7] on features flattened channels first → [7 · 7 · C, O]."""
     if tensor.ndim == 1 or tensor.shape[1] % ROI_SIDE**2:
         return dense(tensor)
     outputs = tensor.shape[0]
@@ -64,17 +64,17 @@ def anchor_deltas(tensor: np.ndarray) -> np.ndarray:
 
 
 def background_first(layout: Layout, entries: int = 1) -> Layout:
-    """Class-wise outputs whose first class is the background already; `entries` a class."""
+    """Converts class-wise outputs whose first class is the background; `entries` per class."""
     return _outputs(layout, entries, lambda classes: classes)
 
 
 def background_last(layout: Layout, entries: int = 1) -> Layout:
-    """Class-wise outputs whose last class is the background."""
+    """Converts class-wise outputs whose last class is the background."""
     return _outputs(layout, entries, lambda classes: np.roll(classes, 1, axis=0))
 
 
 def background_absent(layout: Layout, entries: int = 1) -> Layout:
-    """Class-wise outputs of the foreground alone; nothing reads the background's zeros."""
+    """Converts class-wise outputs without background, whose zeros are never read."""
     return _outputs(
         layout, entries, lambda classes: np.concatenate([np.zeros_like(classes[:1]), classes])
     )
@@ -91,6 +91,6 @@ def _outputs(layout: Layout, entries: int, arrange: Layout) -> Layout:
 
 
 def _swap_deltas(tensor: np.ndarray) -> np.ndarray:
-    # A length that is no multiple of four fails here, see `translate`.
+    # A length that is not a multiple of four fails here, see `translate`.
     deltas = tensor.reshape(-1, 4, *tensor.shape[1:])
     return deltas[:, _YXHW].reshape(tensor.shape)

@@ -1,8 +1,7 @@
-"""NumPy's arrays as files hold them: in pickles, in .npz archives, and as bare bytes.
+"""Reads NumPy arrays from pickles, .npz archives and raw bytes.
 
-NumPy's own constructors believe the state that a pickle gives them, down to the flags that say
-whether bytes are pointers. Nothing of it is used: an array is its bytes, a shape and one of the
-number types below.
+NumPy's own constructors trust the state in a pickle, even flags that declare bytes to be pointers.
+They are not used here: an array consists of its bytes, a shape and one of the number types below.
 """
 
 from __future__ import annotations
@@ -26,40 +25,42 @@ _MAX_AXES = 32
 def array_from_bytes(
     content: bytes, dtype: np.dtype, shape: tuple[int, ...], fortran: bool, budget: Budget
 ) -> np.ndarray:
-    """An array of numbers over its bytes, which it has to fill exactly.
+    """Makes an array of numbers from exactly its bytes.
 
     Args:
         content: the numbers, one after another.
         dtype: their type, of any byte order.
         shape: the axes' lengths.
-        fortran: whether the first axis, not the last, is the one whose neighbours are neighbours.
-        budget: is charged for the array.
+        fortran: whether the first axis, not the last, is contiguous.
+        budget: memory budget that the array is charged to.
 
     Returns:
-        The array, of the machine's byte order; read-only where nothing had to be converted.
+        The array in native byte order; read-only if nothing had to be converted.
 
     Raises:
-        Refusal: shape and bytes do not fit, or they are no numbers.
+        Refusal: shape and bytes do not fit together, or the type is not numeric.
     """
     if not is_number_type(dtype):
-        raise Refusal(f"it holds an array of {dtype}, no numbers: save plain arrays of numbers")
+        raise Refusal(
+            f"it contains an array of {dtype} instead of numbers: save plain arrays of numbers"
+        )
     if not is_shape(shape):
         raise damaged("an array with an impossible shape")
     num_bytes = math.prod(shape) * dtype.itemsize
     if num_bytes != len(content):
-        raise damaged(f"an array of {num_bytes} bytes has {len(content)}")
+        raise damaged(f"an array should have {num_bytes} bytes but has {len(content)}")
     budget.charge(num_bytes)
     array = np.frombuffer(content, dtype).reshape(shape, order="F" if fortran else "C")
     return array.astype(dtype.newbyteorder("="), copy=False)
 
 
 def is_number_type(dtype: np.dtype) -> bool:
-    """Whether an array of this type holds numbers that weights may be."""
+    """Whether weights may be arrays of this type."""
     return bool(_NUMBER_TYPES.fullmatch(f"{dtype.kind}{dtype.itemsize}"))
 
 
 def is_shape(shape: Any) -> bool:
-    """Whether something is a tuple of a few lengths that are not negative."""
+    """Whether a value is a short tuple of non-negative lengths."""
     return (
         isinstance(shape, tuple)
         and len(shape) <= _MAX_AXES
@@ -68,14 +69,14 @@ def is_shape(shape: Any) -> bool:
 
 
 def plain_numbers(array: np.ndarray) -> np.ndarray:
-    """An array as `read_tensors` returns it.
+    """Converts an array to the form that `read_tensors` returns.
 
     Returns:
-        A contiguous array of its own, of the same shape: float32 for floats of any width; bool,
-        integers and complex numbers as they are.
+        A contiguous copy of the same shape: float32 for floats of any width; bool, integers and
+        complex numbers unchanged.
     """
     if array.dtype == bool:
-        # A file may hold other bytes than 0 and 1, for which NumPy's bool has no meaning.
+        # A file may contain bytes other than 0 and 1, which are undefined as NumPy's bool.
         return np.ascontiguousarray(array).view(np.uint8).reshape(array.shape) != 0
     dtype = np.float32 if array.dtype.kind == "f" else array.dtype.newbyteorder("=")
     with np.errstate(over="ignore", invalid="ignore"):
@@ -83,7 +84,7 @@ def plain_numbers(array: np.ndarray) -> np.ndarray:
 
 
 class _PickledType(Stub):
-    """A numpy.dtype of a pickle: its code and byte order, and whether that is all of it."""
+    """A numpy.dtype of a pickle: its code and byte order, and whether it is a plain type."""
 
     def __init__(self, code: Any, *_: Any):
         super().__init__("numpy.dtype")
@@ -99,14 +100,14 @@ class _PickledType(Stub):
     def resolve(self) -> np.dtype:
         if not self._plain or not _NUMBER_TYPES.fullmatch(self._code):
             raise Refusal(
-                f"it holds an array of type {shown(self._code)}, no numbers: "
-                "save plain arrays of numbers"
+                f"it contains an array of type {shown(self._code)} instead of numbers: save plain "
+                "arrays of numbers"
             )
         return np.dtype(self._order + self._code)
 
 
 class _PickledArray(Numbers):
-    """A numpy.ndarray of a pickle, whose content comes as its state or at once."""
+    """A numpy.ndarray of a pickle, whose content comes in its state or in the call."""
 
     def __init__(self, *_: Any):
         super().__init__("numpy.ndarray")
@@ -120,7 +121,7 @@ class _PickledArray(Numbers):
 
     def set_state(self, state: Any) -> None:
         if not isinstance(state, tuple) or len(state) not in (4, 5):
-            raise damaged("the state of an array is none")
+            raise damaged("the state of an array is invalid")
         self._parts = state[-4:]  # the first of five is the version of the format
 
     def to_array(self, budget: Budget) -> np.ndarray:
@@ -146,7 +147,7 @@ def _from_buffer(content: Any, dtype: Any, shape: Any, order: Any = "C") -> _Pic
 
 
 def array_builders() -> dict[str, Callable[..., Any]]:
-    """Builders of NumPy's arrays, scalars and types, under their old and their new full names."""
+    """Returns builders of NumPy's arrays, scalars and types, by their old and new full names."""
     builders = {"numpy.dtype": _PickledType}
     for core in ("numpy.core", "numpy._core"):
         builders[f"{core}.multiarray._reconstruct"] = _PickledArray
@@ -156,10 +157,10 @@ def array_builders() -> dict[str, Callable[..., Any]]:
 
 
 def read_npz(members: ZipMembers, budget: Budget) -> dict[str, np.ndarray]:
-    """The arrays of an .npz archive by name.
+    """Reads the arrays of an .npz archive, by name.
 
     Raises:
-        Refusal: a member is no array of numbers.
+        Refusal: a member is not an array of numbers.
     """
     names = [name for name in members.names if name.endswith(".npy")]
     return {name.removesuffix(".npy"): _read_npy(members.read(name), budget) for name in names}

@@ -1,12 +1,12 @@
-"""What the objects of a pickle become: names, stubs, numbers, and a few plain containers.
+"""The objects that pickles are read into: names, stubs, numbers, and a few plain containers.
 
-A pickle is a program that names Python objects and calls them, so whoever writes one runs what he
-likes on the reader's machine. Here a name stays a name (`Global`), and a call looks the name up in
-a table of a few harmless builders. What the table lacks becomes a `Stub`, an inert thing that
-remembers its name and swallows whatever the pickle does to it: checkpoints carry dates, paths and
-configuration objects along with their weights, and those must neither be imported nor keep the
-weights from being read. Names that only an attack needs (`os.system`, `builtins.eval`) would do no
-harm as stubs either, but a file that has them is not to be trusted and is refused as a whole.
+A pickle is a program that names Python objects and calls them, so its author can run any code on
+the reader's machine. Here a name stays a name (`Global`), and a call looks the name up in a table
+of a few harmless builders. A call of any other name becomes a `Stub`, an inert object that
+remembers its name and ignores what the pickle does to it. Checkpoints contain dates, paths and
+configuration objects along with their weights, and those must neither be imported nor prevent the
+weights from being read. Names that only an attack needs (`os.system`, `builtins.eval`) would be
+harmless as stubs too, but a file that has them cannot be trusted and is refused as a whole.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from model.importers.refusals import Budget, Refusal, damaged, shown
 
 _RENAMED_MODULES = {"__builtin__": "builtins", "copy_reg": "copyreg"}
 # A method or an enumeration's member is pickled as getattr(class, name), in mmengine's histories
-# for example; like all else it is not called here.
+# for example; it is not called here.
 _HARMLESS_BUILTINS = re.compile(
     r"set|frozenset|dict|list|tuple|int|float|complex|bool|str|bytes|bytearray|slice|range|object"
     r"|getattr|long|unicode|xrange"
@@ -37,7 +37,7 @@ _MAX_KEY_DEPTH = 3
 
 
 class Stub:
-    """An object of a pickle that was not made, only noted.
+    """An object of a pickle that is not created; only its name is known.
 
     Attributes:
         name: what was called or named, such as "datetime.datetime".
@@ -47,7 +47,7 @@ class Stub:
         self.name = name
 
     def set_state(self, state: Any) -> None:
-        """Takes the state that the pickle gives the object; stubs drop it."""
+        """Receives the object's state from the pickle; stubs ignore it."""
 
 
 class Global(Stub):
@@ -58,41 +58,41 @@ class Numbers(Stub):
     """An object of a pickle that stands for an array."""
 
     def to_array(self, budget: Budget) -> np.ndarray:
-        """The array, with numbers as in the file.
+        """Returns the array, with numbers as in the file.
 
         Raises:
-            Refusal: the parts of the array do not fit together, or it holds no numbers.
+            Refusal: the parts of the array do not fit together, or its type is not numeric.
         """
         raise NotImplementedError
 
 
 def named_global(module: Any, name: Any) -> Global:
-    """The global that a pickle names.
+    """Returns the global that a pickle names.
 
     Raises:
-        Refusal: only an attack names it.
+        Refusal: only attacks use this name.
     """
     if not isinstance(module, str) or not isinstance(name, str):
-        raise damaged("a pickle names an object without a text")
+        raise damaged("a pickle names an object by a value that is not a string")
     module = _RENAMED_MODULES.get(module, module)
     harmless = module == "builtins" and _HARMLESS_BUILTINS.fullmatch(name)
     if _ATTACK_MODULES.fullmatch(module.split(".")[0]) and not harmless:
         raise Refusal(
-            f"it names {shown(f'{module}.{name}')}, which weights never need but attacks do: "
-            "the file is unsafe, delete it and get the weights from another source"
+            f"it names {shown(f'{module}.{name}')}, which weights never need but attacks do: the "
+            "file is unsafe; delete it and get the weights from another source"
         )
     return Global(f"{module}.{name}")
 
 
 def container_builders(budget: Budget) -> dict[str, Callable[..., Any]]:
-    """Builders, by full name, of dicts and of what Python 2 and 3 spell as a call.
+    """Returns builders, by full name, of dicts and of objects that pickles make by a call.
 
-    Copies are charged to the budget: one text encoded a million times is a bomb.
+    Copies are charged to the budget, because encoding one string a million times is an attack.
     """
 
     def encode(text: str, encoding: str = "latin1") -> bytes:
         if encoding not in ("latin1", "latin-1"):
-            raise damaged(f"bytes in the encoding {shown(encoding)}")
+            raise damaged(f"bytes have the encoding {shown(encoding)}")
         budget.charge(len(text))
         return text.encode("latin1")
 
@@ -114,21 +114,21 @@ def container_builders(budget: Budget) -> dict[str, Callable[..., Any]]:
 
 
 def dict_of_items(items: Iterable[tuple[Any, Any]]) -> dict:
-    """A dict of keys and values.
+    """Makes a dict of keys and values.
 
     Raises:
-        Refusal: a key is no simple thing.
+        Refusal: a key is not a simple object.
     """
     return {_checked_key(key): value for key, value in items}
 
 
 def _checked_key(key: Any, depth: int = 0) -> Any:
-    # Hashing a deeply nested tuple overflows the C stack, which no exception reports.
+    # Hashing a deeply nested tuple overflows the C stack, which raises no exception.
     if isinstance(key, tuple):
         if depth >= _MAX_KEY_DEPTH or len(key) > _MAX_KEY_ITEMS:
             raise damaged("the key of a dict is too large")
         for item in key:
             _checked_key(item, depth + 1)
     elif not isinstance(key, str | bytes | int | float | Stub | None):
-        raise damaged(f"{shown(key)} is the key of a dict")
+        raise damaged(f"{shown(key)} is used as the key of a dict")
     return key

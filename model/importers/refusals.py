@@ -1,4 +1,4 @@
-"""Why a weight file is refused, and how much memory one may ask for."""
+"""Refusals of weight files, and the memory that a file may use."""
 
 from __future__ import annotations
 
@@ -7,42 +7,42 @@ _GROWTH = 16
 
 
 class Refusal(Exception):
-    """A file that is not read: half a sentence with the cause and what to do, without the name.
+    """The reason why a file is not read and what to do, as half a sentence without its name.
 
-    `tensor_files.read_tensors` makes a UserError of it, as it alone knows the file's name.
+    `tensor_files.read_tensors` converts it to a UserError with the file's name.
     """
 
 
 def damaged(detail: str) -> Refusal:
-    """The refusal of a file whose parts do not fit together, for the caller to raise."""
-    return Refusal(f"it is damaged or cut short ({detail}): download or save it again")
+    """Makes the refusal of an inconsistent file, for the caller to raise."""
+    return Refusal(f"it is damaged or truncated ({detail}): download or save it again")
 
 
 def shown(name: object) -> str:
-    """A name out of a file as a message may print it: on one line, in quotes, not too long."""
+    """Formats a name from a file for a message: on one line, quoted and of limited length."""
     text = repr(name) if isinstance(name, str | bytes | int) else type(name).__name__
     return text if len(text) <= 90 else f"{text[:80]}...{text[-1]}"
 
 
 class Budget:
-    """The memory that the content of one file may take.
+    """The memory that the content of one file may use.
 
     Half-precision numbers double, compressed ones grow several times and shared ones are copied,
-    but a few bytes that stand for gigabytes are an attack or an accident.
+    but a few bytes that expand to gigabytes are an attack or a mistake.
     """
 
     def __init__(self, file_bytes: int):
         self._left = _FREE_BYTES + _GROWTH * file_bytes
 
     def charge(self, num_bytes: int) -> None:
-        """Takes bytes, before they are allocated.
+        """Reserves bytes before they are allocated.
 
         Raises:
-            Refusal: nothing is left of what a file of this size may need.
+            Refusal: a file of this size may not use so much memory.
         """
         self._left -= num_bytes
         if self._left < 0:
             raise Refusal(
-                "it is small but unfolds to far more memory than weights of its size need: "
-                "the file is unsafe or damaged, get the weights from another source"
+                "it would need far more memory than weights of its size: the file is unsafe or "
+                "damaged, get the weights from another source"
             )

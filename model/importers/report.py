@@ -1,4 +1,4 @@
-"""What an import tells its user."""
+"""The messages of an import."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ _NAMED = 4
 
 
 def summarise(result: Translation, model: ModelConfig, data: DataConfig) -> Iterator[str]:
-    """Yields the lines for the screen: counts, and settings that the weights were not made for."""
+    """Yields the lines to print: counts, and settings that differ from those of the weights."""
     yield f"Weights of {result.family.name}:"
     yield (
-        f"  tensors: {len(result.matched)} as they are, {len(result.reshaped)} reordered, "
-        f"{len(result.skipped)} left out on purpose, {len(result.unexpected)} without a place"
+        f"  tensors: {len(result.matched)} unchanged, {len(result.reshaped)} reordered, "
+        f"{len(result.skipped)} left out on purpose, {len(result.unexpected)} unexpected"
     )
     yield (
         f"  variables: {len(result.values)} with values, {len(result.missing)} missing, "
-        f"{len(result.initial)} as initialised"
+        f"{len(result.initial)} with initial values"
     )
     family = result.family
     yield (
@@ -33,8 +33,8 @@ def summarise(result: Translation, model: ModelConfig, data: DataConfig) -> Iter
         ours = getattr(model if hasattr(model, name) else data, name)
         if ours != trained_with:
             yield (
-                f"Warning: these weights were trained with --{_format(name, trained_with)}, and "
-                f"the network has --{_format(name, ours)}: its numbers will differ from theirs."
+                f"Warning: these weights were trained with --{_format(name, trained_with)}, but "
+                f"the network has --{_format(name, ours)}; its outputs will differ from theirs."
             )
 
 
@@ -49,32 +49,33 @@ def itemise(result: Translation) -> Iterator[str]:
 
 
 def explain_unusable(result: Translation, source: str) -> str:
-    """One sentence on tensors with which the network would compute no numbers, and what to do."""
+    """Explains in a sentence which tensors would give invalid outputs, and what to do."""
     named = [f"{name} ({reason})" for name, reason in result.unusable.items()]
     return (
-        f"{source} holds tensors that give no numbers: {_list(named)}; get the weights from "
-        "another source, or give the --batch_norm_epsilon that they were trained with."
+        f"{source} contains tensors that would give invalid outputs: {_list(named)}; get the "
+        "weights from another source, or give the --batch_norm_epsilon that they were trained "
+        "with."
     )
 
 
 def explain_refusal(result: Translation, source: str) -> str:
-    """One sentence on what does not fit, and what to do."""
+    """Explains in a sentence what does not fit, and what to do."""
     parts = []
     if result.unexpected:
         named = [f"{name} ({reason})" for name, reason in result.unexpected.items()]
-        parts.append(f"no place for {_list(named)}")
+        parts.append(f"no variables for {_list(named)}")
     if result.missing:
-        parts.append(f"nothing for {_list(result.missing)}")
+        parts.append(f"no tensors for {_list(result.missing)}")
     advice = (
-        "choose the flags of the network it was made for, or give --allow_partial to leave these "
-        "out and start what is missing from its initial values"
+        "use the flags of the network that it was made for, or give --allow_partial to ignore "
+        "these tensors and keep the initial values of variables without tensors"
     )
     if not result.unexpected and all(path.startswith("maskiou_head/") for path in result.missing):
         advice = (
-            "give --system=mask_rcnn to use the network as it is, or --allow_partial to train "
-            "that head from its initial values"
+            "give --system=mask_rcnn to use the weights without that head, or --allow_partial to "
+            "train the head from its initial values"
         )
-    return f"{source} fits this network only in part: {'; '.join(parts)}; {advice}."
+    return f"{source} fits this network only partly: {'; '.join(parts)}; {advice}."
 
 
 def _list(names: list[str]) -> str:

@@ -1,8 +1,8 @@
-"""Reads pickles as data: a stack machine that imports nothing and calls nothing but builders.
+"""Reads pickles as data, by a stack machine that imports nothing and calls only builders.
 
-What the names and calls of a pickle become is told in `pickle_objects`. Python's own unpickler is
-no base for this: it allocates its memo up to whatever index a pickle names, and the objects that
-it makes take any state; NumPy's, for one, trust it.
+`pickle_objects` explains what the names and calls of a pickle become. Python's own unpickler is not
+suitable: it allocates its memo up to any index that a pickle names, and the objects that it makes
+accept any state, which NumPy's, for example, trust.
 """
 
 from __future__ import annotations
@@ -33,21 +33,21 @@ def load_pickle(
     Args:
         content: a file's bytes.
         start: where the pickle begins.
-        builders: full names of globals and what is called in their place.
-        persistent_load: gives the object of a persistent id; without it there may be none.
+        builders: functions to call, by full names of globals.
+        persistent_load: returns the object of a persistent id; without it, such ids are refused.
 
     Returns:
         The object, and where the pickle ends.
 
     Raises:
-        Refusal: the pickle is cut short, malformed, unsafe or longer than any honest one.
+        Refusal: the pickle is truncated, malformed, unsafe or implausibly long.
     """
     interpreter = _Interpreter(content, start, builders, persistent_load)
     return interpreter.run(), interpreter.position
 
 
 class _Interpreter:
-    """The stack machine that pickles are written for."""
+    """The stack machine that executes pickles."""
 
     def __init__(self, content, start, builders, persistent_load):
         self.position = start
@@ -69,18 +69,18 @@ class _Interpreter:
             elif opcode in _ACTIONS:
                 _ACTIONS[opcode](self)
             else:
-                raise damaged(f"byte {self.position - 1} is no pickle instruction")
+                raise damaged(f"byte {self.position - 1} is not a pickle instruction")
         raise Refusal(
             f"its pickle has more than {_MAX_STEPS:,} instructions, which weights do not need: "
             "the file is unsafe or damaged, get the weights from another source"
         )
 
-    # What the instructions read from the file.
+    # Reading of the instructions' operands.
 
     def _take(self, count: int) -> bytes:
         end = self.position + count
         if count < 0 or end > len(self._content):
-            raise damaged(f"a pickle asks for {count} bytes at byte {self.position}")
+            raise damaged(f"a pickle needs {count} bytes at byte {self.position}")
         taken = self._content[self.position : end]
         self.position = end
         return taken
@@ -97,16 +97,16 @@ class _Interpreter:
             raise damaged("a line of a pickle does not end")
         return self._take(end + 1 - self.position)[:-1]
 
-    # What they do to the stack.
+    # Operations on the stack.
 
     def _pop(self) -> Any:
         if not self._stack:
-            raise damaged("a pickle takes more than it has put down")
+            raise damaged("a pickle takes more from the stack than it has put there")
         return self._stack.pop()
 
     def _top(self) -> Any:
         if not self._stack:
-            raise damaged("a pickle looks at an empty stack")
+            raise damaged("a pickle reads from an empty stack")
         return self._stack[-1]
 
     def mark(self) -> None:
@@ -115,12 +115,12 @@ class _Interpreter:
 
     def pop_to_mark(self) -> list[Any]:
         if not self._outer_stacks:
-            raise damaged("a pickle returns to a mark it has not set")
+            raise damaged("a pickle returns to a mark that it has not set")
         items, self._stack = self._stack, self._outer_stacks.pop()
         return items
 
     def pop(self) -> None:
-        # The topmost thing may be a mark, which lies between two stacks here.
+        # The topmost entry may be a mark, which is the border between two stacks here.
         if self._stack:
             self._stack.pop()
         else:
@@ -181,7 +181,7 @@ class _Interpreter:
         try:
             return build(*arguments)
         except (AttributeError, TypeError, ValueError) as error:
-            raise damaged(f"{function.name} does not take what a pickle gives it") from error
+            raise damaged(f"{function.name} does not accept the arguments in a pickle") from error
 
     def reduce(self) -> Any:
         return self.called(*self.tuple_of(2))
@@ -206,7 +206,7 @@ class _Interpreter:
 
     def persistent(self, persistent_id: Any) -> Any:
         if self._persistent_load is None:
-            raise damaged("a pickle refers to something outside of it")
+            raise damaged("a pickle refers to an object outside of it")
         return self._persistent_load(persistent_id)
 
 
@@ -219,7 +219,7 @@ def _text(data: bytes) -> str:
 
 
 def _old_text(data: bytes) -> str:
-    """Python 2 has one type for text and bytes; latin1 keeps the bytes within reach."""
+    """Decodes a string of Python 2, which may be text or bytes; latin1 preserves the bytes."""
     return data.decode("latin1")
 
 
@@ -229,12 +229,12 @@ def _little_endian(data: bytes) -> int:
 
 def _quoted_line(line: bytes) -> str:
     if len(line) < 2 or line[:1] != line[-1:] or line[:1] not in (b"'", b'"'):
-        raise damaged("a text of a pickle has no quotes")
+        raise damaged("a string of a pickle has no quotes")
     return _old_text(codecs.escape_decode(line[1:-1])[0])
 
 
 def _integer_line(line: bytes) -> int | bool:
-    if len(line) > _MAX_DIGITS:  # the time that int takes grows with their square
+    if len(line) > _MAX_DIGITS:  # the running time of int grows with their square
         raise damaged("a number of a pickle has too many digits")
     return {b"00": False, b"01": True}[line] if line in (b"00", b"01") else int(line)
 
@@ -247,7 +247,7 @@ def _line(decode: Callable[[bytes], Any]):
     return lambda machine: decode(machine.line())
 
 
-# Instructions that put one object on the stack, by their byte.
+# Instructions that push one object on the stack, by their byte.
 _CONSTANTS: dict[bytes, Callable[[_Interpreter], Any]] = {
     pickle.NONE: lambda machine: None,
     pickle.NEWTRUE: lambda machine: True,
@@ -299,7 +299,7 @@ _CONSTANTS: dict[bytes, Callable[[_Interpreter], Any]] = {
     pickle.BINPERSID: lambda machine: machine.persistent(*machine.tuple_of(1)),
 }
 
-# Instructions that change what is there.
+# Instructions that change existing objects.
 _ACTIONS: dict[bytes, Callable[[_Interpreter], Any]] = {
     pickle.PROTO: lambda machine: machine.unpack("<B"),
     pickle.FRAME: lambda machine: machine.unpack("<Q"),

@@ -1,7 +1,7 @@
-"""Safetensors files: a length, a JSON header that says where each tensor lies, and their numbers.
+"""Reads safetensors files: a length, a JSON header with each tensor's position, and the numbers.
 
-Source: "Format" in the documentation of huggingface/safetensors. As there, the tensors have to fill
-what follows the header without gaps, so that nothing in a file is read twice or not at all.
+Source: "Format" in the documentation of huggingface/safetensors. As specified there, the tensors
+have to fill the rest of the file without gaps, so that every byte is read exactly once.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ _NUMBER_TYPES = {
 
 
 def is_safetensors(head: bytes, size: int) -> bool:
-    """Whether a file of `size` bytes that begins so has a header within it, before its tensors."""
+    """Whether a file of `size` bytes starts with the length of a header that fits into it."""
     return head[_LENGTH_BYTES:].startswith(b"{") and _header_end(head) <= size
 
 
 def read_safetensors(content: bytes, budget: Budget) -> dict[str, np.ndarray]:
-    """The tensors of a safetensors file by name, in the header's order; bfloat16 as float32.
+    """Reads the tensors of a safetensors file by name, in the header's order.
 
     Raises:
-        Refusal: the header is none of such a file, the tensors do not lie one behind another, or
-            one is of an unknown type.
-        ValueError: the header is no JSON.
+        Refusal: the header is invalid, the tensors are not contiguous, or one is of an unknown
+            type.
+        ValueError: the header is not JSON.
     """
     start = _header_end(content)
     header = json.loads(content[_LENGTH_BYTES:start], object_pairs_hook=_without_repetition)
@@ -43,10 +43,10 @@ def read_safetensors(content: bytes, budget: Budget) -> dict[str, np.ndarray]:
     end = 0
     for first, last in sorted(spans.values()):
         if first != end:
-            raise damaged("its tensors do not lie one behind another")
+            raise damaged("its tensors are not contiguous")
         end = last
     if end != len(content) - start:
-        raise damaged(f"its tensors have {end} bytes and the file {len(content) - start}")
+        raise damaged(f"its tensors have {end} bytes, but the file has {len(content) - start}")
     return {
         name: _array(entry, content[start + spans[name][0] : start + spans[name][1]], budget)
         for name, entry in header.items()
@@ -60,23 +60,23 @@ def _header_end(content: bytes) -> int:
 def _without_repetition(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
-        raise damaged("its header has a name twice")
+        raise damaged("its header contains a name twice")
     return found
 
 
 def _span(name: str, entry: Any) -> tuple[int, int]:
-    """First and last byte of a tensor, counted from the end of the header."""
+    """Returns first and last byte of a tensor, counted from the end of the header."""
     if not isinstance(entry, dict) or entry.keys() != {"dtype", "shape", "data_offsets"}:
-        raise damaged(f"the header's entry {shown(name)} describes no tensor")
+        raise damaged(f"the header's entry {shown(name)} does not describe a tensor")
     if entry["dtype"] not in _NUMBER_TYPES:
         raise Refusal(
-            f"its tensor {shown(name)} is of type {shown(entry['dtype'])}, which is unknown here: "
-            "save its tensors as float32"
+            f"its tensor {shown(name)} is of type {shown(entry['dtype'])}, which is not "
+            "supported: save its tensors as float32"
         )
     shape, span = entry["shape"], entry["data_offsets"]
     lists = isinstance(shape, list) and isinstance(span, list)
     if not lists or not is_shape((*shape, *span)) or len(span) != 2 or span[0] > span[1]:
-        raise damaged(f"the tensor {shown(name)} has an impossible shape or place")
+        raise damaged(f"the tensor {shown(name)} has an impossible shape or position")
     return span[0], span[1]
 
 

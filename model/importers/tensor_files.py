@@ -1,11 +1,11 @@
-"""Weight files of other programs, read into NumPy arrays without running what they contain.
+"""Reads other programs' weight files into NumPy arrays without running any code they contain.
 
-Read are PyTorch's checkpoints (its zip format and the older one), pickles of NumPy arrays as
-Detectron and Detectron2 publish them, safetensors, Keras weights in HDF5, and .npz archives. What a
-file is decides its content, not its name. A pickle may name any object of any program: unknown ones
-become inert stubs, which are ignored beside the weights and refused among them, and a file that
-names what only an attack needs is refused as a whole (see `pickle_objects`). A file takes no more
-memory than a fixed multiple of its size.
+It reads PyTorch's checkpoints (the zip format and the older one), pickles of NumPy arrays as
+published by Detectron and Detectron2, safetensors, Keras weights in HDF5, and .npz archives. The
+format is recognised by the content, not by the name. A pickle may name any object of any program.
+Unknown ones become inert stubs: they are ignored next to the weights and refused among them. A file
+with names that only attacks need is refused as a whole (see `pickle_objects`). The memory use is
+limited to a fixed multiple of the file's size.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ from model.importers.torch_files import (
 )
 from model.importers.zip_members import ZipMembers
 
-# Under which a checkpoint keeps its weights, in the order in which they are looked for.
+# Keys under which a checkpoint may have its weights, in the order of the search.
 _WRAPPERS = ("state_dict", "model", "blobs", "model_state_dict", "module")
 _MAX_WRAPPERS = 3
 _PARALLEL_PREFIX = "module."
 _FOREIGN = {
-    b"version https://git-lfs": "a Git LFS pointer in place of the weights: run git lfs pull",
-    b"<": "a web page or XML: download the weights themselves",
-    b"{": "JSON: give the file of the weights themselves",
+    b"version https://git-lfs": "a Git LFS pointer instead of the weights: run git lfs pull",
+    b"<": "a web page or XML: download the weight file itself",
+    b"{": "JSON: give the weight file itself",
     b"\x1f\x8b": "compressed with gzip: unpack it first",
     b"\xfd7zXZ": "compressed with xz: unpack it first",
     b"BZh": "compressed with bzip2: unpack it first",
@@ -50,36 +50,36 @@ _KNOWN = (
 
 
 def read_tensors(path: str) -> dict[str, np.ndarray]:
-    """All tensors of a weight file by their full names, in the file's order.
+    """Reads all tensors of a weight file by their full names, in the file's order.
 
     In pickled checkpoints the weights are the dict under "state_dict", "model", "blobs",
-    "model_state_dict" or "module", through up to three of them, else the outermost dict. Entries
-    that are no tensors are left out, as are Caffe2's "_momentum" blobs and optimizers; "module."
-    in front of all names (PyTorch's DataParallel) is removed.
+    "model_state_dict" or "module", nested up to three levels, otherwise the outermost dict. Entries
+    that are not tensors are ignored, as are Caffe2's "_momentum" blobs and optimizers; the prefix
+    "module." of all names (from PyTorch's DataParallel) is removed.
 
     Args:
         path: the file.
 
     Returns:
-        Contiguous arrays of shapes and numbers as in the file: floats of any width as float32;
-        bool, integers and complex numbers as they are.
+        Contiguous arrays with the shapes and numbers of the file: floats of any width as float32;
+        bool, integers and complex numbers unchanged.
 
     Raises:
-        UserError: there is no such file, or it is of another format, damaged or unsafe, or holds
-            no tensors.
+        UserError: there is no such file, or it has an unknown format, is damaged or unsafe, or
+            contains no tensors.
     """
     size = _size_of(path)
     try:
         tensors = _read_any(path, Budget(size))
         if not tensors:
-            raise Refusal("it holds no tensors: give a file of weights")
+            raise Refusal("it contains no tensors: give a file of weights")
         prefixed = all(name.startswith(_PARALLEL_PREFIX) for name in tensors)
         start = len(_PARALLEL_PREFIX) if prefixed else 0
         return {name[start:]: plain_numbers(array) for name, array in tensors.items()}
     except Refusal as refusal:
         raise UserError(f"{path} cannot be read as weights: {refusal}.") from refusal
-    # Below lie four parsers of other people's formats; a broken file can make each of them raise
-    # almost anything, and to the user it all means the same.
+    # A broken file can make the parsers raise almost any exception, and all of them mean the same
+    # to the user.
     except Exception as error:
         refusal = damaged(type(error).__name__)
         raise UserError(f"{path} cannot be read as weights: {refusal}.") from error
@@ -87,15 +87,15 @@ def read_tensors(path: str) -> dict[str, np.ndarray]:
 
 def _size_of(path: str) -> int:
     if files.is_folder(path):
-        raise UserError(f"{path} is a folder: name the file of the weights in it.")
+        raise UserError(f"{path} is a folder: give the weight file in it.")
     try:
         with files.open_file(path, "rb"):
             size = files.size(path)
     except FileNotFoundError:
-        raise UserError(f"There is no file {path}: check the path of the weights.") from None
+        raise UserError(f"The file {path} does not exist: check the path of the weights.") from None
     except OSError as error:
         raise UserError(
-            f"{path} may not be read ({error.strerror or error}): change its permissions."
+            f"{path} cannot be opened ({error.strerror or error}): check its permissions."
         ) from None
     if not size:
         raise UserError(f"{path} is empty: download or save it again.")
@@ -105,7 +105,7 @@ def _size_of(path: str) -> int:
 def _read_any(path: str, budget: Budget) -> dict[str, np.ndarray]:
     with files.open_file(path, "rb") as file:
         head = file.read(512)
-    # Before the others, as the length at its head may look like any of them.
+    # Before the other formats, because the length at its start may look like any of them.
     if is_safetensors(head, files.size(path)):
         return read_safetensors(_content_of(path), budget)
     if head.startswith(b"PK"):
@@ -144,32 +144,32 @@ def _refuse_foreign(head: bytes) -> None:
             raise Refusal(f"it is {explanation}")
     if head[257:262] == b"ustar":
         raise Refusal(
-            "it is a tar archive: unpack it, or if PyTorch 0.1 wrote it, load it there and save it "
-            "with a newer one"
+            "it is a tar archive: unpack it; if PyTorch 0.1 wrote it, load it with PyTorch and "
+            "save it with a newer version"
         )
     if head[8:9] == b"{":
-        raise damaged("a safetensors file ends within its header")
-    # Pickles of protocols 0 and 1 begin with the dict that they hold, or with a name.
+        raise damaged("the safetensors file ends within its header")
+    # Pickles of protocols 0 and 1 begin with their dict or with a name.
     if head[:1] not in (b"\x80", b"(", b"}", b"]", b"c"):
         raise Refusal(f"its format is unknown: give {_KNOWN}")
 
 
 def _arrays_of(content: Any, budget: Budget) -> dict[str, np.ndarray]:
-    """The arrays of the weights inside what a pickle holds."""
+    """Finds the arrays of the weights in the content of a pickle."""
     if isinstance(content, Stub):
         raise Refusal(_whole_object(content))
     weights = _find_weights(content, 0) if isinstance(content, dict) else {}
     for name, value in weights.items():
         if not isinstance(value, Numbers):
             raise Refusal(
-                f"its weight {shown(name)} is an object of {shown(value.name)}, no plain tensor: "
-                "save plain tensors of floats or integers"
+                f"its weight {shown(name)} is an object of {shown(value.name)}, not a plain "
+                "tensor: save plain tensors of floats or integers"
             )
     return {name: value.to_array(budget) for name, value in weights.items()}
 
 
 def _find_weights(content: dict, depth: int) -> dict[str, Stub]:
-    """Tensors and unknown objects of the innermost dict of weights, empty without a tensor."""
+    """Returns tensors and stubs of the innermost dict of weights; empty if it has no tensors."""
     whole_objects = []
     for wrapper in _WRAPPERS:
         inner = content.get(wrapper)
@@ -190,14 +190,14 @@ def _find_weights(content: dict, depth: int) -> dict[str, Stub]:
 
 
 def _is_tensor(value: Stub) -> bool:
-    # Quantised and sparse tensors are tensors, if none that can be read.
+    # Quantised and sparse tensors are tensors too, but cannot be read.
     return isinstance(value, Numbers) or value.name.startswith("torch._utils._rebuild")
 
 
 def _whole_object(stub: Stub) -> str:
     if isinstance(stub, Numbers):
-        return "it holds a single array without a name: save a dict of arrays"
+        return "it contains a single array without a name: save a dict of arrays"
     return (
-        f"in place of a dict of weights it holds an object of {shown(stub.name)}: save the "
-        "module's state_dict() instead"
+        f"it contains an object of {shown(stub.name)}, not a dict of weights: save the module's "
+        "state_dict()"
     )

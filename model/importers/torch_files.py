@@ -1,10 +1,10 @@
-"""PyTorch's checkpoints, read without PyTorch: the zip format of 1.6 and the one before it.
+"""Reads PyTorch's checkpoints without PyTorch: the zip format since 1.6 and the older one.
 
 Both hold a pickle in which a tensor is a call of `torch._utils._rebuild_tensor_v2` with a storage,
-an offset, a shape and strides; the storages, runs of numbers of one type, lie outside of it. In the
-zip format each is a member `<name>/data/<key>`. In the older one five pickles follow each other
-(magic number, version, system, content, keys of the storages), then for each key the number of
-elements as int64 and the elements. Offsets and strides count elements.
+an offset, a shape and strides; the storages, runs of numbers of one type, are stored outside of it.
+In the zip format each is a member `<name>/data/<key>`. In the older one five pickles follow each
+other (magic number, version, system, content, keys of the storages), then for each key the number
+of elements as int64 and the elements. Offsets and strides count elements.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from model.importers.refusals import Budget, Refusal, damaged, shown
 from model.importers.safe_pickle import load_pickle
 from model.importers.zip_members import ZipMembers
 
-# The magic number 0x1950a86a20f9469cfc6c as the instruction that puts it on a pickle's stack.
+# The pickle instruction that pushes the magic number 0x1950a86a20f9469cfc6c on the stack.
 LEGACY_MAGIC = b"\x8a\x0a" + 0x1950A86A20F9469CFC6C.to_bytes(10, "little")
 _LEGACY_VERSION = 1001
 
@@ -38,9 +38,9 @@ _STORAGE_TYPES = {
     "BFloat16Storage": "bfloat16", "BoolStorage": "b1", "CharStorage": "i1", "ShortStorage": "i2",
     "IntStorage": "i4", "LongStorage": "i8", "ByteStorage": "u1",
     "ComplexFloatStorage": "c8", "ComplexDoubleStorage": "c16",
-    # These two count bytes; the tensor says what they are.
+# These two count bytes; the tensor states their type.
     "UntypedStorage": "u1", "_UntypedStorage": "u1", "TypedStorage": "u1",
-    # Quantised numbers are refused as weights, but may lie between others.
+# Quantised numbers are refused as weights, but may occur between other storages.
     "QInt8Storage": "i1", "QUInt8Storage": "u1", "QInt32Storage": "i4",
 }  # fmt: skip
 
@@ -51,7 +51,7 @@ def _element_bytes(type_code: str) -> int:
 
 @dataclass(frozen=True)
 class _Storage:
-    """A run of `length` elements from element `start` on of what is stored under `key`."""
+    """A run of `length` elements, from element `start`, of the storage with a `key`."""
 
     key: str
     type_code: str
@@ -61,7 +61,7 @@ class _Storage:
     start: int = 0
 
     def elements(self, type_code: str) -> np.ndarray:
-        """The run as a flat array; bfloat16 as the uint16 [length] of its bits."""
+        """Returns the run as a flat array; bfloat16 as the uint16 [length] of its bits."""
         size = _element_bytes(self.type_code)
         content = self.read(self.key)
         first, last = self.start * size, (self.start + self.length) * size
@@ -73,16 +73,16 @@ class _Storage:
 
 
 class _Tensor(Numbers):
-    """A tensor of a pickle, read when its storage is there and it turns out to be wanted."""
+    """A tensor of a pickle, whose numbers are read only if it is used."""
 
     def __init__(self, storage: Any, offset: Any, shape: Any, strides: Any, type_code: str):
         super().__init__("torch.Tensor")
         if not isinstance(storage, _Storage):
-            raise damaged("a tensor without a storage")
+            raise damaged("a tensor has no storage")
         if not (is_shape(shape) and is_shape(strides) and is_shape((offset,))):
-            raise damaged("a tensor with an impossible shape, strides or offset")
+            raise damaged("a tensor has an impossible shape, strides or offset")
         if len(shape) != len(strides):
-            raise damaged("a tensor with more axes than strides, or fewer")
+            raise damaged("a tensor has different numbers of axes and strides")
         self._storage, self._type = storage, type_code
         self._offset, self._shape, self._strides = offset, shape, strides
 
@@ -96,8 +96,8 @@ class _Tensor(Numbers):
             (length - 1) * stride for length, stride in zip(self._shape, self._strides, strict=True)
         )
         if last >= len(elements):
-            raise damaged(f"a tensor reaches to element {last} of a storage of {len(elements)}")
-        # Inside the storage, as just checked; strides of axes of length one may be anything.
+            raise damaged(f"a tensor uses element {last} of a storage of {len(elements)} elements")
+        # It lies inside the storage, as just checked; strides of axes of length 1 are arbitrary.
         steps = [
             stride * elements.itemsize if length > 1 else 0
             for length, stride in zip(self._shape, self._strides, strict=True)
@@ -117,7 +117,7 @@ def _build_tensor(storage: Any, offset: Any, shape: Any, strides: Any, *_: Any) 
 def _build_typed_tensor(
     storage: Any, offset: Any, shape: Any, strides: Any, *more: Any
 ) -> Numbers | Stub:
-    dtype = more[2]  # after whether it requires a gradient, and its hooks
+    dtype = more[2]  # after its requires_grad and its hooks
     type_code = _TYPES.get(getattr(dtype, "name", "").removeprefix("torch."))
     if type_code is None:
         return Stub(getattr(dtype, "name", "torch.dtype"))
@@ -141,7 +141,7 @@ def _builders(budget: Budget) -> dict[str, Callable[..., Any]]:
     builders["torch._utils._rebuild_parameter_with_state"] = _build_parameter
 
     def build_from_type(function: Any, kind: Any, arguments: Any, state: Any) -> Any:
-        # A tensor with attributes, or of a subclass: the call that makes it comes as arguments.
+        # A tensor with attributes, or of a subclass: the call that makes it is passed as arguments.
         name = function.name
         is_tensor = name.startswith("torch._utils.") and name in builders
         return builders[name](*arguments) if is_tensor else Stub(kind.name)
@@ -151,13 +151,13 @@ def _builders(budget: Budget) -> dict[str, Callable[..., Any]]:
 
 
 def is_torch_archive(members: ZipMembers) -> bool:
-    """Whether a zip archive is laid out as PyTorch does it."""
+    """Whether a zip archive has the layout of a PyTorch checkpoint."""
     root = _root(members)
     return f"{root}/data.pkl" in members.names or f"{root}/constants.pkl" in members.names
 
 
 def read_torch_archive(members: ZipMembers, budget: Budget) -> Any:
-    """The content of a checkpoint in the zip format, its tensors as `Numbers`.
+    """Reads a checkpoint in the zip format, its tensors as `Numbers`.
 
     Raises:
         Refusal: it is a TorchScript program, or unsafe or damaged.
@@ -174,7 +174,7 @@ def read_torch_archive(members: ZipMembers, budget: Budget) -> Any:
     def persistent_load(persistent_id: Any) -> _Storage:
         storage, view = _storage_of(persistent_id, read)
         if view is not None:
-            raise damaged("a view of a storage, which the zip format does not have")
+            raise damaged("the zip format does not support views of storages")
         return replace(storage, order=order)
 
     content = members.read(f"{root}/data.pkl")
@@ -182,10 +182,10 @@ def read_torch_archive(members: ZipMembers, budget: Budget) -> Any:
 
 
 def read_legacy_torch(content: bytes, budget: Budget) -> Any:
-    """The content of a checkpoint in the format before PyTorch 1.6, its tensors as `Numbers`.
+    """Reads a checkpoint in the format before PyTorch 1.6, its tensors as `Numbers`.
 
     Raises:
-        Refusal: it is unsafe or damaged, or of a version that never was.
+        Refusal: it is unsafe or damaged, or has an unknown version.
     """
     builders = _builders(budget)
     stored: dict[str, bytes] = {}
@@ -194,7 +194,9 @@ def read_legacy_torch(content: bytes, budget: Budget) -> Any:
 
     def persistent_load(persistent_id: Any) -> Any:
         if isinstance(persistent_id, tuple) and persistent_id[:1] == ("module",):
-            return persistent_id[1]  # the class of a module saved whole, together with its source
+            return persistent_id[
+                1
+            ]  # the class of a module that was saved as a whole, with its source
         storage, view = _storage_of(persistent_id, stored.__getitem__)
         if types.setdefault(storage.key, storage.type_code) != storage.type_code:
             raise damaged(f"storage {shown(storage.key)} has two types")
@@ -209,11 +211,11 @@ def read_legacy_torch(content: bytes, budget: Budget) -> Any:
     loaded, position = load_pickle(content, position, builders, persistent_load)
     keys, position = load_pickle(content, position, {})
     if not isinstance(keys, list) or set(keys) != types.keys() or len(keys) != len(types):
-        raise damaged("the list of storages is not that of the tensors")
+        raise damaged("the list of storages does not match the tensors")
     for key in keys:
         size = lengths[key] * _element_bytes(types[key])
         if content[position : position + 8] != struct.pack("<q", lengths[key]):
-            raise damaged(f"storage {shown(key)} is not where it should be")
+            raise damaged(f"storage {shown(key)} is not at its position")
         stored[key] = content[position + 8 : position + 8 + size]
         if len(stored[key]) != size:
             raise damaged(f"storage {shown(key)} should have {size} bytes")
@@ -222,7 +224,7 @@ def read_legacy_torch(content: bytes, budget: Budget) -> Any:
 
 
 class _Cache:
-    """Calls a function once for each key, as tensors may share a storage."""
+    """Calls a function once for each key, because tensors may share a storage."""
 
     def __init__(self, function: Callable[[str], bytes]):
         self._function = function
@@ -247,16 +249,16 @@ def _byte_order(members: ZipMembers, root: str) -> str:
 
 
 def _storage_of(persistent_id: Any, read: Callable[[str], bytes]) -> tuple[_Storage, Any]:
-    """The storage that a persistent id describes, and the view of it in old files, else None."""
+    """Returns the storage of a persistent id, and the view of it in old files, otherwise None."""
     if not isinstance(persistent_id, tuple) or len(persistent_id) not in (5, 6):
-        raise damaged("a reference to something that is no storage")
+        raise damaged("a reference to an object that is not a storage")
     kind, storage_type, key, _, length, *view = persistent_id
     if kind != "storage" or not isinstance(storage_type, Global) or not isinstance(key, str):
-        raise damaged("a reference to something that is no storage")
+        raise damaged("a reference to an object that is not a storage")
     type_code = _STORAGE_TYPES.get(storage_type.name.split(".")[-1])
     if type_code is None or not storage_type.name.startswith("torch."):
         raise Refusal(
-            f"it holds a storage of type {shown(storage_type.name)}, which is unknown here: "
+            f"it contains a storage of type {shown(storage_type.name)}, which is not supported: "
             "save its tensors as float32"
         )
     if not is_shape((length,)):
@@ -265,8 +267,8 @@ def _storage_of(persistent_id: Any, read: Callable[[str], bytes]) -> tuple[_Stor
 
 
 def _view_of(storage: _Storage, view: Any) -> _Storage:
-    """A part of a storage, as files of PyTorch 0.x describe it: key, first element, length."""
+    """Returns a part of a storage, given as in PyTorch 0.x files: key, first element, length."""
     if not isinstance(view, tuple) or len(view) != 3 or not is_shape(view[1:]):
-        raise damaged("a view of a storage that is none")
+        raise damaged("an invalid view of a storage")
     _, start, length = view
     return replace(storage, start=start, length=length)

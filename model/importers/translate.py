@@ -1,4 +1,4 @@
-"""Other programs' tensors as values of this network's variables, every one accounted for."""
+"""Translates other programs' tensors to this network's variables and accounts for each one."""
 
 from __future__ import annotations
 
@@ -31,18 +31,18 @@ _FIELD = re.compile(r"\\{(\w+)(?::(\d))?\\}")
 
 @dataclasses.dataclass
 class Translation:
-    """What became of every tensor and every variable.
+    """The outcome for every tensor and every variable.
 
     Attributes:
-        family: where the file comes from.
-        values: value of each variable that got one, by path.
+        family: the program that the file comes from.
+        values: value of each variable that received one, by path.
         matched: (name in the file, path) of tensors that kept their order of elements.
         reshaped: the same for tensors that were brought into another order.
         skipped: name in the file → why it was left out on purpose.
-        unexpected: name in the file → why there is no place for it.
-        unusable: name in the file → why the network would compute no numbers with it.
-        missing: paths of variables that the file should have had.
-        initial: paths of variables that such files never have.
+        unexpected: name in the file → why no variable takes it.
+        unusable: name in the file → why the network would compute invalid numbers with it.
+        missing: paths of variables that the file should contain.
+        initial: paths of variables that such files never contain.
     """
 
     family: Family
@@ -57,16 +57,16 @@ class Translation:
 
     @property
     def complete(self) -> bool:
-        """Whether nothing was unexpected or missing."""
+        """Whether nothing is unexpected or missing."""
         return not (self.unexpected or self.missing)
 
 
 def recognise(names: Iterable[str], stride_in_1x1: bool) -> Family | None:
-    """The family whose files have such names, or None.
+    """Finds the family whose files have such names, or None.
 
     Args:
         names: of all tensors of a file.
-        stride_in_1x1: the network's setting, which tells the two styles of mmdetection apart.
+        stride_in_1x1: the network's setting, which distinguishes the two styles of mmdetection.
     """
     names = {_plain(name) for name in names}
     for family in FAMILIES:
@@ -77,7 +77,7 @@ def recognise(names: Iterable[str], stride_in_1x1: bool) -> Family | None:
 
 
 def count_classes(tensors: Mapping[str, np.ndarray], family: Family) -> int | None:
-    """Classes, with the background, of a file's class logits; None if it has none."""
+    """Counts the classes, including the background, of a file's class logits, or returns None."""
     table = [_compile(line) for line in family.lines]
     for name, tensor in tensors.items():
         path, layout = _find(_plain(name), table)
@@ -87,9 +87,9 @@ def count_classes(tensors: Mapping[str, np.ndarray], family: Family) -> int | No
 
 
 def place(name: str, family: Family) -> tuple[str, Layout] | None:
-    """The variable's path and the layout for a tensor's name; None if the family's table has none.
+    """Finds a variable's path and layout for a tensor's name, or None if it is not in the table.
 
-    A path that ends in `folded_bias` is of no variable, see `translate`.
+    A path that ends in `folded_bias` does not belong to a variable, see `translate`.
     """
     path, layout = _find(_plain(name), [_compile(line) for line in family.lines])
     return None if path is None else (path, layout)
@@ -103,16 +103,16 @@ def translate(
 ) -> Translation:
     """Finds a variable for each tensor and a tensor for each variable.
 
-    Where a convolution has a norm here and a bias there, the bias moves into the norm: off the
-    moving mean, or, if batch norm was folded into the convolution, as the offset of a norm that
-    does nothing else. Epsilons of other programs go into the scales.
+    If a convolution has a norm here but a bias in the file, the bias is moved into the norm: it is
+    subtracted from the moving mean, or, if batch norm was folded into the convolution, becomes the
+    offset of a norm that does nothing else. Other programs' epsilons are absorbed by the scales.
 
     Args:
         tensors: of the file, by name.
         family: whose names they are.
         shapes: of this network's variables, by path.
         keep_classes: the file's classes, counted from 1 after the background, that become classes
-            1, 2, … here; all of them if empty.
+            1, 2, … here; all of them if it is empty.
     """
     result = Translation(family)
     table = [_compile(line) for line in family.lines]
@@ -131,7 +131,7 @@ def translate(
             try:
                 value = _arrange(tensor, path, layout, family, keep_classes)
             except (ValueError, IndexError):
-                result.unexpected[name] = f"{list(tensor.shape)} is no shape of such a layer"
+                result.unexpected[name] = f"{list(tensor.shape)} is not a shape of such a layer"
                 continue
             _assign(result, name, tensor, value, path, shapes)
     _find_unusable(result)
@@ -145,11 +145,11 @@ def translate(
 
 
 def _arrange(tensor, path, layout, family, classes: Sequence[int]) -> np.ndarray:
-    """A tensor in our order, with the background and `classes` of its class-wise outputs.
+    """Reorders a tensor and keeps the background and `classes` of class-wise outputs.
 
     Raises:
-        ValueError: its shape is none of such a layer.
-        IndexError: it has no outputs for some of the classes, as class-agnostic boxes have not.
+        ValueError: its shape does not fit such a layer.
+        IndexError: it lacks outputs for some of the classes, as class-agnostic boxes do.
     """
     value = layout(tensor)
     if path == "backbone/stem/conv/kernel" and family.channel_order == "bgr":
@@ -164,12 +164,12 @@ def _arrange(tensor, path, layout, family, classes: Sequence[int]) -> np.ndarray
 def _assign(result, name, tensor, value, path, shapes) -> None:
     norm, is_norm, _ = path.partition("norm/")
     if is_norm and f"{norm}norm/moving_mean" not in shapes:
-        result.unexpected[name] = "it is of a batch norm, and there is none here"
+        result.unexpected[name] = "it belongs to a batch norm, but there is none here"
     elif path not in shapes:
         result.unexpected[name] = "no such layer here"
     elif tuple(shapes[path]) != value.shape:
         result.unexpected[name] = (
-            f"{path} is {list(shapes[path])} here and {list(value.shape)} there"
+            f"{path} has shape {list(shapes[path])} here and {list(value.shape)} in the file"
         )
     else:
         kept = tensor.shape == value.shape and np.array_equal(tensor, value)
@@ -178,14 +178,14 @@ def _assign(result, name, tensor, value, path, shapes) -> None:
 
 
 def _complete_norms(result: Translation, folded, shapes) -> None:
-    """Gives norms what folded files leave out, and convolutions' biases a place."""
+    """Completes norms with the values that folded files lack, and moves biases into norms."""
     values = result.values
     for layer, (name, bias) in folded.items():
         norm = layer + "norm/"
         if layer + "conv/kernel" not in values:
-            result.skipped[name] = "the kernel it belongs to is not there"
+            result.skipped[name] = "the kernel that it belongs to is missing"
         elif shapes.get(norm + "moving_mean") != bias.shape:
-            result.unexpected[name] = "no such layer here, or no batch norm to take it up"
+            result.unexpected[name] = "no such layer here, or no batch norm to absorb it"
         elif norm + "moving_mean" in values:
             values[norm + "moving_mean"] = values[norm + "moving_mean"] - bias
             result.reshaped.append((name, norm + "moving_mean"))
@@ -199,27 +199,28 @@ def _complete_norms(result: Translation, folded, shapes) -> None:
 
 
 def _neutralise(result: Translation, norm: str) -> None:
-    """Makes a norm neither shift nor scale by its statistics."""
+    """Sets a norm's statistics so that they neither shift nor scale."""
     gamma = result.values[norm + "gamma"]
     result.values[norm + "moving_mean"] = np.zeros_like(gamma)
     result.values[norm + "moving_variance"] = np.ones_like(gamma) - np.float32(BATCH_NORM_EPSILON)
 
 
 def _find_unusable(result: Translation) -> None:
-    """Notes the tensors with which the network would compute no numbers."""
+    """Records the tensors with which the network would compute invalid numbers."""
     epsilon = result.family.batch_norm_epsilon
     for name, path in (*result.matched, *result.reshaped):
         value = result.values[path]
         if not np.isfinite(value).all():
-            result.unusable[name] = "it has numbers that are not finite in single precision"
+            result.unusable[name] = "it has numbers that are not finite in float32"
         elif path.endswith("norm/moving_variance") and (np.float64(value) + epsilon <= 0).any():
             result.unusable[name] = (
-                f"its least variance is {value.min():g} and the epsilon added to it {epsilon:g}"
+                f"its smallest variance is {value.min():g}, and the epsilon added to it is "
+                f"{epsilon:g}"
             )
 
 
 def _adapt_epsilon(result: Translation) -> None:
-    """Scales gamma as the other epsilon would; a small variance less their difference is none."""
+    """Adapts gamma to another epsilon; adapting the variance could make it negative."""
     values, epsilon = result.values, result.family.batch_norm_epsilon
     for path in [path for path in values if path.endswith("norm/gamma")]:
         variance = values.get(path.removesuffix("gamma") + "moving_variance")
@@ -231,12 +232,12 @@ def _adapt_epsilon(result: Translation) -> None:
 
 
 def _plain(name: str) -> str:
-    """Keras' names carry an output number."""
+    """Removes the output number from Keras' names."""
     return name.removesuffix(":0")
 
 
 def _compile(line: Line):
-    """A table's line as (pattern of the name, path, what its numbers count from, layout)."""
+    """Compiles a table's line to (pattern of the name, path, first numbers, layout)."""
     name, path, layout = line
     starts: dict[str, int] = {}
 
@@ -253,7 +254,7 @@ def _compile(line: Line):
 
 
 def _find(name: str, table):
-    """The path and the layout for a name; (None, None) if no line knows it."""
+    """Finds the path and the layout for a name; (None, None) if no line matches."""
     for pattern, path, starts, layout in table:
         match = pattern.fullmatch(name)
         if match:
@@ -265,7 +266,7 @@ def _find(name: str, table):
 
 
 def _value(field: str, text: str, starts: dict[str, int]) -> str | int:
-    """What a field of a name becomes in the path."""
+    """Converts a field of a name to its value in the path."""
     if field in _CHOICES:
         return _CHOICES[field][text]
     return int(text) - starts[field] if field in starts else text

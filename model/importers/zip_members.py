@@ -1,4 +1,4 @@
-"""Zip archives whose table of contents is checked before anything is taken out."""
+"""Reads zip archives, after checking the table of contents."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import zipfile
 from model.importers.refusals import Budget, Refusal, damaged, shown
 
 _MAX_MEMBERS = 100_000
-_DEFLATE_LIMIT = 1032  # no deflated byte can stand for more
+_DEFLATE_LIMIT = 1032  # no deflated byte can expand to more
 _ENCRYPTED = 1
 
 
@@ -22,11 +22,13 @@ class ZipMembers:
         """Checks the table of contents.
 
         Raises:
-            Refusal: a name leads out of the archive or is there twice, or a member is encrypted,
-                or compressed in an unusual way, or declares more bytes than it can hold.
+            Refusal: a name leads out of the archive or occurs twice, or a member is encrypted, uses
+                an unsupported compression, or declares more bytes than it can contain.
         """
         if len(archive.infolist()) > _MAX_MEMBERS:
-            raise Refusal(f"it has more than {_MAX_MEMBERS:,} members, which no weight file has")
+            raise Refusal(
+                f"it has more than {_MAX_MEMBERS:,} members, more than any weight file has"
+            )
         for member in archive.infolist():
             _check_member(member)
         self.names = archive.namelist()
@@ -37,18 +39,20 @@ class ZipMembers:
         self._budget = budget
 
     def read(self, name: str) -> bytes:
-        """The content of one member.
+        """Reads the content of one member.
 
         Raises:
             Refusal: there is no such member, its content is damaged, or too large.
         """
         if name not in self._sizes:
-            raise damaged(f"the archive has no member {shown(name)}")
+            raise damaged(f"the archive does not contain {shown(name)}")
         size = self._sizes[name]
         self._budget.charge(size)
         content = self._archive.read(name)
         if len(content) != size:
-            raise damaged(f"member {shown(name)} of the archive has {len(content)} bytes")
+            raise damaged(
+                f"member {shown(name)} of the archive has a wrong size of {len(content)} bytes"
+            )
         return content
 
 
@@ -57,13 +61,13 @@ def _check_member(member: zipfile.ZipInfo) -> None:
     parts = member.filename.replace("\\", "/").split("/")
     if parts[0] == "" or ":" in parts[0] or ".." in parts:
         raise Refusal(
-            f"its member {name} would lie outside of the archive: the file is unsafe, get the "
-            "weights from another source"
+            f"its member {name} would be unpacked outside of the archive's folder: the file is "
+            "unsafe, get the weights from another source"
         )
     if member.flag_bits & _ENCRYPTED:
         raise Refusal(f"its member {name} is encrypted: give a file without a password")
     if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-        raise Refusal(f"its member {name} is compressed in an unusual way: save it again")
+        raise Refusal(f"its member {name} uses an unsupported compression: save it again")
     growth = 1 if member.compress_type == zipfile.ZIP_STORED else _DEFLATE_LIMIT
     if member.file_size > growth * member.compress_size:
-        raise damaged(f"member {name} of the archive declares more bytes than it holds")
+        raise damaged(f"member {name} of the archive declares more bytes than it can contain")

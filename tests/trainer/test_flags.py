@@ -119,7 +119,7 @@ ACCEPTED = {
         "seed": "a seed as any other",
         "horizontal_flip": "never mirrored",
         "vertical_flip": "never mirrored",
-        "input_threads": "lets tf.data choose",
+        "input_threads": "left to tf.data",
         "num_classes": "taken from the records",
         "freeze_at": "nothing is frozen",
         "backbone_width": "as published",

@@ -122,7 +122,7 @@ def test_names_that_only_attacks_need_are_refused(name, spelling, tmp_path):
         + b"R.",
         "INST": b"(" + argument + f"i{module}\n{function}\n.".encode(),
     }[spelling]
-    with pytest.raises(Refusal, match="unsafe, delete it"):
+    with pytest.raises(Refusal, match="unsafe; delete it"):
         _load(content)
     assert not target.exists()
 
@@ -200,7 +200,7 @@ def test_doubling_lists_take_no_more_than_they_say():
 def test_repeated_copies_are_refused_as_a_bomb():
     text = pickle.dumps("x" * 2**20, 2)[2:-1].replace(b"q\x00", b"q\x01")
     encode = b"c_codecs\nencode\nh\x01\x85R"
-    with pytest.raises(Refusal, match="unfolds to far more memory"):
+    with pytest.raises(Refusal, match="would need far more memory"):
         _load(text + encode * 1000 + b".")
 
 

@@ -74,7 +74,7 @@ def test_strided_tensors_by_hand(tmp_path, offset, shape, strides, expected):
     ],
 )
 def test_tensors_beyond_their_storage_are_refused(tmp_path, offset, shape, strides):
-    with pytest.raises(UserError, match="damaged or cut short"):
+    with pytest.raises(UserError, match="damaged or truncated"):
         _read_tensor(tmp_path, tensor(storage(12), offset, shape, strides))
 
 
@@ -96,14 +96,14 @@ def test_storages_that_declare_more_than_they_hold_are_refused(tmp_path, length,
 
 @pytest.mark.parametrize("shape", [(10**9,), (10**6, 10**6), (2**62,)])
 def test_one_number_repeated_without_end_is_refused(tmp_path, shape):
-    with pytest.raises(UserError, match="unfolds to far more memory"):
+    with pytest.raises(UserError, match="would need far more memory"):
         _read_tensor(tmp_path, tensor(storage(12), 0, shape, (0,) * len(shape)))
 
 
 def test_many_copies_of_one_storage_are_refused(tmp_path):
     one = tensor(storage(2**20), 0, (2**20,), (1,))
     content = pickled({f"w{i}": one for i in range(200)})
-    with pytest.raises(UserError, match="unfolds to far more memory"):
+    with pytest.raises(UserError, match="would need far more memory"):
         _read(tmp_path, torch_archive(content, {"0": b"\0" * 2**22}))
 
 
@@ -138,15 +138,15 @@ def test_tensors_with_attributes_and_in_parameters_are_those_inside(tmp_path):
     "described, sentence",
     [
         (Call("absent.Tensor", ()), "its weight 'bad' is an object of 'absent.Tensor'"),
-        (Call("torch._utils._rebuild_qtensor", ()), "'torch._utils._rebuild_qtensor', no plain"),
+        (Call("torch._utils._rebuild_qtensor", ()), "'torch._utils._rebuild_qtensor', not a plain"),
         (Name("absent.Class"), "an object of 'absent.Class'"),
         (tensor(storage(1, kind="OddStorage"), 0, (1,), (1,)), "'torch.OddStorage'"),
-        (tensor(7, 0, (1,), (1,)), "a tensor without a storage"),
-        (tensor(storage(1, key=5), 0, (1,), (1,)), "no storage"),
-        (tensor(storage(1, key="9"), 0, (1,), (1,)), "no member 'x/data/9'"),
-        (tensor(storage(1, key="../../x"), 0, (1,), (1,)), "no member"),
-        (Persistent(3), "no storage"),
-        (Call("torch._utils._rebuild_tensor_v2", ()), "does not take"),
+        (tensor(7, 0, (1,), (1,)), "a tensor has no storage"),
+        (tensor(storage(1, key=5), 0, (1,), (1,)), "not a storage"),
+        (tensor(storage(1, key="9"), 0, (1,), (1,)), "does not contain 'x/data/9'"),
+        (tensor(storage(1, key="../../x"), 0, (1,), (1,)), "does not contain"),
+        (Persistent(3), "not a storage"),
+        (Call("torch._utils._rebuild_tensor_v2", ()), "does not accept"),
     ],
 )
 def test_strange_weights_are_refused(tmp_path, described, sentence):
@@ -160,7 +160,7 @@ def test_strange_weights_are_refused(tmp_path, described, sentence):
 @pytest.mark.parametrize("name", ["/etc/passwd", "../outside", "x/../../y", "..\\y", "C:/y", "\\y"])
 def test_members_outside_of_the_archive_are_refused(tmp_path, name):
     content = pickled({"w": tensor(storage(12), 0, (2,), (1,))})
-    with pytest.raises(UserError, match="outside of the archive: the file is unsafe"):
+    with pytest.raises(UserError, match="outside of the archive's folder: the file is unsafe"):
         _read(tmp_path, torch_archive(content, {"0": _NUMBERS}, {name: b"x"}))
 
 
@@ -168,7 +168,7 @@ def test_a_zip_bomb_is_refused(tmp_path):
     content = pickled({"w": tensor(storage(2**27), 0, (1,), (1,))})
     bomb = torch_archive(content, {"0": bytes(2**29)}, compression=zipfile.ZIP_DEFLATED)
     assert len(bomb) < 2**20
-    with pytest.raises(UserError, match="unfolds to far more memory"):
+    with pytest.raises(UserError, match="would need far more memory"):
         _read(tmp_path, bomb)
 
 
@@ -178,7 +178,7 @@ def test_a_size_that_the_table_of_contents_invents_is_refused(tmp_path):
     size, entry = (48).to_bytes(4, "little"), archive.rindex(b"PK\x01\x02")
     assert archive[entry + 20 : entry + 28] == size + size
     forged = archive[: entry + 24] + (2**31).to_bytes(4, "little") + archive[entry + 28 :]
-    with pytest.raises(UserError, match="declares more bytes than it holds"):
+    with pytest.raises(UserError, match="declares more bytes than it can contain"):
         _read(tmp_path, forged)
 
 
@@ -237,12 +237,14 @@ def test_the_older_format_by_hand(tmp_path):
 )
 def test_storages_that_are_not_where_they_should_be(tmp_path, reference, shape, storages, keys):
     content = pickled({"w": tensor(reference, 0, shape, (1,))})
-    with pytest.raises(UserError, match="damaged or cut short"):
+    with pytest.raises(UserError, match="damaged or truncated"):
         _read(tmp_path, legacy_checkpoint(content, storages, keys))
 
 
 def test_a_module_saved_whole_in_the_older_format_is_named(tmp_path):
     module = Persistent(("module", Name("absent.Network"), "network.py", "class Network: ..."))
     content = b"\x80\x02" + pickled(module)[2:-1] + b")\x81}b."
-    with pytest.raises(UserError, match="an object of 'absent.Network': save the module's"):
+    with pytest.raises(
+        UserError, match="an object of 'absent.Network', not a dict of weights: save the module's"
+    ):
         _read(tmp_path, legacy_checkpoint(content))

@@ -83,14 +83,14 @@ def test_a_folded_bias_without_its_kernel_is_left_out(network):
     tensors = fold_batch_norms(resnet18_tensors())
     del tensors["layer4.0.conv1.weight"]
     result = translate(tensors, families.TORCHVISION_RESNET, shapes_of(network))
-    assert result.skipped["layer4.0.conv1.bias"] == "the kernel it belongs to is not there"
+    assert result.skipped["layer4.0.conv1.bias"] == "the kernel that it belongs to is missing"
     lost = "backbone/stages/3/0/conv1/"
     assert sorted(result.missing) == sorted(
         [f"{lost}conv/kernel"]
         + [f"{lost}norm/{n}" for n in ("gamma", "beta", "moving_mean", "moving_variance")]
     )
     sentence = explain_refusal(result, "weights.npz")
-    assert "nothing for backbone/stages/3/0/conv1/" in sentence
+    assert "no tensors for backbone/stages/3/0/conv1/" in sentence
     assert "--allow_partial" in sentence
 
 
@@ -111,8 +111,13 @@ def test_another_epsilon_goes_into_the_scale(network, epsilon):
     [
         ("conv1.weight", np.inf, 1e-5, "not finite"),
         ("bn1.weight", np.nan, 1e-5, "not finite"),
-        ("bn1.running_var", -2e-5, 1e-5, "its least variance is -2e-05"),
-        ("bn1.running_var", 0.0, 0.0, "its least variance is 0 and the epsilon added to it 0"),
+        ("bn1.running_var", -2e-5, 1e-5, "its smallest variance is -2e-05"),
+        (
+            "bn1.running_var",
+            0.0,
+            0.0,
+            "its smallest variance is 0, and the epsilon added to it is 0",
+        ),
     ],
 )
 def test_tensors_that_give_no_numbers_are_named(network, name, number, epsilon, reason):
@@ -174,14 +179,15 @@ def test_shapes_that_differ_are_unexpected_and_their_variables_missing(network):
     result = translate(tensors, families.TORCHVISION_RESNET, shapes_of(network))
     path = "backbone/stages/0/0/conv1/conv/kernel"
     assert result.unexpected == {
-        "layer1.0.conv1.weight": f"{path} is [3, 3, 8, 8] here and [3, 3, 4, 4] there",
+        "layer1.0.conv1.weight": f"{path} has shape [3, 3, 8, 8] here and [3, 3, 4, 4] in the file",
         "layer1.7.conv1.weight": "no such layer here",
         "something.else": "no such layer here",
     }
     assert result.missing == [path]
     sentence = explain_refusal(result, "f.pth")
     assert (
-        "layer1.0.conv1.weight (backbone/stages/0/0/conv1/conv/kernel is [3, 3, 8, 8]" in sentence
+        "layer1.0.conv1.weight (backbone/stages/0/0/conv1/conv/kernel has shape [3, 3, 8, 8]"
+        in sentence
     )
 
 
@@ -192,8 +198,8 @@ def test_shapes_that_no_such_layer_has_are_unexpected(network):
     }
     result = translate(tensors, families.TORCHVISION, shapes_of(network))
     assert result.unexpected == {
-        "rpn.head.bbox_pred.bias": "[15] is no shape of such a layer",
-        "roi_heads.box_predictor.bbox_pred.bias": "[10] is no shape of such a layer",
+        "rpn.head.bbox_pred.bias": "[15] is not a shape of such a layer",
+        "roi_heads.box_predictor.bbox_pred.bias": "[10] is not a shape of such a layer",
     }
 
 
@@ -215,7 +221,7 @@ def test_a_network_without_its_maskiou_head_gets_advice(network):
 def test_batch_norm_does_not_become_group_norm():
     network = make_network(norm="gn")
     result = translate(resnet18_tensors(), families.TORCHVISION_RESNET, shapes_of(network))
-    assert result.unexpected["bn1.weight"] == "it is of a batch norm, and there is none here"
+    assert result.unexpected["bn1.weight"] == "it belongs to a batch norm, but there is none here"
     assert not [path for path in result.values if "norm" in path]
 
 
@@ -250,7 +256,7 @@ def test_some_classes_are_kept_in_the_order_asked_for(network):
 def test_classes_cannot_be_kept_of_outputs_that_are_not_by_class(network):
     agnostic = {"roi_heads.box_predictor.bbox_pred.weight": np.zeros((8, 8), np.float32)}
     result = translate(agnostic, families.TORCHVISION, shapes_of(network), keep_classes=[4, 2])
-    assert list(result.unexpected.values()) == ["[8, 8] is no shape of such a layer"]
+    assert list(result.unexpected.values()) == ["[8, 8] is not a shape of such a layer"]
 
 
 def test_names_tell_programs_apart():
