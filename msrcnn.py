@@ -1,4 +1,4 @@
-"""Mask Scoring R-CNN for TensorFlow 2: outlines, and how good each of them is.
+"""Mask Scoring R-CNN for TensorFlow 2: instance masks, each with its predicted quality.
 
 from msrcnn import load
 

@@ -1,8 +1,8 @@
 """Packaging of Mask Scoring R-CNN for TensorFlow 2.
 
 Names such as `data` and `model` may be taken where a wheel is installed, for instance by a file
-beside a notebook. A wheel therefore has the packages below one name, `mask_scoring_rcnn`, with
-their imports rewritten as they are copied. An editable installation has them as they are here.
+next to a notebook. A wheel therefore contains the packages inside one package, `mask_scoring_rcnn`,
+and their imports are rewritten as they are copied. An editable installation uses them unchanged.
 """
 
 import pathlib
@@ -41,10 +41,10 @@ IMPORT = re.compile(r"^( *from )(?=(?:data|model|trainer|tools)[. ])", re.MULTIL
 
 
 class BuildBelowOneName(build_py):
-    """Copies modules to where a wheel has them."""
+    """Copies modules to their place in the wheel."""
 
     def get_module_outfile(self, build_dir, package, module):
-        """The face becomes a package, since type checkers read the types of packages alone."""
+        """Makes `msrcnn` a package, because type checkers read the types of packages only."""
         package, module = (package, module) if any(package) else ([module], "__init__")
         return super().get_module_outfile(build_dir, package, module)
 
@@ -56,8 +56,8 @@ class BuildBelowOneName(build_py):
         return path, copied
 
     def run(self):
-        """Copies all, and says that both packages are typed (PEP 561)."""
-        # What an earlier build left there would go into the wheel as well.
+        """Copies everything, and marks both packages as typed (PEP 561)."""
+        # Files of an earlier build would otherwise become part of the wheel.
         shutil.rmtree(self.build_lib, ignore_errors=True)
         super().run()
         for package in ("msrcnn", NAME):
@@ -67,8 +67,8 @@ class BuildBelowOneName(build_py):
 setup(
     name="mask-scoring-rcnn",
     version="0.1.0.dev0",
-    description="Mask Scoring R-CNN on TensorFlow 2: instance segmentation that knows how good "
-    "each mask is",
+    description="Mask Scoring R-CNN on TensorFlow 2: instance segmentation that predicts the "
+    "quality of each mask",
     long_description=pathlib.Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="MIT",
@@ -78,8 +78,8 @@ setup(
     py_modules=["msrcnn"],
     cmdclass={"build_py": BuildBelowOneName} if BELOW else {},
     python_requires=">=3.10",
-    # The lock file brings tensorflow-cpu, which is a distribution of its own: the Makefile
-    # therefore installs this package without its dependencies.
+    # The lock file installs tensorflow-cpu, a different distribution, so the Makefile installs this
+    # package without its dependencies.
     install_requires=[
         "absl-py>=2.0",
         "faster-coco-eval>=1.8",

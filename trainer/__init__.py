@@ -1,1 +1,1 @@
-"""Training, evaluation and prediction over a model_fn; the loop never knows the model."""
+"""Training, evaluation and prediction with any model_fn; the loop is independent of the model."""

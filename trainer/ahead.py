@@ -1,4 +1,4 @@
-"""Work that a thread does before its result is asked for."""
+"""Runs an iterator ahead in a thread."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ Item = TypeVar("Item")
 
 
 def ahead(items: Iterable[Item], count: int = 1) -> Iterator[Item]:
-    """Yields the items, of which a thread makes up to `count` while the one before is in use.
+    """Yields the items; a thread makes up to `count` of them while an earlier one is in use.
 
-    What making an item raises is raised where the item would have been.
+    An exception raised while making an item is raised in place of the item.
     """
     iterator, end = iter(items), object()
     with ThreadPoolExecutor(1) as worker:

@@ -2,7 +2,7 @@
 
 The numbers are those of pycocotools' COCOeval, up to rounding, from the C++ of faster-coco-eval.
 
-Axes: T IoU thresholds; R recall thresholds; K categories; A area ranges; D detections allowed an
+Axes: T IoU thresholds; R recall thresholds; K categories; A area ranges; D limits on detections per
 image.
 """
 
@@ -21,15 +21,15 @@ from trainer.coco_report import DETECTIONS_COUNTED, METRICS
 _LOGGER = logging.getLogger(__name__)
 _SHAPES = {"bbox": "bbox", "segm": "segmentation"}
 _ONLY_CATEGORY = {"id": 1}
-# COCO's numbers count the first so many detections of an image.
+# COCO's metrics count at most this many detections per image.
 _COUNTED = (1, 10, DETECTIONS_COUNTED)
 
 
 class Curves(NamedTuple):
-    """What COCO's numbers are means of; -1 where no ground truth exists.
+    """The values that COCO's metrics average; -1 where there is no ground truth.
 
-    precision: float64 [T, R, K, A, D], the highest at this recall or above it.
-    recall: float64 [T, K, A, D].
+    precision: float64 [T, R, K, A, D], the highest at this or a higher recall. recall: float64 [T,
+    K, A, D].
     """
 
     precision: np.ndarray
@@ -48,15 +48,17 @@ def evaluate_results(
     Args:
         ground_truth: COCO-format dict; every annotation has area and iscrowd, and with kind "segm"
             a segmentation in any of its forms.
-        results: entries in COCO results format, with bbox or, as compressed RLE, segmentation as
-            the kind asks; may be empty. Of equal scores in an image the earlier entry ranks first.
+        results: entries in COCO results format, with bbox or segmentation (compressed RLE),
+            depending on `kind`; may be empty. Among equal scores in an image, the earlier entry
+            ranks first.
         kind: "bbox" or "segm".
-        image_ids: images of the ground truth that take part.
-        max_detections: of an image; beyond COCO's 100, AP with as many is measured as well.
+        image_ids: images of the ground truth to evaluate.
+        max_detections: limit per image; if it is above COCO's 100, AP with this limit is also
+            measured.
 
     Returns:
-        The 12 numbers of `METRICS`, beyond 100 detections also `AP@max_detections`, and AP by COCO
-        category id; -1 where no ground truth exists.
+        The 12 numbers of `METRICS`, above 100 detections also `AP@max_detections`, and AP by COCO
+        category id; -1 where there is no ground truth.
     """
     curves = measure_curves(ground_truth, results, kind, image_ids, max_detections)
     counted = len(_COUNTED)
@@ -71,7 +73,7 @@ def evaluate_results(
         metrics[f"AP@{max_detections}"] = _average(curves.precision[..., 0, -1])
     by_category = {}
     for index, category_id in enumerate(_category_ids(ground_truth)):
-        # Objects of every size, 100 detections an image.
+        # Objects of every size, 100 detections per image.
         by_category[category_id] = _average(curves.precision[:, :, index, 0, counted - 1])
     return metrics, by_category
 
@@ -83,11 +85,11 @@ def measure_curves(
     image_ids: Iterable[int],
     max_detections: int = DETECTIONS_COUNTED,
 ) -> Curves:
-    """Precision and recall of one kind of result, the K categories by ascending COCO id.
+    """Measures precision and recall of one kind of result, for categories by ascending COCO id.
 
-    Takes what `evaluate_results` takes. The categories are measured one after the other, because
-    the evaluator looks at every category in every image that it is given, and most have neither
-    an object nor a detection there.
+    The arguments are those of `evaluate_results`. Categories are measured one after the other,
+    because the evaluator processes every category in every image that it receives, and most have
+    neither objects nor detections there.
     """
     numbers = {image_id: number for number, image_id in enumerate(sorted(image_ids))}
     sizes = {
@@ -115,7 +117,7 @@ def _category_ids(ground_truth: Mapping) -> list[int]:
 
 
 def _average(precision: np.ndarray) -> float:
-    """Mean of what was measured; -1 where nothing was."""
+    """Averages the measured values; -1 if there are none."""
     measured = precision[precision > -1]
     return float(measured.mean()) if measured.size else -1.0
 
@@ -130,11 +132,11 @@ def _unmeasured(kind: str, num_categories: int, num_allowed: int) -> Curves:
 def _by_category(
     entries: Iterable[Mapping], fields: Sequence[str], numbers: Mapping[int, int]
 ) -> dict[int, list[dict]]:
-    """Some fields of the entries of the numbered images, by COCO's id of the category.
+    """Groups some fields of the entries of the numbered images by COCO's category id.
 
-    Images are called by their number: the evaluator passes ids through float64, which cannot tell
-    apart those above 2⁵³, such as the hashes of file names. Annotations are numbered from 1: id 0
-    means "no match" there.
+    Images are numbered, because the evaluator converts ids to float64, which cannot distinguish ids
+    above 2⁵³, such as hashes of file names. Annotations are numbered from 1, because id 0 means "no
+    match" there.
     """
     by_category: dict[int, list[dict]] = {}
     for entry in entries:
@@ -155,7 +157,7 @@ def _measure_category(
     sizes: Mapping[int, Mapping],
     allowed: list[int],
 ) -> dict[str, np.ndarray]:
-    """The evaluator's arrays for one category: K is 1."""
+    """Computes the evaluator's arrays for one category: K is 1."""
     _add_areas(found, kind)
     wanted = {entry["image_id"] for entry in truths}
     offered = {entry["image_id"] for entry in found}
@@ -167,7 +169,7 @@ def _measure_category(
         _index(found, images),
         kind,
         print_function=_LOGGER.debug,
-        # The library holds Python's lock while it computes IoUs: more threads would only wait.
+        # The library holds the GIL while it computes IoUs, so more threads would only wait.
         rle_iou_max_workers=1,
     )
     evaluation.params.maxDets = allowed
@@ -184,7 +186,7 @@ def _add_areas(found: Iterable[dict], kind: str) -> None:
 
 
 def _drop_masks(entries: Iterable[dict], matchable: set[int]) -> None:
-    """Removes masks that have no counterpart in their image: decoding them costs the most."""
+    """Removes masks without a counterpart in their image, because decoding masks is expensive."""
     for entry in entries:
         if entry["image_id"] not in matchable:
             del entry["segmentation"]

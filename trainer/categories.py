@@ -1,7 +1,7 @@
-"""What the network's labels mean: categories.json beside the checkpoints, and matching by name.
+"""The meaning of the network's labels: categories.json in the model_dir, and matching by name.
 
 A category is {"label", "id", "name"}: the network's label from 1 on, COCO's id, and the name, which
-is the label's number where records give none. categories.json is a list of them by label.
+is the label's number if the records have no names. categories.json is a list of them by label.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ Pair = tuple[Category, Category | None]
 
 
 def write_categories(categories: Sequence[Category], folder: str) -> None:
-    """Writes categories.json, all of it or nothing."""
+    """Writes categories.json, either completely or not at all."""
     with files.whole_file(os.path.join(folder, FILE)) as file:
         json.dump(list(categories), file, indent=1, ensure_ascii=False)
         file.write("\n")
 
 
 def load_categories(folder: str) -> tuple[Category, ...]:
-    """Reads categories.json; empty where there is none.
+    """Reads categories.json; empty if there is none.
 
     Raises:
-        UserError: it is no list of categories.
+        UserError: it is not a list of categories.
     """
     path = os.path.join(folder, FILE)
     if not files.exists(path):
@@ -43,17 +43,18 @@ def load_categories(folder: str) -> tuple[Category, ...]:
         return tuple({key: entry[key] for key in ("label", "id", "name")} for entry in content)
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise UserError(
-            f"{path} is no list of categories ({error}): bring back the file that was written with "
-            "the checkpoints, or take it away to go by labels alone."
+            f"{path} is not a list of categories ({error}): restore the file that was written "
+            "with the checkpoints, or delete it to use labels only."
         ) from None
 
 
 def record_categories(file_pattern: str, names: Callable[[], Mapping[int, str]]) -> tuple:
-    """The categories of records: their manifest's, or else those of the labels seen.
+    """Returns the categories of records: their manifest's, or else those of the labels found.
 
     Args:
         file_pattern: as for `data.manifest.expand_pattern`.
-        names: the name of each label, "" where the records give none; called without a manifest.
+        names: returns the name of each label, "" if the records have none; called only without a
+            manifest.
     """
     if manifest := find_manifest(file_pattern):
         return tuple(manifest.categories)
@@ -64,10 +65,10 @@ def record_categories(file_pattern: str, names: Callable[[], Mapping[int, str]])
 
 
 def pair_by_name(theirs: Iterable[Category], known: Sequence[Category]) -> list[Pair]:
-    """Each of their categories with the known one of the same name, or None.
+    """Pairs each of their categories with the known one of the same name, or None.
 
-    A name that occurs twice counts with its id. Where all names of one side are but numbers, labels
-    are compared.
+    If a name occurs twice, its id is compared too. If all names of one side are just numbers,
+    labels are compared.
     """
     theirs = list(theirs)
     numbered = any(all(map(_has_no_name, entries)) for entries in (theirs, known))
@@ -86,18 +87,19 @@ def pair_by_name(theirs: Iterable[Category], known: Sequence[Category]) -> list[
 
 
 def require_known(pairs: Iterable[Pair], records: str, model: str) -> None:
-    """Raises a UserError that names the categories of the records that a model does not know."""
+    """Raises a UserError if the records have categories that a model does not know."""
     pairs = list(pairs)
     if strangers := [theirs for theirs, known in pairs if known is None]:
         raise UserError(
             f"{records} has classes that the model in {model} does not know: "
-            f"{list_names(strangers)}; take records of its classes ({FILE} there lists them), or "
-            "train on these in another --model_dir, from its weights by --init_checkpoint."
+            f"{list_names(strangers)}; use records with its classes ({FILE} there lists them), or "
+            "train on these records in another --model_dir, with --init_checkpoint to start from "
+            "its weights."
         )
 
 
 def describe_pairs(pairs: Iterable[Pair]) -> str:
-    """The pairs in a line, if any of them differs in more than the name; "" otherwise."""
+    """Describes the pairs in a line if any differ in label or id; "" otherwise."""
     pairs = [(theirs, known) for theirs, known in pairs if known is not None]
     if not any(_differ(theirs, known) for theirs, known in pairs):
         return ""
@@ -106,10 +108,10 @@ def describe_pairs(pairs: Iterable[Pair]) -> str:
 
 
 def with_ids_of(known: Iterable[Category], pairs: Iterable[Pair]) -> list[dict]:
-    """The known categories with the ids that records or annotations give to their names.
+    """Gives the known categories the ids that records or annotations use for their names.
 
-    Those that do not occur there keep their own id, unless it means another category there: then
-    it is None, and what the network finds of them cannot be named.
+    Categories that do not occur there keep their own id, unless it means another category there;
+    then it is None, and detections of that category cannot be named.
     """
     pairs = list(pairs)
     taken = {theirs["id"] for theirs, _ in pairs}
@@ -123,7 +125,7 @@ def with_ids_of(known: Iterable[Category], pairs: Iterable[Pair]) -> list[dict]:
 
 
 def list_names(categories: Iterable[Category]) -> str:
-    """Names for a sentence."""
+    """Lists the names for a sentence."""
     return ", ".join(repr(category["name"]) for category in categories)
 
 

@@ -1,12 +1,12 @@
-"""Checkpoints: saving, resuming, the best one, and strict loading of network weights.
+"""Saves checkpoints, resumes from them, keeps the best one, and loads weights strictly.
 
 A checkpoint holds `network`, `optimizer` (its variables in order) and `step`. Before anything is
-restored, the names and shapes in the file are compared with what is to receive them, so that a
-checkpoint of another architecture is refused as a whole instead of loaded in part.
+restored, the names and shapes in the file are compared with the variables, so that a checkpoint of
+another architecture is refused as a whole instead of partly loaded.
 
-TensorFlow writes a checkpoint's files, then the list `checkpoint` that names it, then deletes what
-the list no longer names. So a process may be killed anywhere in between: the list names whole
-checkpoints only.
+TensorFlow writes a checkpoint's files, then the list `checkpoint` that names it, and then deletes
+files that are not listed. So whenever a process is killed, the list names complete checkpoints
+only.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from trainer.optimizer import Updater
 
 _SUFFIX = "/.ATTRIBUTES/VARIABLE_VALUE"
 _MISMATCHES_NAMED = 3
-# What a save that was cut off leaves behind.
+# Files that an interrupted save leaves behind.
 _UNFINISHED = re.compile(r"ckpt-\d+(_temp|\..*\.tempstate\d+)")
 
 
@@ -35,7 +35,7 @@ class Checkpoints:
 
     Attributes:
         step: int64 variable, the number of training steps taken.
-        loaded: the checkpoint whose weights the network has; "" as long as they are random.
+        loaded: the checkpoint whose weights the network has; "" while they are random.
     """
 
     def __init__(self, model_dir: str, network, updater: Updater, step: tf.Variable, keep: int):
@@ -50,7 +50,7 @@ class Checkpoints:
         self._recent = tf.train.CheckpointManager(
             self._checkpoint, model_dir, max_to_keep=keep, checkpoint_name="ckpt"
         )
-        # The best one holds its own number, so that the two cannot part.
+        # The best checkpoint contains its own metric, so that the two always agree.
         self._best_metric = tf.Variable(float("-inf"), dtype=tf.float64, trainable=False)
         self._best = tf.train.CheckpointManager(
             tf.train.Checkpoint(
@@ -66,20 +66,20 @@ class Checkpoints:
         init_checkpoint: str = "",
         load: Callable[[object, str], None] | None = None,
     ) -> int:
-        """Restores the latest checkpoint, or the network of `init_checkpoint` in a fresh folder.
+        """Restores the latest checkpoint, or in a fresh folder the network of `init_checkpoint`.
 
-        What saves that were cut off have left is removed, so call it in the one training of the
-        model_dir only.
+        It removes the files of interrupted saves, so only the training that owns the model_dir may
+        call it.
 
         Args:
             init_checkpoint: a checkpoint or a folder.
-            load: gives a network the weights of `init_checkpoint`; by default all of them.
+            load: loads the weights of `init_checkpoint` into a network; by default all of them.
 
         Returns:
             The number of steps taken so far; 0 in a fresh folder.
 
         Raises:
-            UserError: the checkpoint does not fit, or `init_checkpoint` is none.
+            UserError: the checkpoint does not fit, or `init_checkpoint` is not a checkpoint.
         """
         for folder in (self._model_dir, os.path.join(self._model_dir, "best")):
             _remove_unfinished(folder)
@@ -92,10 +92,10 @@ class Checkpoints:
         return self._steps()
 
     def load_for_evaluation(self, init_checkpoint: str = "") -> int:
-        """Loads the network of `init_checkpoint`, or without one of the latest checkpoint.
+        """Loads the network of `init_checkpoint`, or if it is empty of the latest checkpoint.
 
         Returns:
-            The step at which it was saved; 0 for weights that come without one.
+            The step at which it was saved; 0 for weights without a step.
 
         Raises:
             UserError: there is no checkpoint, or it does not fit the network.
@@ -104,7 +104,7 @@ class Checkpoints:
         if not path:
             raise UserError(
                 f"There is no checkpoint in --model_dir={self._model_dir}: train first "
-                "(--mode=train), or name weights by --init_checkpoint."
+                "(--mode=train), or give weights with --init_checkpoint."
             )
         load_network(self._network, path)
         self.loaded = path
@@ -114,11 +114,11 @@ class Checkpoints:
         return self._steps()
 
     def save(self) -> str:
-        """Saves everything under the current step and returns the checkpoint's path.
+        """Saves everything at the current step and returns the checkpoint's path.
 
         Raises:
-            OSError: there is no room, or another reason why it cannot be written; the checkpoints
-                before are intact.
+            OSError: it cannot be written, for example because the disk is full; earlier checkpoints
+                are intact.
         """
         if self.is_saved():
             return self._recent.latest_checkpoint
@@ -126,15 +126,15 @@ class Checkpoints:
             return self._recent.save(checkpoint_number=self._steps())
 
     def is_saved(self) -> bool:
-        """Whether the latest checkpoint is of the current step."""
+        """Whether the current step is the latest checkpoint's."""
         latest = os.path.basename(self._recent.latest_checkpoint or "")
         return latest == f"ckpt-{self._steps()}"
 
     def record_evaluation(self, metric: float) -> bool:
-        """Takes note that the current step was evaluated; keeps it in `best/` if it is the best.
+        """Records that the current step was evaluated, and saves it in `best/` if it is the best.
 
         Args:
-            metric: what the best is chosen by; NaN if it could not be measured.
+            metric: value that the best is chosen by; NaN if it could not be measured.
 
         Returns:
             Whether it is the best so far.
@@ -159,11 +159,11 @@ class Checkpoints:
         return os.path.join(self._model_dir, "best", "best.json")
 
     def _read_best(self) -> tuple[int, float]:
-        """Step and metric of the best checkpoint, from itself; (0, -inf) without one."""
+        """Reads step and metric from the best checkpoint; (0, -inf) without one."""
         path = self._best.latest_checkpoint
         if not path:
             return 0, float("-inf")
-        if "metric" not in read_shapes(path):  # one whose number stands beside it only
+        if "metric" not in read_shapes(path):  # one whose metric is stored only next to it
             record = _read_record(self._record_path)
             return int(record.get("step", 0)), float(record.get("AP", "-inf"))
         return int(read_variable(path, "step")), float(read_variable(path, "metric"))
@@ -173,20 +173,20 @@ class Checkpoints:
 
 
 def require_every_variable(network) -> None:
-    """Raises a ValueError if checkpoints would lack some variables of the network.
+    """Raises a ValueError if checkpoints would lack some of the network's variables.
 
-    Keras hides layers that stand in a plain list, and what is never saved is never missed.
+    Keras does not track layers in a plain list, and their absence would go unnoticed.
     """
     missing = len(network.variables) - len(named_variables(network))
     if missing:
         raise ValueError(
-            f"{missing} of the network's {len(network.variables)} variables would not be saved: "
-            "hold its layers as attributes or in a model.layers.LayerList."
+            f"{missing} of the network's {len(network.variables)} variables would not be saved; "
+            "store its layers as attributes or in a model.layers.LayerList."
         )
 
 
 def load_network(network, path: str) -> None:
-    """Loads the network's weights, all of them, from a checkpoint (or a folder's latest).
+    """Loads all weights of the network from a checkpoint (or a folder's latest).
 
     Raises:
         UserError: there is no checkpoint at `path`, or its network differs in names or shapes.
@@ -196,13 +196,13 @@ def load_network(network, path: str) -> None:
 
 
 def find_checkpoint(path: files.Path) -> str:
-    """The latest checkpoint of a folder, or the path itself."""
+    """Returns the latest checkpoint of a folder, or the path itself."""
     path = files.expand(path)
     return tf.train.latest_checkpoint(path) or path if files.is_folder(path) else path
 
 
 def restore(checkpoint: tf.train.Checkpoint, path: str) -> None:
-    """Restores `checkpoint` from `path` after checking that every tensor has its place.
+    """Restores `checkpoint` from `path` after checking that all tensors fit.
 
     Raises:
         UserError: names or shapes differ between the file and the parts of `checkpoint`.
@@ -212,15 +212,16 @@ def restore(checkpoint: tf.train.Checkpoint, path: str) -> None:
 
 
 def check_fit(wanted: dict[str, list[int]], found: dict[str, list[int]], path: str) -> None:
-    """Compares tensors by name and shape; those of parts that nobody wants are left alone.
+    """Compares tensors by name and shape; parts that are not requested are ignored.
 
     Raises:
-        UserError: names the first mismatches and says how many more there are.
+        UserError: there are mismatches; it names the first ones and the number of others.
     """
     parts = {name.split("/")[0] for name in wanted}
     found = {name: shape for name, shape in found.items() if name.split("/")[0] in parts}
     mismatches = [
-        f"{name} is {found.get(name, 'missing')} there and {wanted.get(name, 'unknown')} here"
+        f"{name} is {found.get(name, 'missing')} in the checkpoint and "
+        f"{wanted.get(name, 'unknown')} here"
         for name in sorted(wanted.keys() | found.keys())
         if wanted.get(name) != found.get(name)
     ]
@@ -230,19 +231,19 @@ def check_fit(wanted: dict[str, list[int]], found: dict[str, list[int]], path: s
     listed = "; ".join(mismatches[:_MISMATCHES_NAMED]) + (f"; and {more} more" if more > 0 else "")
     raise UserError(
         f"Checkpoint {path} does not fit this network and optimizer: {listed}; use the flags it "
-        "was trained with (config.flags beside it), or another --model_dir or --init_checkpoint."
+        "was trained with (config.flags next to it), or another --model_dir or --init_checkpoint."
     )
 
 
 def list_shapes(checkpoint: tf.train.Checkpoint) -> dict[str, list[int]]:
-    """Names, as a checkpoint file spells them, and shapes of the variables below `checkpoint`."""
+    """Lists names, as in a checkpoint file, and shapes of the variables below `checkpoint`."""
     shapes = {name: list(found.shape) for name, found in named_variables(checkpoint).items()}
     shapes.pop("save_counter", None)
     return shapes
 
 
 def write_json(content: dict, path: str) -> None:
-    """Writes JSON, all of it or nothing."""
+    """Writes JSON, either completely or not at all."""
     files.make_folder(os.path.dirname(path))
     with files.whole_file(path) as file:
         json.dump(content, file, indent=2)
@@ -250,12 +251,12 @@ def write_json(content: dict, path: str) -> None:
 
 
 def _reader(path: str):
-    # tf.train.load_checkpoint takes any head of a path on ram:// for a folder.
+    # On ram://, tf.train.load_checkpoint treats any prefix of a path as a folder.
     return tf.compat.v1.train.NewCheckpointReader(path)
 
 
 def read_shapes(path: str) -> dict[str, list[int]]:
-    """Names and shapes of a checkpoint's tensors.
+    """Reads names and shapes of a checkpoint's tensors.
 
     Raises:
         UserError: there is no checkpoint at `path`.
@@ -267,9 +268,9 @@ def read_shapes(path: str) -> dict[str, list[int]]:
         raise UserError(
             f"There is no readable checkpoint at {path}: "
             + (
-                "weights of other programs become one by tools/import_weights.py."
+                "convert weights of other programs with tools/import_weights.py."
                 if foreign
-                else "name one by its prefix, such as runs/x/ckpt-1000, or by its folder."
+                else "give its prefix, such as runs/x/ckpt-1000, or its folder."
             )
         ) from error
     return {
@@ -280,7 +281,7 @@ def read_shapes(path: str) -> dict[str, list[int]]:
 
 
 def read_variable(path: str, name: str):
-    """Value of a variable by its name, such as "step"."""
+    """Reads the value of a variable by its name, such as "step"."""
     return _reader(path).get_tensor(name + _SUFFIX)
 
 
@@ -292,7 +293,7 @@ def _read_record(path: str) -> dict:
 
 
 def _remove_unfinished(folder: str) -> None:
-    """Removes what a save that was cut off has left in a folder."""
+    """Removes the files of interrupted saves from a folder."""
     with contextlib.suppress(OSError):
         for name in filter(_UNFINISHED.fullmatch, files.list_folder(folder)):
             path = os.path.join(folder, name)

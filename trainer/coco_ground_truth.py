@@ -18,15 +18,15 @@ def load_ground_truth(annotation_file: str, eval_file_pattern: str) -> dict:
     """Reads the ground truth to evaluate against, as a COCO-format dict.
 
     Args:
-        annotation_file: COCO JSON, of which broken images and annotations are left out with a
+        annotation_file: COCO JSON, whose invalid images and annotations are left out with a
             warning; "" rebuilds the ground truth from the evaluation records.
         eval_file_pattern: glob of the evaluation records.
 
     Raises:
-        UserError: the file cannot be read, is no JSON, or is no COCO instance file.
+        UserError: the file cannot be read, or is not JSON or not a COCO instance file.
     """
     if not annotation_file:
-        # Here because it brings TensorFlow, which nothing else here needs.
+        # Imported here because it imports TensorFlow, which nothing else here needs.
         from data.ground_truth import ground_truth_from_records
 
         return ground_truth_from_records(eval_file_pattern)
@@ -47,7 +47,7 @@ def load_ground_truth(annotation_file: str, eval_file_pattern: str) -> dict:
 
 
 def complete_ground_truth(ground_truth: Mapping, names_by_id: Mapping[int, str]) -> dict:
-    """A copy with complete annotations and all categories.
+    """Returns a copy with complete annotations and all categories.
 
     Args:
         ground_truth: as `load_ground_truth` returns it.
@@ -66,7 +66,7 @@ def complete_ground_truth(ground_truth: Mapping, names_by_id: Mapping[int, str])
 
 
 def segmentation_to_rle(segmentation: Mapping | Sequence, height: int, width: int) -> Mapping:
-    """COCO's compressed RLE of a segmentation in any of its forms.
+    """Converts a segmentation in any of its forms to COCO's compressed RLE.
 
     Args:
         segmentation: a list of polygons [x, y, x, y, ...], or {"size", "counts"} with the counts as

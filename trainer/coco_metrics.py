@@ -1,7 +1,7 @@
-"""COCO evaluation of boxes and masks, with the class score and the mask score kept apart.
+"""COCO evaluation of boxes and masks, separately for class score and mask score.
 
 Masks are measured twice, ranked by `mask_score` and by `box_score`, so that one evaluation shows
-what the mask score is worth.
+the benefit of the mask score.
 """
 
 from __future__ import annotations
@@ -24,13 +24,14 @@ class CocoEvaluator:
     Args:
         ground_truth: COCO-format dict as `trainer.coco_ground_truth.load_ground_truth` returns it.
         categories, mask_paste: as for `CocoResults`.
-        max_detections: of an image; beyond COCO's 100, AP with as many is measured as well.
+        max_detections: limit per image; if it is above COCO's 100, AP with this limit is also
+            measured.
 
     Attributes:
-        results: `CocoResults` of what was added.
+        results: `CocoResults` of the predictions added.
 
     Raises:
-        UserError: the ground truth calls a category by another name.
+        UserError: the ground truth has another name for a category.
     """
 
     def __init__(
@@ -51,15 +52,15 @@ class CocoEvaluator:
         self._max_detections = max_detections
 
     def add(self, prediction: Mapping[str, np.ndarray]) -> None:
-        """Takes the predictions of one image, as `CocoResults.add` does.
+        """Adds the predictions of one image, as `CocoResults.add` does.
 
         Raises:
-            UserError: the image was added before, or the ground truth does not know it.
+            UserError: the image was added before, or is not in the ground truth.
         """
         image_id = int(prediction["image_id"])
         if image_id in self.results.image_ids:
             raise UserError(
-                f"image {image_id} was predicted twice; every image id may stand once in the "
+                f"image {image_id} was predicted twice; every image id may occur only once in the "
                 "evaluation records, so convert them again from a file without duplicates."
             )
         if image_id not in self._images and image_id != -1:
@@ -70,13 +71,13 @@ class CocoEvaluator:
         self.results.add(prediction)
 
     def evaluate(self) -> dict:
-        """Measures what was added, over the images that were added.
+        """Measures the predictions added, over the images added.
 
         Returns:
             {"bbox": {the 12 of `METRICS`, and AP@n beyond 100 detections}, "per_category": {name:
             {"bbox": AP}}}, and with masks also "segm" (ranked by mask score) and "segm_class_score"
-            (the same masks ranked by class score) in both places. 0 where there is nothing
-            detected, -1 where there is nothing to detect.
+            (the same masks ranked by class score) in both places. 0 if nothing is detected, -1 if
+            there is nothing to detect.
         """
         ranked = {"bbox": self.results.boxes}
         if self._measures_masks():
@@ -98,17 +99,17 @@ class CocoEvaluator:
         return {**metrics, "per_category": per_category}
 
     def explain(self, metrics: Mapping) -> list[str]:
-        """Says of every AP that is -1, and of everything left out, why it is so."""
+        """Explains every AP that is -1, and everything that was left out."""
         sentences = []
         missing = self._images - self.results.image_ids
         if missing:
             sentences.append(
-                f"{len(missing)} of the {len(self._images)} images of the ground truth "
-                f"were not predicted and take no part (image {min(missing)} is one)."
+                f"{len(missing)} of the {len(self._images)} images of the ground truth were not "
+                f"predicted and are excluded (for example image {min(missing)})."
             )
         if self.results.have_masks and not self._measures_masks():
             sentences.append(
-                "Mask AP is not measured because the ground truth has objects without a "
+                "Mask AP is not measured because some objects of the ground truth have no "
                 "segmentation."
             )
         counts = collections.Counter(annotation["image_id"] for annotation in self._objects())
@@ -121,7 +122,7 @@ class CocoEvaluator:
         return self.results.have_masks and all(a.get("segmentation") for a in annotations)
 
     def _objects(self) -> Iterator[dict]:
-        """The annotations that count: in evaluated images, no crowds."""
+        """Yields the annotations that count: in evaluated images, without crowds."""
         for annotation in self._ground_truth["annotations"]:
             if annotation["image_id"] in self.results.image_ids and not annotation["iscrowd"]:
                 yield annotation
@@ -139,7 +140,7 @@ def _add_names(names_by_id: dict[int, str], categories: Sequence[Mapping]) -> No
 
 
 def _distinct_names(names_by_id: Mapping[int, str]) -> dict[int, str]:
-    """COCO id to a name that no other category has, in order of the ids."""
+    """Maps COCO ids, in order, to names made unique."""
     counts = collections.Counter(names_by_id.values())
     return {
         category_id: name if counts[name] == 1 else f"{name} ({category_id})"

@@ -1,4 +1,4 @@
-"""COCO metrics in words: a table, and why a number could not be measured."""
+"""Reports COCO metrics: a table, and why a number could not be measured."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ import numpy as np
 METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl",
            "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")  # fmt: skip
 KINDS = ("bbox", "segm", "segm_class_score")
-# COCO's, of an image.
+# COCO's area ranges.
 DETECTIONS_COUNTED = 100
-# With COCO's 80 categories and few images the list would fill the screen.
+# With COCO's 80 categories and few images, the full list would fill the screen.
 _CATEGORIES_NAMED = 10
 _SIZES = {
     "APs": ("small", "below 32² pixels"),
@@ -21,7 +21,7 @@ _SIZES = {
 
 
 def explain_unmeasured(metrics: Mapping, areas: np.ndarray) -> list[str]:
-    """Says of every AP that is -1 why it is so.
+    """Explains every AP that is -1.
 
     Args:
         metrics: as `CocoEvaluator.evaluate` returns them.
@@ -39,30 +39,28 @@ def explain_unmeasured(metrics: Mapping, areas: np.ndarray) -> list[str]:
 
 
 def explain_crowded(objects_by_image: Mapping[int, int], max_detections: int) -> list[str]:
-    """Says what COCO's bound of 100 detections an image leaves out, if it does.
+    """Explains the effect of COCO's limit of 100 detections per image, if it has any.
 
     Args:
         objects_by_image: number of objects by image id.
-        max_detections: of an image, by `--detections_per_image`.
+        max_detections: limit per image, from `--detections_per_image`.
     """
     image_id, most = max(objects_by_image.items(), key=lambda item: item[1], default=(0, 0))
     if max(most, max_detections) <= DETECTIONS_COUNTED:
         return []
-    sentence = f"COCO's numbers count {DETECTIONS_COUNTED} detections an image"
+    sentence = f"COCO's metrics count {DETECTIONS_COUNTED} detections per image"
     if most > DETECTIONS_COUNTED:
         sentence += f", and image {image_id} has {most} objects"
     if max_detections > DETECTIONS_COUNTED:
         return [f"{sentence}; AP@{max_detections} counts up to {max_detections}."]
-    return [
-        f"{sentence}; with a larger --detections_per_image, AP with as many stands beside them."
-    ]
+    return [f"{sentence}; a larger --detections_per_image adds AP with that many detections."]
 
 
 def format_table(metrics: Mapping) -> str:
-    """Metrics as plain text: the numbers of each kind, then AP by category.
+    """Formats metrics as plain text: the numbers of each kind, then AP by category.
 
     Args:
-        metrics: as `CocoEvaluator.evaluate` returns them; other keys are passed over.
+        metrics: as `CocoEvaluator.evaluate` returns them; other keys are ignored.
     """
     kinds = [kind for kind in KINDS if kind in metrics]
     rows = [["", *metrics["bbox"]]]
@@ -76,26 +74,26 @@ def format_table(metrics: Mapping) -> str:
 
 
 def _explain_categories(names: Sequence[str]) -> list[str]:
-    """One sentence at most, about the categories whose AP is -1."""
+    """Explains the categories whose AP is -1 in at most one sentence."""
     if len(names) < 2:
         return [
-            f"AP of category {name!r} is -1: the evaluated images have no object of it."
+            f"AP of category {name!r} is -1: the evaluated images contain no objects of it."
             for name in names
         ]
     listed = [repr(name) for name in names[:_CATEGORIES_NAMED]]
     if more := len(names) - len(listed):
         listed.append(f"{more} more")
     return [
-        f"AP of {len(names)} categories is -1 because the evaluated images have no object of "
-        f"theirs: {_join(listed)}."
+        f"AP of {len(names)} categories is -1 because the evaluated images contain no objects of "
+        f"them: {_join(listed)}."
     ]
 
 
 def _reason(metric: str, areas: np.ndarray) -> str:
     if not areas.size:
-        return "the evaluated images have no annotated object (crowds do not count)"
+        return "the evaluated images have no annotated objects (crowds do not count)"
     name, words = _SIZES[metric]
-    return f"the evaluated images have no {name} object (area {words})"
+    return f"the evaluated images have no {name} objects (area {words})"
 
 
 def _join(words: Sequence[str]) -> str:
@@ -107,7 +105,7 @@ def _number(value: float) -> str:
 
 
 def _align(rows: Sequence[Sequence[str]]) -> str:
-    """Columns of text: the first flush left, the others flush right."""
+    """Aligns columns of text: the first to the left, the others to the right."""
     widths = [max(len(row[index]) for row in rows) for index in range(len(rows[0]))]
     lines = []
     for row in rows:

@@ -24,16 +24,15 @@ class CocoResults:
     """Collects the predictions of images and writes them.
 
     Args:
-        categories: {"label", "id", "name"} of every class: the network's label, COCO's id (None:
-            what is found of the class is left out). A label that is not listed stands for the COCO
-            id itself.
+        categories: {"label", "id", "name"} of every class: the network's label, COCO's id (None
+            leaves out detections of the class). A label that is not listed is itself the COCO id.
         mask_paste: how masks are pasted into their images, a rule of `model.paste`.
-        file_names: of the images by id.
+        file_names: file names of the images by id.
 
     Attributes:
         image_ids: set of the images added.
         boxes, masks: the entries of bbox.json and segm.json.
-        have_masks: whether any prediction came with masks, be it of no object.
+        have_masks: whether any prediction had masks, even without objects.
     """
 
     def __init__(
@@ -51,10 +50,10 @@ class CocoResults:
         self.have_masks = False
 
     def add(self, prediction: Mapping[str, np.ndarray]) -> None:
-        """Takes the predictions of one image.
+        """Adds the predictions of one image.
 
         Args:
-            prediction: image_id [] (-1, a padding entry, is passed over), image_info [5],
+            prediction: image_id [] (-1, a padding entry, is ignored), image_info [5],
                 num_detections [], detection_boxes [N, 4] (y1, x1, y2, x2 in network pixels),
                 detection_classes [N], box_scores [N]; with masks also detection_masks [N, M, M]
                 (probabilities over the box) and mask_scores [N], and with a MaskIoU head mask_ious
@@ -79,11 +78,12 @@ class CocoResults:
             if "detection_masks" in prediction:
                 mask = prediction["detection_masks"][index]
                 rle = paste_rle(mask, box, *size, rule=self._mask_paste)
-                # No bbox here: pycocotools would take the area from it instead of the mask.
+                # No bbox here, because pycocotools would compute the area from it instead of the
+                # mask.
                 self.masks.append({**entry, "score": scores["mask_score"], "segmentation": rle})
 
     def _category_id(self, label: int) -> int | None:
-        """COCO's id of a label; None if the class has no category, or another has its label."""
+        """Returns COCO's id of a label; None if the class has no category of its own."""
         if label in self._ids_by_label:
             return self._ids_by_label[label]
         return None if label in self._ids_by_label.values() else label
@@ -92,8 +92,8 @@ class CocoResults:
         """Writes bbox.json and, with masks, segm.json.
 
         `score` is box_score in the first and mask_score in the second; both also carry box_score,
-        with masks mask_score, with a MaskIoU head mask_iou, and the image's file_name as far as it
-        is known. Each file appears whole or not at all.
+        with masks mask_score, with a MaskIoU head mask_iou, and the image's file_name if it is
+        known. Each file appears completely or not at all.
         """
         files.make_folder(folder)
         results = {"bbox.json": self.boxes}
@@ -105,12 +105,12 @@ class CocoResults:
 
 
 def original_size(prediction: Mapping[str, np.ndarray]) -> tuple[int, int]:
-    """Height and width in pixels of the picture that a prediction was made from."""
+    """Returns height and width in pixels of the image that a prediction was made from."""
     return int(prediction["image_info"][3]), int(prediction["image_info"][4])
 
 
 def boxes_in_original(prediction: Mapping[str, np.ndarray]) -> np.ndarray:
-    """Detected boxes in pixels of the original image: float64 [num_detections, 4], not clipped.
+    """Maps detected boxes to pixels of the original image: float64 [num_detections, 4], unclipped.
 
     Args:
         prediction: one image's; image_info [5], num_detections [], detection_boxes [N, 4] as
@@ -123,20 +123,20 @@ def boxes_in_original(prediction: Mapping[str, np.ndarray]) -> np.ndarray:
 
 
 def to_coco_box(box: np.ndarray, height: int, width: int) -> list[float]:
-    """(y1, x1, y2, x2) to COCO's [x, y, width, height], clipped to the image."""
+    """Converts (y1, x1, y2, x2) to COCO's [x, y, width, height], clipped to the image."""
     y1, x1, y2, x2 = np.clip(box, 0, [height, width, height, width])
     return [round(float(value), 3) for value in (x1, y1, x2 - x1, y2 - y1)]
 
 
 def scores_of(prediction: Mapping[str, np.ndarray | None], index: int) -> dict[str, float]:
-    """box_score of a detection, and mask_iou and mask_score as far as there are such.
+    """Returns box_score of a detection, and mask_iou and mask_score if there are any.
 
     Args:
-        prediction: box_scores [N], and perhaps mask_ious [N] and mask_scores [N].
-        index: of the detection.
+        prediction: box_scores [N], and optionally mask_ious [N] and mask_scores [N].
+        index: index of the detection.
 
     Returns:
-        The shortest decimals that read back as the same float32, so that scores keep their order.
+        The shortest decimals that parse to the same float32, so that scores keep their order.
     """
     given = {name: prediction.get(key) for name, key in _SCORES.items()}
     return {name: float(str(np.float32(v[index]))) for name, v in given.items() if v is not None}

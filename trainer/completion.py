@@ -1,6 +1,6 @@
-"""What the flags leave open, taken from the manifests or, without one, from the records themselves.
+"""Completes the settings from the manifests or, without a manifest, from the records.
 
-Records without a manifest are asked once.
+Records without a manifest are read once.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from trainer.training_records import check_labels, check_training_records
 
 
 class Completion(NamedTuple):
-    """All that a run has to know.
+    """Everything that a run has to know.
 
     Attributes:
         params: the settings, complete.
-        categories: of the network's labels.
-        label_map: the network's label of each label of the training records, where any differ.
-        num_images: in the training records, where there are any.
+        categories: categories of the network's labels.
+        label_map: the network's label by the training records' label, if any differ.
+        num_images: number of images in the training records, if there are any.
     """
 
     params: Params
@@ -36,14 +36,14 @@ class Completion(NamedTuple):
 
 
 def complete_from_manifests(params: Params) -> Params:
-    """Finds the number of classes as far as manifests tell it, and checks the flags by them.
+    """Finds the number of classes from manifests, and checks the flags by them.
 
     Returns:
-        Params whose num_classes is 0 if nothing but the records themselves tells it.
+        Params, whose num_classes is 0 if only the records themselves can tell it.
 
     Raises:
         UserError: a pattern matches nothing, the number of classes is too small, or the records
-            lack masks that the network is to learn.
+            lack masks that the network needs.
     """
     for pattern in params.patterns:
         check_shards(pattern)
@@ -56,15 +56,15 @@ def complete_from_manifests(params: Params) -> Params:
 
 
 def complete_from_records(params: Params) -> Completion:
-    """Completes the settings by a look into the records that have no manifest.
+    """Completes the settings by reading the records that have no manifest.
 
-    Call it when TensorFlow is prepared, since it reads the records: all of them where they are
-    trained on or the number of classes is known from nothing else, otherwise the first few.
+    Call it after TensorFlow is prepared, because it reads records: all of them if they are trained
+    on or if the number of classes is otherwise unknown, else the first few.
 
     Raises:
-        UserError: there is no label to count classes by, a label is below 1 or beyond the number of
-            classes, the network knows other classes than the records, or these lack masks that it
-            is to learn.
+        UserError: there are no labels to count classes by, a label is below 1 or above the number
+            of classes, the network has other classes than the records, or these lack masks that it
+            needs.
     """
     about, training = params.patterns[0], params.train.trains
     facts = _look_into(params)
@@ -84,11 +84,11 @@ def complete_from_records(params: Params) -> Completion:
 
 
 def _look_into(params: Params) -> dict:
-    """The surveys of those patterns that have no manifest."""
+    """Surveys the patterns that have no manifest."""
     foreign = [pattern for pattern in params.patterns if find_manifest(pattern) is None]
     if not foreign:
         return {}
-    # Here because it brings TensorFlow.
+    # Imported here because it imports TensorFlow.
     from data.survey import PEEK, survey_records
 
     known = params.model.num_classes or _recorded_num_classes(params)
@@ -109,12 +109,12 @@ def _count_classes(names: Mapping[str, Mapping[int, str]]) -> int:
     largest = max((label for by_label in names.values() for label in by_label), default=0)
     if not largest:
         raise UserError(
-            f"The records {patterns} have neither a manifest nor a labelled object to take the "
-            "number of classes from: give --num_classes, counting the background."
+            f"The records {patterns} have neither a manifest nor labelled objects, so the number "
+            "of classes is unknown: give --num_classes, which includes the background."
         )
     print(
         f"The records {patterns} have no manifest; their largest label is {largest}, so "
-        f"--num_classes={largest + 1} is taken, which counts the background.",
+        f"--num_classes={largest + 1} is used, which includes the background.",
         flush=True,
     )
     return largest + 1
@@ -127,15 +127,15 @@ def _with_num_classes(
     given = params.model.num_classes or _recorded_num_classes(params)
     if 0 < given < needed:
         raise UserError(
-            f"--num_classes={given} is too small: there are {needed - 1} categories, and the "
-            f"background counts as one more; give --num_classes={needed} or leave it out."
+            f"--num_classes={given} is too small: there are {needed - 1} categories and the "
+            f"background; give --num_classes={needed} or leave it out."
         )
     if of_records and params.model.num_classes > needed:
         print(
-            f"Warning: --num_classes={params.model.num_classes} is more than the {needed} of "
-            "the records, the background among them; what the network takes for a class beyond "
-            "them has no category, and if its weights number the classes otherwise, all categories "
-            "are wrong (tools/import_weights.py --keep_classes brings them into order).",
+            f"Warning: --num_classes={params.model.num_classes} is more than the {needed} classes "
+            "of the records, including the background. Detections of the additional classes have "
+            "no category, and if the weights number the classes differently, all categories are "
+            "wrong (correct them with tools/import_weights.py --keep_classes).",
             file=sys.stderr,
         )
     return _replace_num_classes(params, given or needed)

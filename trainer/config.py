@@ -1,4 +1,4 @@
-"""Settings of the training run, and `Params`, which holds the settings of all rooms."""
+"""Settings of the training run, and `Params`, which holds the settings of all packages."""
 
 from __future__ import annotations
 
@@ -33,74 +33,89 @@ ASCENDING = Check(
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:
-    """Optimisation, checkpoints and evaluation (`trainer/`)."""
+    """Settings of optimisation, checkpoints and evaluation (`trainer/`)."""
 
     mode: str = setting("train", "One of " + ", ".join(MODES) + ".", one_of(*MODES))
     model_dir: str = path_setting("Folder for checkpoints, logs and results.")
     output_dir: str = path_setting(
-        "Folder for what evaluation and prediction write, in place of --model_dir."
+        "Folder for the results of evaluation and prediction; the default is --model_dir."
     )
     eval_annotation_file: str = path_setting(
-        "COCO JSON to evaluate against; when empty it is rebuilt from the evaluation records."
+        "COCO JSON to evaluate against; if empty, it is rebuilt from the evaluation records."
     )
     init_checkpoint: str = path_setting(
-        "Checkpoint whose network weights a fresh run starts from, and which evaluation and "
-        "prediction use in place of the model_dir's latest."
+        "Checkpoint with the initial weights of a fresh run; evaluation and prediction use it "
+        "instead of the latest one in --model_dir."
     )
     distribution: str = setting(
         "auto",
-        "auto, one_device or mirrored; auto mirrors when there are several devices.",
+        "Use of devices: one_device, mirrored (all devices), or auto, which mirrors if there are "
+        "several.",
         one_of(*DISTRIBUTIONS),
     )
     num_logical_cpus: int = setting(
-        0, "Split the CPU into this many devices (to try replication without GPUs).", NOT_NEGATIVE
+        0,
+        "Split the CPU into this many devices, to try replication without GPUs; 0 does not "
+        "split it.",
+        NOT_NEGATIVE,
     )
 
-    train_steps: int = setting(90000, "Steps in all; a rerun with more continues.", POSITIVE)
-    optimizer: str = setting("sgd", "sgd or adamw.", one_of(*OPTIMIZERS))
+    train_steps: int = setting(
+        90000, "Total number of training steps; a rerun with a larger number continues.", POSITIVE
+    )
+    optimizer: str = setting("sgd", "Optimizer: sgd or adamw.", one_of(*OPTIMIZERS))
     learning_rate: float = setting(0.02, "Peak learning rate.", POSITIVE)
     learning_rate_batch_size: int = setting(
         0,
-        "Batch size that the schedule is for: the rate grows with the actual one, and the steps of "
-        "a flagfile shrink (those on the command line are taken as they are); 0: all as is.",
+        "Batch size that the schedule was written for: for a larger batch, the learning rate is "
+        "raised and the numbers of steps in flagfiles are reduced in proportion (those on the "
+        "command line are not changed); 0 turns scaling off.",
         NOT_NEGATIVE,
     )
     learning_rate_schedule: str = setting(
-        "step", "step, cosine or constant, after the warm-up.", one_of(*SCHEDULES)
+        "step",
+        "Schedule of the learning rate after the warm-up: step, cosine or constant.",
+        one_of(*SCHEDULES),
     )
     learning_rate_steps: tuple[int, ...] = setting(
         (60000, 80000),
-        "Steps at which the step schedule multiplies the rate by the next setting.",
+        "Steps at which the step schedule multiplies the learning rate by --learning_rate_decay.",
         ASCENDING,
     )
-    learning_rate_decay: float = setting(0.1, "Factor of the step schedule.", POSITIVE_SHARE)
-    warmup_steps: int = setting(1000, "Steps of linear warm-up.", NOT_NEGATIVE)
+    learning_rate_decay: float = setting(
+        0.1, "Factor by which the step schedule multiplies the learning rate.", POSITIVE_SHARE
+    )
+    warmup_steps: int = setting(1000, "Number of steps of linear warm-up.", NOT_NEGATIVE)
     warmup_factor: float = setting(
-        0.001, "Share of the peak rate that the warm-up starts from.", SHARE
+        0.001, "Fraction of the peak learning rate at which the warm-up starts.", SHARE
     )
     momentum: float = setting(0.9, "Momentum of SGD; beta 1 of AdamW is 0.9.", SHARE_BELOW_ONE)
     weight_decay: float = setting(
-        1e-4, "Decay of kernels; norm parameters and biases have none.", NOT_NEGATIVE
+        1e-4,
+        "Weight decay of kernels; it does not apply to norm parameters and biases.",
+        NOT_NEGATIVE,
     )
     gradient_clip_norm: float = setting(
-        0.0, "Global norm that gradients are clipped to; 0: never.", NOT_NEGATIVE
+        0.0, "Global norm that gradients are clipped to; 0 turns clipping off.", NOT_NEGATIVE
     )
 
     log_every_steps: int = setting(
-        20, "Steps between lines of train.jsonl and of the progress.", POSITIVE
+        20, "Steps between lines in train.jsonl and in the progress output.", POSITIVE
     )
     save_every_steps: int = setting(1000, "Steps between checkpoints.", POSITIVE)
     save_every_minutes: float = setting(
         15.0,
-        "Minutes after which a checkpoint is due, whatever the step; 0: by steps only.",
+        "Also save a checkpoint after this many minutes; 0 saves by steps only.",
         NOT_NEGATIVE,
     )
     keep_checkpoints: int = setting(
-        3, "Recent checkpoints kept; the best one is kept as well.", POSITIVE
+        3, "Number of recent checkpoints to keep, in addition to the best one.", POSITIVE
     )
-    eval_every_steps: int = setting(5000, "Steps between evaluations in train_and_eval.", POSITIVE)
+    eval_every_steps: int = setting(
+        5000, "Steps between evaluations in mode train_and_eval.", POSITIVE
+    )
     num_eval_images_shown: int = setting(
-        4, "Predictions drawn into TensorBoard an evaluation.", NOT_NEGATIVE
+        4, "Number of predictions per evaluation drawn for TensorBoard.", NOT_NEGATIVE
     )
 
     def __post_init__(self):
@@ -114,7 +129,7 @@ class TrainConfig:
 
 @dataclasses.dataclass(frozen=True)
 class Params:
-    """Everything one run was asked to do; each room reads its own part."""
+    """All settings of a run; each package reads its own part."""
 
     data: DataConfig = DataConfig()
     model: ModelConfig = ModelConfig()
@@ -126,13 +141,13 @@ class Params:
             or (self.model.include_mask and not self.model.include_polygons),
             "augmentations",
             self.data.augmentations,
-            "no copy_paste without masks or with --mask_target=polygon, since polygons cannot tell "
-            "what of an object is covered",
+            "no copy_paste if the system has no masks or with --mask_target=polygon, because "
+            "polygons cannot describe partly covered objects",
         )
 
     @property
     def patterns(self) -> list[str]:
-        """Of all records that the run reads; the first is of those that it is about."""
+        """The patterns of all records that the run reads, those of its main records first."""
         training = [self.data.train_file_pattern] if self.train.trains else []
         evaluation = [self.data.eval_file_pattern] if self.train.mode != "train" else []
         return list(dict.fromkeys(training + evaluation))

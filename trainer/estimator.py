@@ -1,7 +1,7 @@
-"""Train, evaluate and predict over any model function.
+"""Trains, evaluates and predicts with any model function.
 
 A model function maps `(features, labels, mode, params, network)` to an `EstimatorSpec`; the network
-is whatever has `variables`, `trainable_variables` and `decayed_variables`. The outer loop here
+is any object with `variables`, `trainable_variables` and `decayed_variables`. The outer loop here
 fetches batches and decides when to act; the inner steps are in `trainer/steps.py`; the actions
 (log, save, evaluate) are plain callables that take the step.
 """
@@ -28,23 +28,23 @@ from trainer.optimizer import Updater
 from trainer.steps import PredictStep, StepResult, TrainStep, group_batches, split_images
 from trainer.stopping import Stopped, StopSignals
 
-# (mode, params, input_context, start_step), of which the last is given in training only.
+# (mode, params, input_context, start_step), the last of which is passed in training only.
 InputFn = Callable[..., tf.data.Dataset]
 Prediction = dict[str, np.ndarray]
 
 
 class Evaluator(Protocol):
-    """What `Estimator.evaluate` feeds."""
+    """The evaluator that `Estimator.evaluate` passes predictions to."""
 
     def add(self, prediction: Mapping[str, np.ndarray]) -> None:
-        """Takes the predictions of one image."""
+        """Adds the predictions of one image."""
 
     def evaluate(self) -> dict:
-        """Measures all of them."""
+        """Measures the predictions added."""
 
 
 class Action:
-    """Something to do after every so many steps or minutes (0: never), and after the last step."""
+    """Something to do after a number of steps or minutes (0: never), and after the last step."""
 
     def __init__(self, run: Callable[[int], None], every_steps: int, every_minutes: float = 0.0):
         self._run = run
@@ -53,18 +53,18 @@ class Action:
         self._ran_at = time.monotonic()
 
     def is_due(self, step: int, last: int) -> bool:
-        """Whether to run after `step`, of `last` in all."""
+        """Whether to run after `step`, where `last` is the final step."""
         late = time.monotonic() - self._ran_at >= self._every_seconds
         return step % self._every_steps == 0 or step == last or late
 
     def run(self, step: int) -> None:
-        """Runs, and counts the minutes anew."""
+        """Runs, and restarts counting the minutes."""
         self._run(step)
         self._ran_at = time.monotonic()
 
 
 class _Cut(Exception):
-    """A signal asks for the end of the training that this evaluation belongs to."""
+    """A signal requests the end of the training that this evaluation belongs to."""
 
 
 class Estimator:
@@ -73,11 +73,11 @@ class Estimator:
     Args:
         model_fn: `(features, labels, mode, params, network) -> EstimatorSpec`; in training its loss
             is the replica's share of the global loss.
-        network: has `variables`, `trainable_variables` and `decayed_variables`, and was made under
-            the strategy's scope.
-        params: settings; those of `params.data` and `params.model` are only handed on, except for
+        network: has `variables`, `trainable_variables` and `decayed_variables`; made under the
+            strategy's scope.
+        params: settings; those of `params.data` and `params.model` are only passed on, except for
             batch sizes, precision and jit_compile.
-        strategy: spreads batches over replicas.
+        strategy: distributes batches over replicas.
     """
 
     def __init__(
@@ -91,18 +91,18 @@ class Estimator:
         self.checkpoints = Checkpoints(
             params.train.model_dir, network, self._updater, step, params.train.keep_checkpoints
         )
-        self._signals = StopSignals()  # those of the training that is under way
+        self._signals = StopSignals()  # those of the current training
         self._train_step = TrainStep(model_fn, network, self._updater, strategy, params)
         self._predict_step = PredictStep(model_fn, network, strategy, params)
 
     @property
     def strategy(self) -> tf.distribute.Strategy:
-        """What spreads batches over replicas."""
+        """The strategy that distributes batches over replicas."""
         return self._strategy
 
     @property
     def step(self) -> int:
-        """Training steps taken."""
+        """Number of training steps taken."""
         return int(self.checkpoints.step.numpy())
 
     def train(
@@ -112,32 +112,32 @@ class Estimator:
         begin: Callable[[int], None] = lambda step: None,
         load: Callable[[object, str], None] | None = None,
     ) -> int:
-        """Trains up to `--train_steps`, going on from the model_dir's latest checkpoint.
+        """Trains up to `--train_steps`, continuing from the model_dir's latest checkpoint.
 
         Args:
-            input_fn: `(mode, params, input_context, start_step)` to a dataset of (features, labels)
-                that does not end and begins with the batch of the step after `start_step`.
-            evaluate: called with the step after every `--eval_every_steps` and after the last, also
-                for the step that a run goes on from if it was due there and did not come to its
-                end.
-            begin: called with the steps so far when a checkpoint was found to fit and there is
+            input_fn: `(mode, params, input_context, start_step)` to an endless dataset of
+                (features, labels) that starts with the batch of the step after `start_step`.
+            evaluate: called with the step after every `--eval_every_steps` steps and after the
+                last; also for the step that a run continues from, if it was due there and did not
+                finish.
+            begin: called with the number of steps so far, once a checkpoint fits and there is
                 something to train.
-            load: as `Checkpoints.resume` takes it.
+            load: as for `Checkpoints.resume`.
 
         Returns:
-            The number of steps taken; 0 if the run was complete.
+            The number of steps taken; 0 if the run was already complete.
 
         Raises:
             UserError: a loss or gradient is not finite, the input ends, or a checkpoint does not
                 fit.
-            Stopped: Ctrl-C, SIGTERM or SIGHUP asked for it; the steps taken are saved.
+            Stopped: requested by Ctrl-C, SIGTERM or SIGHUP; the steps taken are saved.
         """
         config = self._params.train
         start = self.checkpoints.resume(config.init_checkpoint, load)
         if start >= config.train_steps:
             print(
                 f"{config.model_dir} has {start} steps of --train_steps={config.train_steps}: "
-                "nothing is left to train; raise --train_steps to go on."
+                "nothing is left to train; raise --train_steps to continue."
             )
             return 0
         begin(start)
@@ -166,19 +166,19 @@ class Estimator:
         return config.train_steps - start
 
     def load(self) -> int:
-        """Loads the weights to evaluate or predict with and returns the step they were saved at.
+        """Loads the weights to evaluate or predict with, and returns the step of their checkpoint.
 
         Raises:
-            UserError: the model_dir has no checkpoint and `--init_checkpoint` names none.
+            UserError: neither the model_dir nor `--init_checkpoint` has a checkpoint.
         """
         return self.checkpoints.load_for_evaluation(self._params.train.init_checkpoint)
 
     def evaluate(
         self, input_fn: InputFn, evaluator: Evaluator, num_images: int | None = None
     ) -> dict:
-        """Feeds the predictions of all images to the evaluator; its metrics, and the step.
+        """Passes the predictions of all images to the evaluator; returns its metrics, and the step.
 
-        `num_images` is their number, for the progress.
+        `num_images` is their number, for the progress output.
         """
         predictions = self.predict(input_fn, mode="eval")
         for prediction in with_progress(predictions, "Evaluating", num_images):
@@ -191,10 +191,10 @@ class Estimator:
         """Yields the predictions of each image, padding left out, in no particular order.
 
         Args:
-            input_fn: `(mode, params, input_context)` to a dataset of features that ends.
+            input_fn: `(mode, params, input_context)` to a finite dataset of features.
             mode: "predict" or "eval", for `input_fn`.
-            num_images_shown: so many of the first predictions also have `image`, uint8
-                [valid height, valid width, 3], and no more are made.
+            num_images_shown: if set, only this many predictions are made, and they also have
+                `image`, uint8 [valid height, valid width, 3].
 
         Yields:
             NumPy arrays by name: image_id [], image_info [5], num_detections [], and N detections'
@@ -204,7 +204,7 @@ class Estimator:
         context = tf.distribute.InputContext(num_replicas_in_sync=replicas)
         shown = 0
         groups = group_batches(input_fn(mode, self._params, context), replicas)
-        # So the devices do not wait for what is done with a prediction, such as pasting its masks.
+        # The devices then do not wait for the use of a prediction, such as pasting its masks.
         for group, results in ahead((group, self._predict_step(group)) for group in groups):
             if self._signals.requested:
                 raise _Cut
@@ -222,7 +222,7 @@ class Estimator:
         report: TrainReport,
         actions: Sequence[Action],
     ) -> None:
-        """The outer loop: fetch, step, and at the right steps act."""
+        """Runs the outer loop: fetches batches, takes steps, and acts at the right steps."""
         last = self._params.train.train_steps
         guard = FiniteGuard(self._strategy, OVERFLOWS_ENDURED if self._updater.loss_scale else 0)
         report.stopwatch.restart()
@@ -239,10 +239,10 @@ class Estimator:
             self._run_unless_stopped(due, step)
 
     def _run_unless_stopped(self, actions: Sequence[Action], step: int) -> None:
-        """Acts after a step, and leaves with everything saved if a signal asks for it.
+        """Acts after a step; if a signal requests it, saves everything and stops.
 
         Raises:
-            Stopped: says which step was saved.
+            Stopped: the message names the step that was saved.
         """
         with contextlib.suppress(_Cut):
             for action in actions:
@@ -251,17 +251,17 @@ class Estimator:
             path = self.checkpoints.save()
             raise Stopped(
                 f"Stopped by {self._signals.requested} after step {step}, which is saved in "
-                f"{path}; the same command goes on from there."
+                f"{path}; run the same command again to continue from there."
             )
 
     def _lacks_evaluation(self, evaluation: Action) -> bool:
-        """Whether an evaluation was due at the step that was restored and was cut off."""
+        """Whether an evaluation was due at the restored step but was interrupted."""
         is_due = evaluation.is_due(self.step, self._params.train.train_steps)
         return self.step > 0 and is_due and not self.checkpoints.is_evaluated()
 
 
 class TrainReport:
-    """Writes a logged step to train.jsonl, to the progress line and to TensorBoard.
+    """Writes a logged step to train.jsonl, the progress line and TensorBoard.
 
     Attributes:
         result: the latest step's scalars.
@@ -278,7 +278,7 @@ class TrainReport:
         self._summaries = Summaries(os.path.join(model_dir, "summaries", "train"))
 
     def write(self, step: int) -> None:
-        """Reports the latest step; its own values, no averages, so that reruns compare."""
+        """Reports the latest step's own values, not averages, so that reruns are comparable."""
         timing = self.stopwatch.report()
         steps_per_second = timing.pop("steps_per_second")
         losses = {name: float(value) for name, value in self.result.losses.items()}
@@ -302,6 +302,6 @@ def _next_batch(batches: Iterator, step: int) -> tuple:
         return next(batches)
     except StopIteration:
         raise UserError(
-            f"The training input ended before step {step}: --train_file_pattern has no image to "
-            "train on, or fewer than a batch."
+            f"The training input ended before step {step}: --train_file_pattern has no images to "
+            "train on, or fewer than one batch."
         ) from None

@@ -1,4 +1,4 @@
-"""Evaluation of a model_dir: metrics.json, COCO results, the table, TensorBoard, the best one.
+"""Evaluates a model_dir: metrics.json, COCO results, table, TensorBoard, best checkpoint.
 
 Axes: H, W original image.
 """
@@ -23,17 +23,17 @@ from trainer.overlays import annotation_instances, draw_comparison, prediction_i
 
 
 class Evaluation:
-    """Evaluates an estimator against a ground truth as often as it is called.
+    """Evaluates an estimator against a ground truth, any number of times.
 
     Args:
-        estimator: whose current weights are evaluated.
+        estimator: the estimator whose current weights are evaluated.
         input_fn: gives the evaluation images in mode "eval".
         ground_truth: COCO-format dict.
         categories: {"label", "id", "name"} of every class.
         output_dir: where `eval/` and the summaries are written.
-        num_images_shown: predictions drawn into TensorBoard.
+        num_images_shown: number of predictions drawn for TensorBoard.
         mask_paste: how masks are pasted into their images, a rule of `model.paste`.
-        max_detections: of an image, as `CocoEvaluator` takes it.
+        max_detections: as for `CocoEvaluator`.
     """
 
     def __init__(
@@ -99,7 +99,7 @@ class Evaluation:
         self._summaries.write_images(step, pictures)
 
     def _compare(self, prediction: Prediction, annotations: Sequence[Mapping]) -> np.ndarray:
-        """Ground truth and prediction side by side on the image at its original size."""
+        """Draws ground truth and prediction side by side on the image at its original size."""
         height, width = original_size(prediction)
         image = np.asarray(Image.fromarray(prediction["image"]).resize((width, height)))
         names_by_id = {category["id"]: category["name"] for category in self._categories}
@@ -114,7 +114,7 @@ class Evaluation:
 
 
 def flatten_metrics(metrics: Mapping) -> dict[str, float]:
-    """`{"bbox": {"AP": 0.3}}` to `{"bbox/AP": 0.3}`, without the categories."""
+    """Flattens `{"bbox": {"AP": 0.3}}` to `{"bbox/AP": 0.3}`, without the categories."""
     return {
         f"{kind}/{name}": value
         for kind, values in metrics.items()
@@ -124,5 +124,5 @@ def flatten_metrics(metrics: Mapping) -> dict[str, float]:
 
 
 def ranking_metric(metrics: Mapping) -> float:
-    """The AP that the best checkpoint is chosen by: of masks, or of boxes where there are none."""
+    """Returns the AP that the best checkpoint is chosen by: of masks, else of boxes."""
     return float(metrics["segm" if "segm" in metrics else "bbox"]["AP"])

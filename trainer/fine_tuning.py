@@ -1,9 +1,9 @@
-"""A fresh run that starts from the weights of a model trained on other classes.
+"""Starts a fresh run from the weights of a model trained on other classes.
 
-The heads' last layers have outputs for every class. Those of classes that both know by the same
-name are carried over, wherever they stand there; the others stay as they were initialised.
+The heads' last layers have outputs for every class. Those of classes with the same name in both
+models are copied, whatever their labels; the others keep their initial values.
 
-Axes: K classes with the background, S values a class.
+Axes: K classes with the background, S values per class.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ _BACKGROUND = 0
 
 
 def load_by_class(network, path: str, own: Sequence[Category]) -> None:
-    """Loads a checkpoint's weights into a network whose classes may be others.
+    """Loads a checkpoint's weights into a network that may have other classes.
 
     Args:
-        network: takes the weights.
-        path: a checkpoint, or a folder's latest. Without categories.json beside it, or with the
-            same classes there, all of it has to fit.
+        network: receives the weights.
+        path: a checkpoint, or a folder with checkpoints, whose latest is used. If there is no
+            categories.json next to it, or the classes are the same, all of it has to fit.
         own: the network's categories.
 
     Raises:
@@ -54,7 +54,7 @@ def load_by_class(network, path: str, own: Sequence[Category]) -> None:
 
 
 def _carry_over(network, path: str, kept: dict[int, int]) -> None:
-    """Assigns everything; of the outputs for classes those of `kept`, own label to theirs."""
+    """Assigns all weights; of the outputs for classes those in `kept`, own label to theirs."""
     variables = named_variables(tf.train.Checkpoint(network=network))
     found = read_shapes(path)
     wanted = {name: list(variable.shape) for name, variable in variables.items()}
@@ -75,7 +75,7 @@ def _carry_over(network, path: str, kept: dict[int, int]) -> None:
 
 
 def _values_of_class(name: str) -> int:
-    """S of a variable with outputs for every class; 0 of any other."""
+    """Returns S of a variable with outputs for every class; 0 for any other."""
     layer = name.removeprefix("network/").rpartition("/")[0]
     return CLASSWISE_LAYERS.get(layer, 0)
 
@@ -83,7 +83,7 @@ def _values_of_class(name: str) -> int:
 def _replace_classes(
     initial: np.ndarray, theirs: np.ndarray, size: int, labels: dict[int, int]
 ) -> np.ndarray:
-    """[..., K S] with the values of some labels taken from an array with another K."""
+    """Replaces values of some labels in [..., K S] by those of an array with another K."""
     result = initial.reshape(*initial.shape[:-1], -1, size).copy()
     source = theirs.reshape(*theirs.shape[:-1], -1, size)
     for own, their in labels.items():
@@ -96,8 +96,8 @@ def _describe(path: str, pairs: list, own: Sequence[Category], theirs: Sequence[
     used = {known["label"] for _, known in pairs}
     parts = {
         "kept for": [entry for entry in own if entry["label"] in kept],
-        "made anew for": [entry for entry in own if entry["label"] not in kept],
-        "left out for": [entry for entry in theirs if entry["label"] not in used],
+        "initialised for": [entry for entry in own if entry["label"] not in kept],
+        "dropped for": [entry for entry in theirs if entry["label"] not in used],
     }
     said = [f"{what} {categories.list_names(which)}" for what, which in parts.items() if which]
     matched = categories.describe_pairs(pairs)

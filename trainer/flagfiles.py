@@ -1,9 +1,9 @@
-"""Flagfiles: text with a flag a line, which may include other flagfiles by --flagfile.
+"""Flagfiles: text files with one flag per line, which may include others by --flagfile.
 
-A line is read as a shell would read it: what follows ` #` is a comment, quotes around a value or an
-item of a comma list are taken off, and a backslash at the end, as in a copied command, is passed
-over. An included file is looked for beside the file that names it, then in the current folder; what
-is not in the current folder's configs/, in those that come with the package.
+Lines are read as by a shell: text after ` #` is a comment, quotes around a value or around an item
+of a comma-separated list are removed, and a backslash at the end, as in a copied command, is
+ignored. An included file is searched for next to the file that names it, then in the current
+folder. Files in configs/ that are not in the current folder are taken from the installed package.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from typing import NamedTuple
 from data import files
 
 INCLUDE = "flagfile"
-# configs/ lies beside trainer/, in the repository as where a wheel is installed.
+# configs/ is next to trainer/, both in the repository and in an installed wheel.
 _HOME = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-# A quote opens at the head of the line, of a value or of a list's item only: Anna's is a name.
+# A quote opens only at the start of a line, a value or an item of a list, so Anna's is a name.
 _PIECES = re.compile(
     r"""(?<![^=,\s])(?:"(?P<double>(?:\\.|[^"\\])*)"|'(?P<single>[^']*)')(?=[,\s]|$)
     |(?P<comment>\s+(?:\#.*|\\)$)
@@ -30,32 +30,32 @@ _NEEDS_QUOTES = re.compile(r"""^\s|\s$|\s\#|\s\\$|\s-|(?<![^=,\s])["']""")
 
 
 class Argument(NamedTuple):
-    """A flag as it was given."""
+    """A flag as given by the user."""
 
     text: str  # --name=value
     place: str  # FILE:LINE, or "" on the command line
 
 
 class FlagfileError(ValueError):
-    """A flagfile cannot be used; the message begins with its name and the line."""
+    """A flagfile cannot be used; the message starts with its name and the line."""
 
 
 def read_flagfile(path: str, place: str = "", including: tuple[str, ...] = ()) -> list[Argument]:
-    """Lists the flags of a file and, where they are included, those of other files.
+    """Lists the flags of a file, and in place of each inclusion those of the included file.
 
     Args:
         path: the file.
-        place: where it is named, for the message.
-        including: the files that lead to it.
+        place: file and line that name it, for the message.
+        including: the chain of files that include it.
 
     Raises:
-        FlagfileError: it cannot be read, includes itself, or has a line that is no flag.
+        FlagfileError: it cannot be read, includes itself, or has a line that is not a flag.
     """
     try:
         with files.open_file(path) as file:
             lines = file.read().splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "it is no text"
+        reason = getattr(error, "strerror", None) or "it is not a text file"
         raise FlagfileError(
             f"{place and place + ': '}--flagfile={path} cannot be read ({reason})."
         ) from None
@@ -75,10 +75,10 @@ def read_flagfile(path: str, place: str = "", including: tuple[str, ...] = ()) -
 
 
 def expand_flagfiles(arguments: list[str]) -> list[Argument]:
-    """A command line's flags: those of its flagfiles first, since its own win over them.
+    """Lists a command line's flags, those of its flagfiles first, because its own override them.
 
     Raises:
-        FlagfileError: as `read_flagfile`.
+        FlagfileError: as for `read_flagfile`.
     """
     own, from_files = [], []
     rest: Iterator[str] = iter(arguments)
@@ -92,7 +92,7 @@ def expand_flagfiles(arguments: list[str]) -> list[Argument]:
 
 
 def quote(value: str) -> str:
-    """A value as it has to stand in a flagfile."""
+    """Quotes a value for a flagfile if necessary."""
     if not _NEEDS_QUOTES.search(value):
         return value
     escaped = value.replace("\\", "\\\\").replace('"', '\\"')
@@ -106,7 +106,7 @@ def _read_line(line: str, place: str) -> str:
     text, quoted = "", ""
     for piece in _PIECES.finditer(line):
         if piece["open"]:
-            raise FlagfileError(f"{place}: a quote is opened and not closed: {line}")
+            raise FlagfileError(f"{place}: a quote is not closed: {line}")
         if piece["comment"]:
             continue
         text += piece["plain"] or re.sub(r'\\(["\\])', r"\1", piece["double"] or "")
@@ -116,7 +116,7 @@ def _read_line(line: str, place: str) -> str:
         raise FlagfileError(f"{place}: {text!r} is not a flag: flags look like --name=value.")
     if re.search(r"\s--?[a-z]", quoted):
         raise FlagfileError(
-            f"{place}: write one flag a line, and quote a value with blanks: {line}"
+            f"{place}: write one flag per line, and quote values that contain spaces: {line}"
         )
     return text
 
@@ -130,7 +130,7 @@ def _find_included(name: str, including: str) -> str:
 
 
 def _find(name: str) -> str:
-    """The path itself, or that of the package's own file where there is none."""
+    """Returns the path itself or, if there is no such file, that of the package's own file."""
     own = os.path.join(_HOME, name)
     is_own = name.startswith("configs/") and not files.exists(name) and files.exists(own)
     return own if is_own else files.expand(name)

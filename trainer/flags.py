@@ -1,9 +1,10 @@
-"""Command-line flags made from the settings' dataclasses, the one source of truth.
+"""Command-line flags generated from the settings' dataclasses, the single source of truth.
 
 Every field of `DataConfig`, `ModelConfig` and `TrainConfig` is a flag of the same name: numbers and
-strings as they are, tuples as comma lists, bools as --x and --nox. Flags can stand in flagfiles
-(`trainer.flagfiles`), where later ones win; those on the command line win over all of these,
-wherever they stand. Nothing here imports TensorFlow, so that --help answers at once.
+strings as they are, tuples as comma-separated lists, bools as --x and --nox. Flags can be set in
+flagfiles (`trainer.flagfiles`), where later ones override earlier ones; those on the command line
+override all flagfiles, at any position. Nothing here imports TensorFlow, so that --help answers at
+once.
 """
 
 from __future__ import annotations
@@ -23,17 +24,17 @@ from trainer.config import Params
 from trainer.flagfiles import INCLUDE, Argument, expand_flagfiles, quote
 
 _HELP_FLAGS = {
-    "help": "Show all flags with their meaning and leave; also -h and --helpfull.",
-    "helpshort": "Show all flags with their defaults and leave.",
+    "help": "Show all flags with their help texts and exit; also -h and --helpfull.",
+    "helpshort": "Show all flags with their defaults and exit.",
 }
 _HELP_ALIASES = {"h": "help", "helpfull": "help"}
 _TRAITS = ("help", "is_path", "changes_predictions")
-# The verb of a command, which no record of settings repeats.
+# Not recorded with the other settings, because it is different for each command.
 UNRECORDED = ("mode",)
 
 
 class ValueParser(flags.ArgumentParser):
-    """Parses a text by a Python type, which `words` call by its name."""
+    """Parses a text to a Python type, which `words` describe."""
 
     def __init__(self, kind: type, words: str):
         super().__init__()
@@ -41,14 +42,14 @@ class ValueParser(flags.ArgumentParser):
         self.syntactic_help = words
 
     def parse(self, argument):
-        """The value; raises a ValueError that says what was expected."""
+        """Returns the value; raises a ValueError that says what was expected."""
         try:
             return self._kind(argument)
         except ValueError:
             raise ValueError(f"expected {self.syntactic_help}.") from None
 
     def flag_type(self) -> str:
-        """What messages call such a value."""
+        """Describes such a value in messages."""
         return self.syntactic_help
 
 
@@ -60,15 +61,15 @@ _SCALAR_PARSERS = {
 
 
 class TupleParser(flags.ArgumentParser):
-    """Parses a comma list into a tuple whose items all have one type."""
+    """Parses a comma-separated list to a tuple whose items have one type."""
 
     def __init__(self, item_parser: flags.ArgumentParser):
         super().__init__()
         self._item_parser = item_parser
-        self.syntactic_help = f"a comma list, each item {item_parser.flag_type()}"
+        self.syntactic_help = f"a comma-separated list, each item {item_parser.flag_type()}"
 
     def parse(self, argument: str | tuple) -> tuple:
-        """Turns `"1,2"` into `(1, 2)` and an empty text into an empty tuple."""
+        """Converts `"1,2"` to `(1, 2)` and an empty text to an empty tuple."""
         if isinstance(argument, tuple):
             return argument
         items = [item.strip() for item in argument.split(",")] if argument.strip() else []
@@ -78,7 +79,7 @@ class TupleParser(flags.ArgumentParser):
             raise ValueError(f"expected {self.syntactic_help}.") from None
 
     def flag_type(self) -> str:
-        """What messages call values of this kind."""
+        """Describes values of this kind in messages."""
         return self.syntactic_help
 
 
@@ -87,12 +88,12 @@ Places = dict[str, str]
 
 
 class CommandLine(typing.NamedTuple):
-    """What a command line says.
+    """The content of a command line.
 
     Attributes:
         params: the settings.
-        flag_values: all flags, a program's own among them.
-        places: where each flag that was given stands: FILE:LINE, or "" for the command line itself.
+        flag_values: all flags, including the program's own.
+        places: the place of each flag that was given: FILE:LINE, or "" for the command line itself.
     """
 
     params: Params
@@ -101,13 +102,13 @@ class CommandLine(typing.NamedTuple):
 
     @property
     def literal(self) -> frozenset[str]:
-        """Names of the flags that stand on the command line itself."""
+        """Names of the flags given on the command line itself."""
         return frozenset(name for name, place in self.places.items() if not place)
 
 
 @dataclasses.dataclass(frozen=True)
 class Setting:
-    """A field of one of the dataclasses, seen as a flag."""
+    """A field of one of the dataclasses as a flag."""
 
     room: str
     name: str
@@ -119,7 +120,7 @@ class Setting:
 
 
 def list_settings() -> Iterator[Setting]:
-    """Yields the settings of all rooms in the order of their dataclasses."""
+    """Yields the settings of all packages in the order of their dataclasses."""
     for room, config in _rooms().items():
         types = typing.get_type_hints(config)
         for field in dataclasses.fields(config):
@@ -151,7 +152,7 @@ def params_from_flags(flag_values: flags.FlagValues = flags.FLAGS) -> Params:
 
 
 def make_params(values: Values) -> Params:
-    """Builds `Params` from the settings' values by name; raises a ValueError for a bad one."""
+    """Builds `Params` from the settings' values by name; raises a ValueError for bad values."""
     rooms = {}
     for room, config in _rooms().items():
         names = [field.name for field in dataclasses.fields(config)]
@@ -160,7 +161,7 @@ def make_params(values: Values) -> Params:
 
 
 def settings_of(params: Params) -> Values:
-    """The settings' values by name, as `make_params` takes them."""
+    """Returns the settings' values by name, as for `make_params`."""
     return {
         setting.name: getattr(getattr(params, setting.room), setting.name)
         for setting in list_settings()
@@ -170,8 +171,8 @@ def settings_of(params: Params) -> Values:
 def parse_flags(argv: Sequence[str], description: str = "") -> Params:
     """Parses a command line (`argv[0]` is the program's name) into `Params`.
 
-    Exits with status 0 after --help and --helpshort, and with status 2 and one sentence on stderr
-    when a flag is unknown or its value cannot be used.
+    Exits with status 0 after --help and --helpshort, and with status 2 and a sentence on stderr if
+    a flag is unknown or its value is invalid.
     """
     return parse_command_line(argv, description).params
 
@@ -179,7 +180,7 @@ def parse_flags(argv: Sequence[str], description: str = "") -> Params:
 def parse_flags_with(
     argv: Sequence[str], description: str, define_more: Callable[[flags.FlagValues], None]
 ) -> tuple[Params, flags.FlagValues]:
-    """The same for a program with flags of its own, which `define_more` defines."""
+    """Does the same for a program with its own flags, which `define_more` defines."""
     return parse_command_line(argv, description, define_more)[:2]
 
 
@@ -189,14 +190,14 @@ def parse_command_line(
     define_more: Callable[[flags.FlagValues], None] = lambda flag_values: None,
     recall: Callable[[Values, Places], tuple[Values, Places]] | None = None,
 ) -> CommandLine:
-    """The same with all that a command line says.
+    """Does the same and returns the whole content of the command line.
 
     Args:
         argv: the command line.
-        description: what the program is for.
-        define_more: defines flags of the program's own.
-        recall: of the settings' values and the places of those that were given it makes other
-            values, and the places that it has them from.
+        description: purpose of the program.
+        define_more: defines the program's own flags.
+        recall: maps the settings' values, and the places of those that were given, to the values to
+            use and the places that they are from.
     """
     flag_values = flags.FlagValues()
     define_flags(flag_values)
@@ -224,14 +225,14 @@ def parse_command_line(
 
 
 def assign_flags(flag_values: flags.FlagValues, arguments: Iterable[Argument]) -> dict[str, str]:
-    """Gives flags the values that arguments name, later ones in place of earlier ones.
+    """Assigns the values in arguments to flags; later ones override earlier ones.
 
     Returns:
-        The place of each flag that was named.
+        The place of each flag that was given.
 
     Raises:
-        ValueError: a flag is unknown, or its value missing or not of its kind; the message begins
-            with the place, if it is in a file.
+        ValueError: a flag is unknown, or its value is missing or has a wrong type; the message
+            starts with the place if it is in a file.
     """
     places = {}
     rest = iter(arguments)
@@ -253,14 +254,14 @@ def _check_text(flag: flags.Flag, value: str) -> None:
         raise ValueError(f"--{flag.name}={value}: expected true or false.")
     if "\n" in value:
         raise ValueError(
-            f"--{flag.name} has a line break in its value, which no flagfile can hold."
+            f"--{flag.name} has a line break in its value, which flagfiles cannot represent."
         )
 
 
 def _split(
     argument: Argument, flag_values: flags.FlagValues, rest: Iterator[Argument]
 ) -> tuple[str, str]:
-    """Name of a flag and its value, which may be the next argument."""
+    """Splits an argument into a flag's name and its value, which may be the next argument."""
     if not argument.text.startswith("-"):
         raise ValueError(f"{argument.text!r} is not a flag: flags look like --name=value.")
     name, equals, value = argument.text.lstrip("-").partition("=")
@@ -283,14 +284,14 @@ def _split(
 
 
 def refuse_flags(sentence: str) -> typing.NoReturn:
-    """Says on stderr what is wrong with the flags and exits with status 2."""
+    """Prints on stderr what is wrong with the flags, and exits with status 2."""
     print(f"error: {sentence}", file=sys.stderr)
     raise SystemExit(2)
 
 
 def write_flagfile(params: Params, path: str) -> None:
-    """Writes every setting but the mode as a flagfile that gives the same, or writes nothing."""
-    lines = ["# All settings of the run in this folder; --flagfile takes this file."]
+    """Writes all settings except the mode as a flagfile, either completely or not at all."""
+    lines = ["# All settings of the run in this folder, as a file for --flagfile."]
     lines += [
         format_flag(name, value)
         for name, value in settings_of(params).items()
@@ -301,18 +302,18 @@ def write_flagfile(params: Params, path: str) -> None:
 
 
 def format_help(description: str, short: bool = False, own: Iterable[flags.Flag] = ()) -> str:
-    """Lists a program's own flags and then all settings, room by room.
+    """Lists a program's own flags and then all settings, by package.
 
     Args:
-        description: what the program is for.
-        short: leaves the flags' meaning out.
-        own: flags that are no settings.
+        description: purpose of the program.
+        short: whether to leave out the help texts.
+        own: flags that are not settings.
     """
     rooms = {"this program": [(flag.name, flag.default, flag.help) for flag in own]}
     for setting in list_settings():
         entry = setting.name, setting.default, setting.help
         rooms.setdefault(setting.room, []).append(entry)
-    lines = [description, "", "Flags (each can stand in a file given by --flagfile=FILE):"]
+    lines = [description, "", "Flags (each can also be set in a file, with --flagfile=FILE):"]
     for room, entries in rooms.items():
         lines += ["", f"{room}:"] if entries else []
         for name, default, meaning in entries:
@@ -325,28 +326,28 @@ def format_help(description: str, short: bool = False, own: Iterable[flags.Flag]
 
 
 def format_flag(name: str, value: object) -> str:
-    """A flag as it stands in a flagfile."""
+    """Formats a flag as in a flagfile."""
     if isinstance(value, bool):
         return f"--{name}" if value else f"--no{name}"
     return f"--{name}={quote(_format_value(value))}"
 
 
 class _FlagfileSerializer(flags.ArgumentSerializer):
-    """Writes values so that the parsers above read the same values again."""
+    """Writes values so that the parsers above read them unchanged."""
 
     def serialize(self, value: object) -> str:
         return _format_value(value)
 
 
 def _values(flag_values: flags.FlagValues) -> Values:
-    """The settings among the flags, by name."""
+    """Returns the settings among the flags, by name."""
     values = {setting.name: flag_values[setting.name].value for setting in list_settings()}
     paths = {setting.name for setting in list_settings() if setting.is_path}
     return values | {name: files.expand(values[name]) for name in paths}
 
 
 def _rooms() -> dict[str, type]:
-    """The dataclass of each part of `Params`."""
+    """Returns the dataclass of each part of `Params`."""
     return typing.get_type_hints(Params)
 
 

@@ -1,6 +1,6 @@
-"""What is told about a run: train.jsonl, the progress line, TensorBoard; and the non-finite guard.
+"""Reports of a run (train.jsonl, progress line, TensorBoard) and the check for non-finite values.
 
-Each hook is a small object that is given numbers; none of them knows the model or the loop.
+Each hook is a small object that receives numbers; none depends on the model or the loop.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ from data import files
 from data.errors import UserError
 from trainer.steps import StepResult
 
-# So many halvings take the loss scale of float16 from its first value to 1, with five to spare.
+# This many halvings take the loss scale of float16 from its initial value to 1, plus five.
 OVERFLOWS_ENDURED = 20
 
 
 class FiniteGuard:
-    """Keeps the scalars of each step, unsynchronised, until they are looked at.
+    """Keeps the scalars of each step on the devices until they are checked.
 
     Args:
-        strategy: where image ids come from, one part a replica.
-        overflows_endured: steps in a row whose gradients may be infinite or NaN: 0, or
-            `OVERFLOWS_ENDURED` under dynamic loss scaling, which skips such steps by itself.
+        strategy: the strategy of the image ids, which have one part per replica.
+        overflows_endured: number of consecutive steps whose gradients may be infinite or NaN: 0, or
+            `OVERFLOWS_ENDURED` with dynamic loss scaling, which skips such steps by itself.
     """
 
     def __init__(self, strategy: tf.distribute.Strategy, overflows_endured: int = 0):
@@ -46,10 +46,11 @@ class FiniteGuard:
         self._kept.append((step, result.loss, result.gradient_norm, image_ids))
 
     def check(self) -> None:
-        """Looks at the steps kept and forgets them.
+        """Checks the steps kept and forgets them.
 
         Raises:
-            UserError: names the first step whose loss or gradient is not finite, and its images.
+            UserError: a loss or gradient is not finite; the message names the first such step and
+                its images.
         """
         kept, self._kept = self._kept, []
         for step, loss, norm, image_ids in kept:
@@ -61,15 +62,15 @@ class FiniteGuard:
             elif self._overflows > self._overflows_endured:
                 raise UserError(
                     f"float16 has overflowed in each of the last {self._overflows} steps, up to "
-                    f"step {step} ({self._name_images(image_ids)}), so nothing is learnt: give "
+                    f"step {step} ({self._name_images(image_ids)}), so nothing is learnt: use "
                     "--precision=mixed_bfloat16 or float32, or lower --learning_rate."
                 )
             else:
                 continue
             raise UserError(
-                f"{problem} ({self._name_images(image_ids)}): no checkpoint was saved since; look "
-                "at those images' annotations, or lower --learning_rate, raise --warmup_steps or "
-                "set --gradient_clip_norm."
+                f"{problem} ({self._name_images(image_ids)}); no checkpoint was saved since then. "
+                "Check those images' annotations, or lower --learning_rate, raise --warmup_steps "
+                "or set --gradient_clip_norm."
             )
 
     def _name_images(self, image_ids: tf.Tensor) -> str:
@@ -78,7 +79,7 @@ class FiniteGuard:
 
 
 class Stopwatch:
-    """Times steps between two reports: images a second and the share spent waiting for input."""
+    """Times steps between two reports: images per second and share of time waiting for input."""
 
     def __init__(self, images_per_step: int):
         self._images_per_step = images_per_step
@@ -91,12 +92,12 @@ class Stopwatch:
         self._steps = 0
 
     def count(self, waited: float) -> None:
-        """Counts a step whose batch took `waited` seconds to come."""
+        """Counts a step that waited `waited` seconds for its batch."""
         self._waited += waited
         self._steps += 1
 
     def untimed(self, action: Callable[[int], None]) -> Callable[[int], None]:
-        """The action, with the time that it takes left out of the interval."""
+        """Wraps an action so that its time is excluded from the interval."""
 
         def run(step: int) -> None:
             began = time.perf_counter()
@@ -106,7 +107,7 @@ class Stopwatch:
         return run
 
     def report(self) -> dict[str, float]:
-        """`images_per_second`, `input_wait_share` and `steps_per_second` of the interval."""
+        """Returns the interval's `images_per_second`, `input_wait_share` and `steps_per_second`."""
         elapsed = max(time.perf_counter() - self._started, 1e-9)
         return {
             "images_per_second": self._steps * self._images_per_step / elapsed,
@@ -116,10 +117,10 @@ class Stopwatch:
 
 
 class TrainLog:
-    """`train.jsonl`: one JSON object a line, in the order of the steps.
+    """`train.jsonl`: one JSON object per line, in the order of the steps.
 
-    Lines after `first_step` (those of a run that was cut off after its last checkpoint) and a line
-    that was cut short are taken out when the file is opened again.
+    Lines after `first_step` (of a run that was killed after its last checkpoint) and an incomplete
+    line are removed when the file is opened again.
     """
 
     def __init__(self, model_dir: str, first_step: int):
@@ -128,7 +129,7 @@ class TrainLog:
         self._drop_after(first_step)
 
     def write(self, record: Mapping[str, float]) -> None:
-        """Appends a line; what is not finite becomes null, since JSON has no word for it."""
+        """Appends a line; non-finite numbers become null, because JSON cannot represent them."""
         line = {name: value if math.isfinite(value) else None for name, value in record.items()}
         with files.open_file(self._path, "a") as file:
             file.write(json.dumps(line) + "\n")
@@ -143,14 +144,14 @@ class TrainLog:
 
 
 class Progress:
-    """One line of text a report: step, losses, speed, waiting and the time left."""
+    """One line of text per report: step, losses, speed, waiting and the time left."""
 
     def __init__(self, train_steps: int, stream: TextIO | None = None):
         self._train_steps = train_steps
         self._stream = stream or sys.stderr
 
     def write(self, record: Mapping[str, float], losses: Sequence[str], speed: float) -> None:
-        """Writes the line; `losses` are the parts to show, `speed` is in steps a second."""
+        """Writes the line; `losses` are the parts to show, `speed` is in steps per second."""
         parts = "  ".join(f"{name} {record[name]:.4f}" for name in losses)
         seconds = (self._train_steps - record["step"]) / max(speed, 1e-9)
         self._stream.write(
@@ -163,10 +164,10 @@ class Progress:
 
 
 class Summaries:
-    """Scalars and images for TensorBoard in a folder of their own.
+    """Scalars and images for TensorBoard in a separate folder.
 
-    They are written as TensorBoard's own plugins would write them, so that the `tensorboard`
-    package, which TensorFlow does not always bring, is needed to look at them only.
+    They are written as TensorBoard's own plugins would write them. So the `tensorboard` package,
+    which TensorFlow does not always install, is needed only to view them.
     """
 
     def __init__(self, folder: str):
@@ -174,7 +175,7 @@ class Summaries:
         self._writer: tf.summary.SummaryWriter | None = None
 
     def write_scalars(self, step: int, scalars: Mapping[str, float]) -> None:
-        """Writes numbers of a step under their names."""
+        """Writes a step's numbers under their names."""
         metadata = _plugin("scalars", summary_pb2.DATA_CLASS_SCALAR)
         tensors = {name: tf.constant(value, tf.float32) for name, value in scalars.items()}
         self._write(step, tensors, metadata)
@@ -203,7 +204,7 @@ def _plugin(name: str, data_class: int) -> summary_pb2.SummaryMetadata:
 
 
 def _step_of(line: str) -> float:
-    """The step of a line of train.jsonl; infinity where the line cannot be read."""
+    """Returns the step of a line of train.jsonl; infinity if the line cannot be read."""
     try:
         return json.loads(line)["step"] if line.endswith("\n") else math.inf
     except (ValueError, KeyError, TypeError):

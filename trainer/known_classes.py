@@ -1,7 +1,7 @@
-"""Which classes the network knows, and which of them are those of a run's records.
+"""Determines the network's classes and how they correspond to a run's records.
 
-The classes of the network are those that it was trained with, as categories.json in the model_dir
-tells; a first training takes those of its records.
+The network's classes are those that it was trained on, read from categories.json in the model_dir;
+a first training uses those of its records.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from trainer.run_record import has_checkpoint, home_of
 
 
 def known_categories(params: Params) -> tuple[Category, ...]:
-    """Those that the network was trained with before; empty if nothing tells them."""
+    """Returns the classes that the network was trained on; empty if they are unknown."""
     folder = trained_in(params)
     return categories.load_categories(folder) if folder else ()
 
 
 def trained_in(params: Params) -> str:
-    """The model_dir of the trained network; "" where the training begins."""
+    """Returns the model_dir of the trained network; "" if the training starts from scratch."""
     model_dir = params.train.model_dir
     if not params.train.trains:
         return home_of(model_dir, params.train.init_checkpoint)
@@ -33,14 +33,14 @@ def trained_in(params: Params) -> str:
 def settle_categories(
     params: Params, found: tuple[Category, ...]
 ) -> tuple[tuple[Category, ...], dict[int, int]]:
-    """The network's categories, and its labels for those of the training records.
+    """Determines the network's categories, and its labels for those of the training records.
 
     Args:
         params: the settings.
-        found: the categories of the records that the run is about.
+        found: the categories of the run's main records.
 
     Returns:
-        The categories, and the network's label by the records' label, {} if none differ.
+        The categories, and the network's label by the records' label; {} if all are equal.
 
     Raises:
         UserError: the training records have classes that the network does not know.
@@ -51,11 +51,11 @@ def settle_categories(
     if params.train.trains:
         return found, {}
     print(
-        f"Warning: no {categories.FILE} says which classes the network knows; they are taken "
-        f"to be those of {params.patterns[0]}, in their order.",
+        f"Warning: there is no {categories.FILE} with the network's classes; they are assumed to "
+        f"be those of {params.patterns[0]}, in the same order.",
         file=sys.stderr,
     )
-    # The first few records need not show all labels.
+    # The first few records may not contain all labels.
     return found if find_manifest(params.patterns[0]) else (), {}
 
 
@@ -70,8 +70,8 @@ def _map_labels(
     learnt = {own["label"] for _, own in pairs}
     if missing := [category for category in known if category["label"] not in learnt]:
         print(
-            f"Warning: the model in {model} was trained on {categories.list_names(missing)} too, "
-            f"which {pattern} does not have.",
+            f"Warning: the model in {model} was also trained on {categories.list_names(missing)}, "
+            f"which {pattern} does not contain.",
             file=sys.stderr,
         )
     label_map = {theirs["label"]: own["label"] for theirs, own in pairs}
@@ -81,7 +81,7 @@ def _map_labels(
 def evaluated_categories(
     params: Params, known: Sequence[Category], ground_truth: Mapping
 ) -> Sequence[Category]:
-    """The network's categories with the ids that a ground truth gives to their names.
+    """Gives the network's categories the ids that a ground truth uses for their names.
 
     Raises:
         UserError: the ground truth or the records have classes that the network does not know.
@@ -97,7 +97,7 @@ def evaluated_categories(
 
 
 def predicted_categories(params: Params, known: Sequence[Category]) -> Sequence[Category]:
-    """The network's categories with the ids that the records' manifest gives to their names.
+    """Gives the network's categories the ids that the records' manifest uses for their names.
 
     Raises:
         UserError: the manifest has classes that the network does not know.
@@ -108,12 +108,12 @@ def predicted_categories(params: Params, known: Sequence[Category]) -> Sequence[
 
 
 def _categories_of_labels(params: Params, theirs: Sequence[Category]) -> Sequence[Category]:
-    """Labels stand for COCO ids, where neither model nor records name them all."""
+    """Uses labels as COCO ids, if neither model nor records name all of them."""
     from data.survey import PEEK, survey_records
 
     names = {category["id"]: category["name"] for category in theirs}
     if params.train.eval_annotation_file:
-        # The records' own names are in there too, so that they are compared with the file's.
+        # The records' own names are included, so that they are compared with the file's.
         seen = survey_records(params.data.eval_file_pattern, PEEK).names
         names |= {label: name for label, name in seen.items() if name}
     return [{"label": key, "id": key, "name": name} for key, name in names.items()]
@@ -122,7 +122,7 @@ def _categories_of_labels(params: Params, theirs: Sequence[Category]) -> Sequenc
 def _with_their_ids(
     params: Params, known: Sequence[Category], theirs: Mapping[str, Sequence[Category]]
 ) -> Sequence[Category]:
-    """The network's categories with the ids that the last of some sources gives to their names."""
+    """Gives the network's categories the ids that the last of several sources uses."""
     said = []
     for where, entries in theirs.items():
         pairs = categories.pair_by_name(entries, known)
@@ -133,7 +133,7 @@ def _with_their_ids(
     matched = categories.with_ids_of(known, pairs)
     if unnamed := [category for category in matched if category["id"] is None]:
         print(
-            f"Warning: what is found of {categories.list_names(unnamed)} is left out of the "
+            f"Warning: detections of {categories.list_names(unnamed)} are left out of the "
             f"results, because {where} uses the same ids for other classes.",
             file=sys.stderr,
         )

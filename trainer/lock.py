@@ -1,8 +1,8 @@
-"""One training at a time in a model_dir.
+"""Allows one training at a time in a model_dir.
 
-On a local disk the operating system holds the lock and drops it when the process ends, however it
-ends. Elsewhere (gs://, or a disk that knows no locks) a file with a date stands for it: a lease,
-which the training renews and which others respect until it runs out.
+On a local disk it is a lock of the operating system, which is released whenever the process ends.
+Elsewhere (gs://, or a disk without locks) it is a file with an expiry time: a lease, which the
+training renews and which others respect until it expires.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ from data.errors import UserError
 
 LEASE_SECONDS = 120.0
 _RENEWALS_IN_A_LEASE = 4
-# Two trainings that start together have both written their lease by then.
+# By then, two trainings that started together have both written their lease.
 _SECONDS_TO_SETTLE = 1.0
 
 
 @contextlib.contextmanager
 def exclusive_training(model_dir: str) -> Iterator[None]:
-    """Holds the model_dir for this process's training; evaluations beside it do not ask.
+    """Holds the model_dir for this process's training; evaluations do not need it.
 
     Raises:
-        UserError: another training holds it.
+        UserError: another training is using it.
     """
     if files.has_scheme(model_dir):
         with _lease(model_dir):
@@ -76,13 +76,13 @@ def _lease(model_dir: str) -> Iterator[None]:
 
 
 def _wait_until_free(model_dir: str, path: str) -> None:
-    """Waits for the lease of a training that may have died to run out; refuses if it is renewed."""
+    """Waits until the lease of a training that may have died expires; raises if it is renewed."""
     first = _read(path)
     if first.get("until", 0.0) <= time.time() or _died_here(first):
         return
     print(
-        f"A training on {first.get('host')} held --model_dir={model_dir} a moment ago: waiting "
-        f"{first['until'] - time.time():.0f} s to see whether it still runs.",
+        f"A training on {first.get('host')} was using --model_dir={model_dir} a moment ago; "
+        f"waiting {first['until'] - time.time():.0f} s to see whether it is still running.",
         file=sys.stderr,
         flush=True,
     )
@@ -93,7 +93,7 @@ def _wait_until_free(model_dir: str, path: str) -> None:
 
 
 def _died_here(holder: dict) -> bool:
-    """Whether the holder was a process of this machine that is gone."""
+    """Whether the holder was a process on this machine that has ended."""
     if holder.get("host") != socket.gethostname() or holder.get("process") == os.getpid():
         return False
     try:
@@ -110,8 +110,8 @@ def _renew(path: str, token: str, over: threading.Event) -> None:
         found = _read(path).get("token", token)
         if found != token:
             print(
-                f"error: another training has taken over {os.path.dirname(path)}, since this one "
-                "could not renew its lease in time; it stops without saving.",
+                f"error: another training has taken over {os.path.dirname(path)}, because this "
+                "one could not renew its lease in time; it stops without saving.",
                 file=sys.stderr,
                 flush=True,
             )
@@ -141,6 +141,6 @@ def _holder() -> dict:
 def _refusal(model_dir: str, holder: dict) -> UserError:
     who = f" (process {holder['process']} on {holder['host']})" if "process" in holder else ""
     return UserError(
-        f"Another training{who} is using --model_dir={model_dir}: wait for it to end, or name "
+        f"Another training{who} is using --model_dir={model_dir}: wait for it to end, or choose "
         "another folder."
     )

@@ -1,10 +1,10 @@
-"""Entry point: train, evaluate and predict.
+"""Entry point for training, evaluation and prediction.
 
     python -m trainer.main --flagfile=configs/r50.flags --mode=train_and_eval --model_dir=M \\
         --train_file_pattern=... --eval_file_pattern=... --eval_annotation_file=...
 
 Exit codes: 0 done, 1 refused or failed (one sentence on stderr), 2 bad flags. TensorFlow is
-imported after the flags are known to be good, so that --help and mistakes answer at once.
+imported after the flags have been checked, so that --help and errors appear at once.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _DESCRIPTION = (
 
 
 def run() -> None:
-    """Console script: runs the command line and exits with its status."""
+    """Runs the command line and exits with its status; the console script."""
     sys.exit(main(sys.argv))
 
 
@@ -55,7 +55,11 @@ def main(argv: Sequence[str]) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except OSError as error:
-        advice = "; make room and run the same command again" if error.errno == errno.ENOSPC else ""
+        advice = (
+            "; free disk space and run the same command again"
+            if error.errno == errno.ENOSPC
+            else ""
+        )
         print(
             f"error: {error.filename or 'a file'}: {error.strerror or error}{advice}.",
             file=sys.stderr,
@@ -66,7 +70,7 @@ def main(argv: Sequence[str]) -> int:
         return 1
     except KeyboardInterrupt:
         print(
-            "Interrupted; run the same command again.",
+            "Interrupted; run the same command again to continue.",
             file=sys.stderr,
         )
         return 1
@@ -74,14 +78,14 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _recall(values: Values, places: Places) -> tuple[Values, Places]:
-    """Without a training, what the flags leave open is as the weights were trained."""
+    """Unless the run trains, takes settings that are not given from the training of the weights."""
     return (
         recall_settings(values, places) if values["mode"] in ("eval", "predict") else (values, {})
     )
 
 
 def check_required(params: Params) -> None:
-    """Exits with status 2 when a flag that the mode needs is missing."""
+    """Exits with status 2 if a flag that the mode needs is missing."""
     mode = params.train.mode
     required = {"model_dir": params.train.model_dir}
     if params.train.trains:
@@ -133,7 +137,7 @@ def _execute(params: Params) -> None:
             raise
         raise UserError(
             f"the workers of --data_service={params.data.data_service} lost images, so the "
-            "evaluation would not be of all of them; start the workers again and evaluate anew."
+            "evaluation would be incomplete; restart the workers and evaluate again."
         ) from error
 
 
@@ -149,7 +153,7 @@ def _train_and_eval(estimator, input_fn: Callable, completion: Completion) -> No
 
 
 def _opening(estimator, completion: Completion) -> dict[str, Callable]:
-    """How a training begins: what it loads, records and says."""
+    """Returns what a training does at its start: what it loads, records and prints."""
     from trainer.fine_tuning import load_by_class
     from trainer.opening import describe_schedule, warn_of_frozen_weights, warn_of_rate
 
@@ -241,7 +245,7 @@ def _make_evaluation(estimator, input_fn: Callable, completion: Completion):
 
 
 def _raise_if_a_record_is_broken(params: Params) -> None:
-    """Looks through the records that were read for one that TensorFlow may have stopped at."""
+    """Searches the records that were read for one that may have stopped TensorFlow."""
     from data.diagnosis import find_broken_record
 
     print(
@@ -264,7 +268,7 @@ def _output_dir(params: Params) -> str:
 
 
 def _require_folders(params: Params) -> None:
-    """Refuses folders that cannot be written, before the work."""
+    """Refuses folders that cannot be written to, before the work starts."""
     training = params.train.trains
     if params.train.output_dir:
         files.require_writable(params.train.output_dir, "output_dir")
@@ -276,7 +280,7 @@ def _require_folders(params: Params) -> None:
         try:
             files.require_writable(params.train.model_dir, "model_dir")
         except UserError as error:
-            raise UserError(f"{error} Results can go elsewhere by --output_dir.") from None
+            raise UserError(f"{error} Use --output_dir to write the results elsewhere.") from None
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Settings given in Python: by the names of their flags, over those of flagfiles or a record."""
+"""Settings given in Python by the names of their flags, which override flagfiles or a record."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from trainer.config import Params
 from trainer.flagfiles import expand_flagfiles
 from trainer.flags import Setting, Values, assign_flags, define_flags, list_settings, make_params
 
-# What a value may be, by the type of its setting, and in words.
+# Types that a value may have, by the type of its setting, and their description.
 _TAKEN: dict[type, tuple[tuple[type, ...], str]] = {
     bool: ((bool,), "True or False"),
     int: ((numbers.Integral,), "a whole number"),
@@ -25,15 +25,15 @@ _TAKEN: dict[type, tuple[tuple[type, ...], str]] = {
 
 
 def choose_settings(given: Mapping[str, object], values: Values | None = None) -> Params:
-    """The settings given, and for the others `values`, and for the others their defaults.
+    """Combines the settings given with `values` and defaults for the others.
 
     Args:
-        given: Python values by the names of flags; lists will do for tuples.
-        values: of a record or flagfiles.
+        given: Python values by the names of flags; lists may be used for tuples.
+        values: values from a record or flagfiles.
 
     Raises:
-        TypeError: there is no setting of such a name, or its value is of another type.
-        ValueError: a setting has a value that it cannot have.
+        TypeError: there is no setting with such a name, or its value has a wrong type.
+        ValueError: a setting has an invalid value.
     """
     settings = {setting.name: setting for setting in list_settings()}
     for name in given:
@@ -48,10 +48,10 @@ def choose_settings(given: Mapping[str, object], values: Values | None = None) -
 
 
 def read_flagfiles(paths: Iterable[str | os.PathLike[str]]) -> Values:
-    """The settings that flagfiles name, of which later ones override earlier ones.
+    """Reads the settings in flagfiles, of which later ones override earlier ones.
 
     Raises:
-        ValueError: a file cannot be read, or a line is no flag or has a value that it cannot have.
+        ValueError: a file cannot be read, or a line is not a flag or has an invalid value.
     """
     flag_values = flags.FlagValues()
     define_flags(flag_values)
@@ -60,10 +60,10 @@ def read_flagfiles(paths: Iterable[str | os.PathLike[str]]) -> Values:
 
 
 def _convert(setting: Setting, value: object) -> object:
-    """The value as its setting's type.
+    """Converts the value to its setting's type.
 
     Raises:
-        TypeError: it is of another type.
+        TypeError: it has a wrong type.
     """
     kind, is_tuple = setting.type, typing.get_origin(setting.type) is tuple
     if is_tuple:

@@ -1,4 +1,4 @@
-"""What a run says before its first step: what runs, on what, from where, and for how long."""
+"""Messages of a run before its first step: network, devices, weights and schedule."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from trainer.config import Params
 from trainer.optimizer import WarmupSchedule, peak_learning_rate
 
 _CLASSES_NAMED = 5
-# Of the learning rate; float32 makes smaller ones.
+# Relative change of the learning rate; float32 causes smaller ones.
 _UNNOTICED_JUMP = 1e-3
 
 
 def describe_schedule(params: Params, step: int, num_images: int | None) -> str:
-    """The steps to come in a line, with their epochs, images and rate."""
+    """Describes the schedule in a line, with steps, epochs, images and learning rate."""
     train, batch = params.train, params.data.train_batch_size
     images = f"{train.train_steps * batch} images"
     if num_images:
         epochs = train.train_steps * batch / num_images
         images += f", {epochs:.3g} epochs of {num_images}"
-    begun = f", {step} of them taken," if step else ""
+    begun = f", {step} of them done," if step else ""
     return (
         f"{train.train_steps} steps{begun} of batch {batch}: {images}; learning rate "
         f"{peak_learning_rate(params):.3g} ({train.learning_rate_schedule}) after "
@@ -33,7 +33,7 @@ def describe_schedule(params: Params, step: int, num_images: int | None) -> str:
 
 
 def warn_of_rate(params: Params, recorded: Params, step: int) -> None:
-    """Warns of a learning rate that jumps where a run goes on, at `step`, with other settings."""
+    """Warns of a learning rate that jumps when a run continues, at `step`, with other settings."""
     before, after = (
         float(WarmupSchedule(peak_learning_rate(each), each.train)(step))
         for each in (recorded, params)
@@ -42,13 +42,13 @@ def warn_of_rate(params: Params, recorded: Params, step: int) -> None:
         return
     print(
         f"Warning: the learning rate jumps from {before:.3g} to {after:.3g} at step {step}, "
-        "because the schedule is not the one that the steps so far were taken with.",
+        "because the schedule differs from that of the steps so far.",
         file=sys.stderr,
     )
 
 
 def warn_of_frozen_weights(params: Params, loaded: str) -> None:
-    """Warns of layers that stay as they were initialised.
+    """Warns of layers that keep their random initial values.
 
     Args:
         params: settings.
@@ -61,7 +61,7 @@ def warn_of_frozen_weights(params: Params, loaded: str) -> None:
         return
     flags = " and ".join(f"--{name}={getattr(model, name)}" for name in named)
     print(
-        f"Warning: {flags} keep{'s' * (len(named) == 1)} layers as they are, and they are random: "
+        f"Warning: {flags} keep{'s' * (len(named) == 1)} layers at their random initial values: "
         "give --init_checkpoint, or train them (--freeze_at=0 --norm=gn).",
         file=sys.stderr,
     )
@@ -73,18 +73,18 @@ def warn_of_slow_precision(params: Params, devices: str, cpu_info: str = "/proc/
     Args:
         params: settings.
         devices: in words.
-        cpu_info: where Linux lists what its processors can do.
+        cpu_info: file in which Linux lists the processors' features.
     """
     precision = params.model.precision
     if precision == "float32" or "CPU" not in devices or not files.exists(cpu_info):
         return
     with files.open_file(cpu_info) as file:
         flags = next((line.split() for line in file if line.startswith("flags")), [])
-    # TensorFlow's kernels for 16 bits are written for this extension and its successors.
+    # TensorFlow's 16-bit kernels need this extension or its successors.
     if flags and "avx512bw" not in flags:
         print(
-            f"Warning: this processor emulates --precision={precision} (it lacks AVX-512), several "
-            "times slower than float32: give --precision=float32.",
+            f"Warning: this processor emulates --precision={precision} (it lacks AVX-512), which "
+            "is several times slower than float32: use --precision=float32.",
             file=sys.stderr,
         )
 
@@ -92,13 +92,13 @@ def warn_of_slow_precision(params: Params, devices: str, cpu_info: str = "/proc/
 def describe_system(
     params: Params, categories: Sequence[Category], devices: str, weights: str
 ) -> str:
-    """The network in a line, with its classes, precision, devices and weights.
+    """Describes the network in a line, with classes, precision, devices and weights.
 
     Args:
         params: settings.
-        categories: of the network's labels.
+        categories: categories of the network's labels.
         devices: in words.
-        weights: where they come from, in words.
+        weights: their origin, in words.
     """
     model = params.model
     return (

@@ -1,9 +1,9 @@
 """Learning-rate schedule, optimizers, clipping and loss scaling.
 
 Keras optimizers sum the replicas' gradients themselves, but only after clipping each replica's own
-and after deciding on weight decay. Here the gradients are summed first, once, by
-`sum_over_replicas`; what is clipped, tested for overflow and applied is the gradient of the global
-batch, so that the number of replicas does not change the result.
+and after applying weight decay. Here `sum_over_replicas` sums the gradients first; clipping, the
+test for overflow and the update use the gradient of the global batch, so that the number of
+replicas does not change the result.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class WarmupSchedule(keras.optimizers.schedules.LearningRateSchedule):
         self._config = config
 
     def __call__(self, step: tf.Tensor) -> tf.Tensor:
-        """Float32 scalar rate of the update number `step` (integer scalar, from 0)."""
+        """Returns the rate of update number `step` (integer scalar, from 0): float32 scalar."""
         step = tf.cast(step, tf.float32)
         return self.peak * self._warmup(step) * self._decay(step)
 
@@ -58,24 +58,24 @@ class WarmupSchedule(keras.optimizers.schedules.LearningRateSchedule):
 
 
 def peak_learning_rate(params: Params) -> float:
-    """The peak rate, scaled with the batch if `--learning_rate_batch_size` asks for it."""
+    """Returns the peak rate, scaled to the batch size if `--learning_rate_batch_size` is set."""
     reference = params.train.learning_rate_batch_size
     scale = params.data.train_batch_size / reference if reference else 1.0
     return params.train.learning_rate * scale
 
 
 class _SummedGradients:
-    """Mixin: the gradients given to `apply` are sums over the replicas already."""
+    """Mixin for optimizers whose `apply` receives gradients already summed over the replicas."""
 
     def _all_reduce_sum_gradients(self, grads_and_vars):
         return grads_and_vars
 
 
 class CoupledSGD(_SummedGradients, keras.optimizers.SGD):
-    """SGD whose decay joins the gradient: `b = momentum * b + g + decay * w ; w = w - rate * b`.
+    """SGD that adds decay to the gradient: `b = momentum * b + g + decay * w ; w = w - rate * b`.
 
-    This is PyTorch's and Detectron2's rule. Keras' own decay is decoupled (it leaves the momentum
-    alone), and its momentum buffer has the rate multiplied in, which lags behind rate changes.
+    This is PyTorch's and Detectron2's rule. Keras' own decay is decoupled (it does not affect the
+    momentum), and its momentum buffer includes the rate, so that it lags behind rate changes.
     """
 
     def __init__(
@@ -87,7 +87,7 @@ class CoupledSGD(_SummedGradients, keras.optimizers.SGD):
         self._decay_of = ()
 
     def build(self, variables: Sequence) -> None:
-        """Makes the momentum buffers and looks up which of the variables decay."""
+        """Makes the momentum buffers and determines which of the variables decay."""
         super().build(variables)
         self._decay_of = tuple(
             self._coupled_decay if variable_key(variable) in self._decayed_keys else 0.0
@@ -98,7 +98,7 @@ class CoupledSGD(_SummedGradients, keras.optimizers.SGD):
         """Updates one variable by its gradient, both float32 of one shape, in one fused op."""
         index = self._get_variable_index(variable)
         if self._decay_of[index]:
-            # Else all decays, as large as the network, are computed when the step begins.
+            # Otherwise all decays, as large as the network, are computed at the start of the step.
             with tf.control_dependencies([gradient]):
                 gradient += self._decay_of[index] * variable
         if not self.momentum:
@@ -114,10 +114,10 @@ class CoupledSGD(_SummedGradients, keras.optimizers.SGD):
 
 
 class DecoupledAdamW(_SummedGradients, keras.optimizers.AdamW):
-    """AdamW (Loshchilov & Hutter 2019): the decay is apart from the gradient."""
+    """AdamW (Loshchilov & Hutter 2019), with the decay separate from the gradient."""
 
     def update_step(self, gradient: tf.Tensor, variable: tf.Variable, learning_rate) -> None:
-        """Keras' rule in fused ops, where Keras walks over the variable a dozen times."""
+        """Applies Keras' rule in fused ops; Keras itself reads the variable a dozen times."""
         index = self._get_variable_index(variable)
         if self.weight_decay and self._use_weight_decay(variable):
             self.assign_sub(variable, learning_rate * self.weight_decay * variable)
@@ -136,14 +136,14 @@ class DecoupledAdamW(_SummedGradients, keras.optimizers.AdamW):
         )
 
     def _apply_weight_decay(self, variables) -> None:
-        """Nothing: `update_step` has decayed them."""
+        """Does nothing, because `update_step` applies the decay."""
 
 
 class LossScale(tf.Module):
-    """Dynamic loss scale for float16: halved at each overflow, doubled after a quiet spell.
+    """Dynamic loss scale for float16: halved at each overflow, doubled after a period without.
 
-    Micikevicius et al. 2018, section 3.2. Keras' LossScaleOptimizer asks the first replica alone
-    whether its gradients are finite, and asks before they are summed.
+    Micikevicius et al. 2018, section 3.2. Keras' LossScaleOptimizer checks only the first replica's
+    gradients, and before they are summed.
     """
 
     def __init__(self, growth_steps: int = _LOSS_SCALE_GROWTH_STEPS):
@@ -153,17 +153,17 @@ class LossScale(tf.Module):
         self._growth_steps = growth_steps
 
     def update(self, finite: tf.Tensor) -> None:
-        """Takes note of whether the step's gradients were finite (bool scalar)."""
+        """Adapts the scale to whether the step's gradients were finite (bool scalar)."""
         quiet = tf.where(finite, self.quiet_steps + 1, 0)
         grown = quiet >= self._growth_steps
         factor = tf.where(finite, tf.where(grown, 2.0, 1.0), 0.5)
-        # Below 1 the scale would do the opposite of what it is for.
+        # A scale below 1 would have the opposite effect.
         self.scale.assign(tf.maximum(self.scale * factor, 1.0))
         self.quiet_steps.assign(tf.where(grown, 0, quiet))
 
 
 class Updater:
-    """Turns a replica's loss into one update of the variables; call it under the scope.
+    """Updates the variables from the replicas' losses; must be made under the strategy's scope.
 
     Attributes:
         optimizer: the Keras optimizer, built for the network's trainable variables.
@@ -179,14 +179,14 @@ class Updater:
         self.loss_scale = LossScale() if params.model.precision == "mixed_float16" else None
 
     def latest_learning_rate(self) -> float:
-        """The rate of the latest update, which `iterations` counts already."""
+        """The learning rate of the latest update, which `iterations` already includes."""
         return float(self._schedule(max(int(self.optimizer.iterations.numpy()) - 1, 0)))
 
     def state(self) -> tf.train.Checkpoint:
-        """What a checkpoint has to keep of the optimizer.
+        """The part of the optimizer that a checkpoint has to contain.
 
-        The optimizer itself is not tracked: it holds references to the network's variables, under
-        which the checkpoint would then file them.
+        The optimizer itself is not tracked, because the checkpoint would then store the network's
+        variables under the optimizer's references to them.
         """
         loss_scale = {} if self.loss_scale is None else {"loss_scale": self.loss_scale}
         return tf.train.Checkpoint(variables=list(self.optimizer.variables), **loss_scale)
@@ -194,9 +194,10 @@ class Updater:
     def gradients(
         self, tape: tf.GradientTape, loss: tf.Tensor
     ) -> tuple[list[tf.Tensor | None], tf.Tensor]:
-        """Clipped gradients of the global loss and their global norm before clipping.
+        """Computes clipped gradients of the global loss, and their global norm before clipping.
 
-        Call it in a replica, outside the tape. `loss` is the replica's share as `scaled` gave it.
+        Call it in a replica, outside the tape. `loss` is the replica's share as returned by
+        `scaled`.
         """
         gradients = tape.gradient(loss, [_native(variable) for variable in self._variables])
         gradients = sum_over_replicas(gradients)
@@ -209,7 +210,7 @@ class Updater:
         return gradients, norm
 
     def scaled(self, loss: tf.Tensor) -> tf.Tensor:
-        """The loss to differentiate; call it inside the tape."""
+        """Scales the loss to differentiate; call it inside the tape."""
         return loss if self.loss_scale is None else loss * self.loss_scale.scale
 
     def apply(self, strategy: tf.distribute.Strategy, gradients, norm: tf.Tensor) -> None:
@@ -217,8 +218,8 @@ class Updater:
 
         Args:
             gradients: what `gradients` returned in each replica.
-            norm: float32 scalar, the global norm; under float16 a step where it is not finite
-                is skipped.
+            norm: float32 scalar, the global norm; with float16, steps in which it is not finite are
+                skipped.
         """
 
         def update():
@@ -228,7 +229,7 @@ class Updater:
             update()
             return
         finite = tf.math.is_finite(norm)
-        # The condition stands outside the replicas: they may not synchronise within a branch.
+        # The condition is outside the replicas, which may not synchronise within a branch.
         _run_if(finite, update)
         self.loss_scale.update(finite)
 
@@ -244,7 +245,7 @@ class Updater:
 def make_optimizer(
     network, config: TrainConfig, schedule: WarmupSchedule
 ) -> keras.optimizers.Optimizer:
-    """The optimizer that `--optimizer` names, decaying `network.decayed_variables` only."""
+    """Makes the optimizer that `--optimizer` names, which decays `network.decayed_variables`."""
     decayed = frozenset(variable_key(variable) for variable in network.decayed_variables)
     if config.optimizer == "sgd":
         return CoupledSGD(schedule, config.momentum, config.weight_decay, decayed)
@@ -265,7 +266,7 @@ def sum_over_replicas(gradients: Iterable[tf.Tensor | None]) -> list[tf.Tensor |
 
 
 def variable_key(variable) -> int:
-    """Identity of a variable, the same for a Keras variable and the TensorFlow one inside it."""
+    """Returns a key that is equal for a Keras variable and the TensorFlow variable inside it."""
     return id(_native(variable))
 
 

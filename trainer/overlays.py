@@ -1,6 +1,6 @@
-"""Pictures of predictions beside the ground truth: masks, outlines, boxes and the three scores.
+"""Draws predictions next to the ground truth: masks, outlines, boxes and the three scores.
 
-Axes: N detections; H, W picture before enlarging.
+Axes: N detections; H, W image before enlarging.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ class Instance:
     """One object to draw.
 
     Attributes:
-        box: (y1, x1, y2, x2) in pixels of the picture.
-        label: text beside the box.
-        mask: uint8 [H, W], 0 or 1; None draws the box alone.
+        box: (y1, x1, y2, x2) in pixels of the image.
+        label: text next to the box.
+        mask: uint8 [H, W], 0 or 1; None draws only the box.
     """
 
     box: tuple[float, float, float, float]
@@ -46,13 +46,13 @@ def prediction_instances(
     min_score: float = 0.3,
     mask_paste: str = "exact",
 ) -> list[Instance]:
-    """What a prediction of one image shows on a picture of it, best box_score first.
+    """Converts a prediction of one image to instances to draw, best box_score first.
 
     Args:
-        prediction: as `CocoEvaluator.add` takes it.
+        prediction: as for `CocoEvaluator.add`.
         names: class name by label; a label without one shows its number.
-        height: H of the picture, pixels; need not be the network's nor the original's.
-        width: W of the picture, pixels.
+        height: H of the image to draw on, pixels; may differ from the network's and the original's.
+        width: W of the image to draw on, pixels.
         min_score: detections with a lower box_score are left out.
         mask_paste: how masks are pasted, a rule of `model.paste`.
     """
@@ -81,14 +81,14 @@ def prediction_instances(
 def annotation_instances(
     annotations: Sequence[Mapping], names: Mapping[int, str], height: int, width: int
 ) -> list[Instance]:
-    """What COCO annotations, or entries in COCO results format, show on their picture.
+    """Converts COCO annotations, or entries in COCO results format, to instances to draw.
 
     Args:
-        annotations: of one image; bbox, category_id, and where they exist segmentation, iscrowd and
-            the scores box_score, mask_iou and mask_score.
+        annotations: those of one image, with bbox, category_id, and optionally segmentation,
+            iscrowd and the scores box_score, mask_iou and mask_score.
         names: category name by COCO id.
-        height: H of the original picture, pixels.
-        width: W of the original picture, pixels.
+        height: H of the original image, pixels.
+        width: W of the original image, pixels.
     """
     instances = []
     for annotation in annotations:
@@ -109,15 +109,15 @@ def annotation_instances(
 def draw_comparison(
     image: np.ndarray, ground_truth: Sequence[Instance], prediction: Sequence[Instance]
 ) -> np.ndarray:
-    """Ground truth on the left, prediction on the right, small pictures enlarged.
+    """Draws ground truth on the left and prediction on the right, enlarging small images.
 
     Args:
         image: uint8 [H, W, 3].
-        ground_truth: objects of the left picture.
-        prediction: objects of the right picture; labels of the first ones are placed first.
+        ground_truth: objects of the left image.
+        prediction: objects of the right image; labels of the first ones are placed first.
 
     Returns:
-        uint8 [H', W', 3], H' and W' at least what two legible pictures need.
+        uint8 [H', W', 3], H' and W' large enough for two legible images.
     """
     enlargement = _legible_enlargement(image, max(len(ground_truth), len(prediction)))
     left = draw_instances(image, ground_truth, enlargement)
@@ -133,15 +133,15 @@ def draw_comparison(
 def draw_instances(
     image: np.ndarray, instances: Sequence[Instance], enlargement: int | None = None
 ) -> np.ndarray:
-    """Draws objects onto a picture, a colour for each.
+    """Draws objects onto an image, each in its own colour.
 
-    Labels that would cover another label are left out, the first objects having the first choice.
+    Labels that would cover another label are left out; the first objects take precedence.
 
     Args:
         image: uint8 [H, W, 3].
         instances: what to draw, in pixels of the image.
-        enlargement: whole number f; None takes the one that makes the longer side at least 480
-            pixels, or 960 where there are many objects.
+        enlargement: whole number f; None chooses it so that the longer side has at least 480
+            pixels, or 960 if there are many objects.
 
     Returns:
         uint8 [f H, f W, 3].
@@ -172,19 +172,19 @@ def _enlarge(pixels: np.ndarray, factor: int) -> np.ndarray:
 
 
 def _colour(index: int) -> tuple[int, int, int]:
-    """Bright colours whose neighbours differ: hues a golden section apart."""
+    """Returns bright colours whose neighbours differ: hues at golden-ratio distances."""
     red, green, blue = colorsys.hsv_to_rgb((0.02 + index * 0.618034) % 1, 0.85, 1.0)
     return int(red * 255), int(green * 255), int(blue * 255)
 
 
 def _blend(canvas: np.ndarray, mask: np.ndarray, colour: tuple[int, int, int]) -> None:
-    """Tints the masked part of a float canvas in place and gives it a two-pixel outline."""
+    """Tints the masked part of a float canvas in place and draws a two-pixel outline."""
     canvas[mask] = canvas[mask] * (1 - _OPACITY) + np.float32(colour) * _OPACITY
     canvas[mask & ~_erode(_erode(mask))] = colour
 
 
 def _erode(mask: np.ndarray) -> np.ndarray:
-    """Pixels whose four neighbours are set too; beyond the border nothing is."""
+    """Keeps pixels whose four neighbours are set too; pixels beyond the border are not."""
     padded = np.pad(mask, 1)
     return mask & padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
 
@@ -201,7 +201,7 @@ def _draw_label(
     colour: tuple[int, int, int],
     taken: list[tuple[float, float, float, float]],
 ) -> None:
-    """Writes a label above, below or inside a box, where there is room, and notes where."""
+    """Writes a label above, below or inside a box, where there is space, and records its place."""
     font = ImageFont.load_default(_FONT_SIZE)
     width, height = draw.textlength(label, font) + 4, _FONT_SIZE + 4
     y1, x1, y2, _ = box
@@ -232,7 +232,7 @@ def _prediction_caption(prediction: Sequence[Instance]) -> str:
 
 
 def _with_caption(panel: np.ndarray, caption: str) -> np.ndarray:
-    """Puts a line of text on white above a picture."""
+    """Adds a line of text on white above an image."""
     strip = Image.new("RGB", (panel.shape[1], _FONT_SIZE + 10), "white")
     font = ImageFont.load_default(_FONT_SIZE)
     ImageDraw.Draw(strip).text((4, 4), caption, fill="black", font=font)

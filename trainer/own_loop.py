@@ -1,7 +1,7 @@
-"""Settings, network, input and step, one by one, for a training loop of one's own.
+"""Settings, network, input and training step as separate parts, for custom training loops.
 
-`trainer.estimator.Estimator` is the loop that resumes, evaluates and writes logs; what is here are
-the parts that it is made of, on one device and without flags.
+`trainer.estimator.Estimator` is the loop that resumes, evaluates and writes logs; this file has the
+parts that it consists of, on one device and without flags.
 """
 
 from __future__ import annotations
@@ -30,16 +30,16 @@ from trainer.steps import TrainStep
 
 
 def make_settings(*flagfiles: str | os.PathLike[str], **settings: object) -> Params:
-    """The settings of a network and its training.
+    """Makes the settings of a network and its training.
 
     Args:
-        flagfiles: such as configs/r18.flags; later ones override earlier ones.
-        settings: by the names of their flags; they override the flagfiles. `num_classes` is taken
-            from the records of `train_file_pattern` where it is not given.
+        flagfiles: paths such as configs/r18.flags; later ones override earlier ones.
+        settings: by the names of their flags; they override the flagfiles. If `num_classes` is not
+            given, it is taken from the records of `train_file_pattern`.
 
     Raises:
-        TypeError: there is no setting of such a name, or its value is of another type.
-        ValueError: a setting has a value that it cannot have, or a flagfile a line.
+        TypeError: there is no setting with such a name, or its value has a wrong type.
+        ValueError: a setting has an invalid value, or a flagfile an invalid line.
         UserError: the training records cannot be used.
     """
     params = choose_settings(settings, read_flagfiles(flagfiles))
@@ -52,20 +52,21 @@ def make_settings(*flagfiles: str | os.PathLike[str], **settings: object) -> Par
 
 
 def build(settings: Params, checkpoint: str | os.PathLike[str] = "") -> Detector:
-    """The network of `settings.model.system`, with the weights of a checkpoint or random ones.
+    """Builds the network of `settings.model.system`, with a checkpoint's or random weights.
 
     Args:
         settings: see `make_settings`.
-        checkpoint: a checkpoint of a training or an import, or a folder with some: the latest.
+        checkpoint: a checkpoint of a training or an import, or a folder with checkpoints, whose
+            latest is used.
 
     Raises:
-        ValueError: the number of classes is not known, or the backbone lacks an option asked for.
-        UserError: there is no such checkpoint, or it is of another network.
+        ValueError: the number of classes is unknown, or the backbone does not support an option.
+        UserError: there is no such checkpoint, or it does not fit the network.
     """
     if not settings.model.num_classes:
         raise SettingError(
-            "--num_classes=0: give the number of classes, the background included, or a "
-            "train_file_pattern whose records tell it."
+            "--num_classes=0: give the number of classes, including the background, or a "
+            "train_file_pattern whose records determine it."
         )
     network = build_network(settings)
     if checkpoint:
@@ -74,10 +75,10 @@ def build(settings: Params, checkpoint: str | os.PathLike[str] = "") -> Detector
 
 
 def train_step(network: Detector, settings: Params) -> TrainStep:
-    """A callable `(features, labels) -> StepResult` that updates the network.
+    """Makes a callable `(features, labels) -> StepResult` that updates the network.
 
-    The optimizer, its schedule and weight decay are those that the settings name. On a CPU it makes
-    TensorFlow's operations deterministic, without which the gradients of RoIAlign lose updates.
+    Optimizer, schedule and weight decay are taken from the settings. On a CPU it makes TensorFlow's
+    operations deterministic, because the gradients of RoIAlign lose updates otherwise.
     """
     make_gradient_exact()
     strategy = tf.distribute.get_strategy()
@@ -85,13 +86,13 @@ def train_step(network: Detector, settings: Params) -> TrainStep:
 
 
 def save(network: Detector, settings: Params, folder: str | os.PathLike[str]) -> str:
-    """Writes what `load` opens: weights, settings, and the classes of the training records.
+    """Writes a model_dir for `load`: weights, settings, and the classes of the training records.
 
     Returns:
-        The path of the checkpoint.
+        Path of the checkpoint.
 
     Raises:
-        UserError: the folder cannot be written.
+        UserError: the folder cannot be written to.
     """
     folder = files.expand(folder)
     files.require_writable(folder, "model_dir")
@@ -106,6 +107,6 @@ def save(network: Detector, settings: Params, folder: str | os.PathLike[str]) ->
 
 
 def _look_into_records(params: Params) -> Completion:
-    """What the training records say, whatever other model the model_dir may hold."""
+    """Reads facts from the training records, regardless of any other model in the model_dir."""
     train = dataclasses.replace(params.train, mode="train", model_dir="")
     return complete_from_records(complete_from_manifests(dataclasses.replace(params, train=train)))

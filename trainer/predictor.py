@@ -1,6 +1,6 @@
-"""A trained network, called on photographs.
+"""A trained network that is called on images.
 
-Axes: B images of a batch, N detections of an image, h w rows and columns of a photograph, H W its
+Axes: B images of a batch, N detections of an image, h w rows and columns of an image, H W its
 canvas, M side of a mask.
 """
 
@@ -40,19 +40,19 @@ Key = TypeVar("Key")
 
 @dataclasses.dataclass(frozen=True)
 class Detections:
-    """What was found in one photograph, best first: by `mask_scores`, else by `box_scores`.
+    """The detections in one image, best first: by `mask_scores`, else by `box_scores`.
 
     Attributes:
-        height, width: of the photograph, pixels.
-        boxes: float32 [N, 4], y1, x1, y2, x2 in pixels of the photograph.
+        height, width: size of the image, pixels.
+        boxes: float32 [N, 4], y1, x1, y2, x2 in pixels of the image.
         classes: int32 [N], labels from 1 on.
         names: N class names.
-        category_ids: N ids that the classes had in the COCO file trained on.
+        category_ids: N ids of the classes in the COCO file that the network was trained on.
         box_scores: float32 [N], probability of the class.
         mask_ious: float32 [N], expected IoU of each mask, 0 to 1; None without a MaskIoU head.
         mask_scores: float32 [N], box_score × mask_iou; None without a mask head.
         probabilities: float32 [N, M, M], each mask over its box; None without a mask head.
-        mask_paste: the rule of `model.paste` by which masks are made of them.
+        mask_paste: the rule of `model.paste` that makes masks from them.
     """
 
     height: int
@@ -72,7 +72,7 @@ class Detections:
 
     @functools.cached_property
     def masks(self) -> np.ndarray | None:
-        """bool [N, h, w], made when first asked for; None without a mask head."""
+        """The masks, bool [N, h, w], made on first use; None without a mask head."""
         if self.probabilities is None:
             return None
         masks = np.zeros([len(self), self.height, self.width], bool)
@@ -81,10 +81,10 @@ class Detections:
         return masks
 
     def to_coco(self, image_id: int = 0, file_name: str = "") -> list[dict]:
-        """Entries in COCO results format, with `bbox` and, with masks, `segmentation` (RLE).
+        """Returns entries in COCO results format, with `bbox` and `segmentation` (RLE).
 
-        `score` is the mask score where there is one, else the box score; the single scores stand
-        beside it.
+        `score` is the mask score if there is one, else the box score; the single scores are
+        included under their own names. Without masks, `segmentation` is absent.
         """
         image: dict[str, Any] = {"image_id": image_id}
         if file_name:
@@ -107,7 +107,7 @@ class Detections:
         return entries
 
     def draw(self, image: np.ndarray, min_score: float = 0.3) -> np.ndarray:
-        """The photograph with the detections of at least this box score: uint8 [h, w, 3]."""
+        """Draws the detections with at least this box score on the image: uint8 [h, w, 3]."""
         instances = [
             Instance(
                 tuple(box),
@@ -120,7 +120,7 @@ class Detections:
         return draw_instances(image, instances, enlargement=1)
 
     def _paste(self, index: int) -> np.ndarray | None:
-        """One mask, uint8 [h, w]."""
+        """Pastes one mask: uint8 [h, w]."""
         if self.probabilities is None:
             return None
         size, rule = (self.height, self.width), self.mask_paste
@@ -131,13 +131,13 @@ class Detections:
 
 
 class Predictor:
-    """Finds the objects of photographs. It may be called from several threads at once.
+    """Detects the objects in images. It may be called from several threads at once.
 
     Args:
         params: the network's settings.
-        network: with its weights.
+        network: the network with its weights.
         categories: {"label", "id", "name"} of each class.
-        batch_size: photographs of one canvas that go through the network together.
+        batch_size: number of images with the same canvas that are processed together.
     """
 
     def __init__(
@@ -157,25 +157,25 @@ class Predictor:
             input_signature=[pixels],
             autograph=False,
         )
-        # A trace for each canvas and number of photographs: one, or a full batch.
+        # One trace for each canvas and number of images: one, or a full batch.
         self._detect = tf.function(network.detect, autograph=False)
 
-    @overload  # A text is a sequence of texts too; here it is a path.
+    @overload  # A str is also a sequence of str; here it is a path.
     def __call__(self, images: Photograph) -> Detections: ...  # type: ignore[overload-overlap]
 
     @overload
     def __call__(self, images: Sequence[Photograph]) -> list[Detections]: ...
 
     def __call__(self, images: Photograph | Sequence[Photograph]) -> Detections | list[Detections]:
-        """Finds the objects of a photograph, or of each of a list.
+        """Detects the objects in an image, or in each of a list of images.
 
         Args:
             images: a uint8 array [h, w, 3] (RGB), a path of a JPEG or PNG file, or a list of them.
                 An EXIF orientation is applied to files as in training.
 
         Raises:
-            ValueError: an array is none of those.
-            UserError: a file cannot be read as a picture.
+            ValueError: an array has another dtype or shape.
+            UserError: a file cannot be read as an image.
         """
         if isinstance(images, Sequence) and not isinstance(images, str):
             found = dict(self.stream(enumerate(images)))
@@ -183,17 +183,17 @@ class Predictor:
         return self._detect_in([self._laid_out(images)])[0]
 
     def stream(self, images: Iterable[tuple[Key, Photograph]]) -> Iterator[tuple[Key, Detections]]:
-        """Finds the objects of many photographs, each of which comes with a key to know it by.
+        """Detects the objects in many images, each of which has a key to identify it.
 
-        They are fetched and laid out by a thread, and the network computes in another while what it
-        found is in use.
+        One thread reads and resizes the images, and another runs the network while earlier
+        detections are in use.
 
         Yields:
-            Each key with its detections. Photographs of one canvas keep their order; those that
+            Each key with its detections. Images with the same canvas keep their order; those that
             are too few for a full batch come last.
 
         Raises:
-            As `__call__`, where the photograph would have been.
+            As `__call__`, in place of the image's detections.
         """
         laid_out = ahead(
             ((key, self._laid_out(image)) for key, image in images), 2 * self._batch_size
@@ -204,7 +204,7 @@ class Predictor:
             yield from found
 
     def read(self, path: str | os.PathLike) -> np.ndarray:
-        """The pixels of a file as training sees them: uint8 [h, w, 3], turned as EXIF says.
+        """Reads the pixels of a file as in training: uint8 [h, w, 3], rotated by EXIF orientation.
 
         Raises:
             UserError: the file is missing, or neither JPEG nor PNG, or broken.
@@ -217,7 +217,7 @@ class Predictor:
         return self._lay_out(_check_pixels(image))
 
     def _detect_in(self, batch: Sequence[Tensors]) -> list[Detections]:
-        """What is found in each of a batch of one canvas."""
+        """Detects the objects in each image of a batch with one canvas."""
         features = {name: tf.stack([one[name] for one in batch]) for name in batch[0]}
         outputs = {name: value.numpy() for name, value in self._detect(features).items()}
         outputs["image_info"] = features["image_info"].numpy()
@@ -260,21 +260,21 @@ def load(
     Args:
         folder: a model_dir, or the folder `best` in one.
         batch_size: see `Predictor`.
-        checkpoint: of the folder; the latest by default.
-        settings: in place of the recorded ones, by the names of their flags, such as
+        checkpoint: a checkpoint in the folder; by default the latest.
+        settings: settings that replace the recorded ones, by the names of their flags, such as
             `score_threshold=0.5` or `precision="float32"`.
 
     Raises:
-        UserError: the folder holds no trained model.
-        TypeError: there is no setting of such a name, or its value is of another type.
-        ValueError: a setting has a value that it cannot have.
+        UserError: the folder does not contain a trained model.
+        TypeError: there is no setting with such a name, or its value has a wrong type.
+        ValueError: a setting has an invalid value.
     """
     folder = files.expand(folder)
     home = os.path.dirname(folder) if os.path.basename(folder) == "best" else folder
     recorded = load_record(home)
     if not recorded or not (checkpoint or has_checkpoint(folder)):
         raise UserError(
-            f"There is no trained model in {folder}: name the --model_dir of a training."
+            f"There is no trained model in {folder}: give the --model_dir of a training."
         )
     params = choose_settings(settings, recorded | {"jit_compile": False})
     network = build_network(params)
@@ -285,7 +285,7 @@ def load(
 def _batch_by_canvas(
     pictures: Iterable[tuple[Key, Tensors]], size: int
 ) -> Iterator[tuple[list[Key], list[Tensors]]]:
-    """Batches of one canvas as they become full, and single pictures of what is left."""
+    """Yields batches of one canvas as they become full, and finally the rest one by one."""
     waiting: dict[tuple, list[tuple[Key, Tensors]]] = collections.defaultdict(list)
     for key, features in pictures:
         canvas = tuple(features["image"].shape[:2])
@@ -302,7 +302,7 @@ def _check_pixels(image: Any) -> np.ndarray:
     pixels = np.asarray(image)
     if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3 or not pixels.size:
         raise ValueError(
-            f"a photograph is a uint8 array [height, width, 3] in RGB, not {pixels.dtype} "
+            f"an image must be a uint8 array [height, width, 3] in RGB, not {pixels.dtype} "
             f"{list(pixels.shape)}."
         )
     return pixels

@@ -1,4 +1,4 @@
-"""Training records whose labels number the classes otherwise than the network does."""
+"""Converts the labels of training records to the network's."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ import tensorflow as tf
 
 
 def relabel(input_fn: Callable, label_map: Mapping[int, int]) -> Callable:
-    """An input function whose training labels have the network's numbers.
+    """Makes an input function whose training labels are the network's.
 
     Args:
-        input_fn: as `data.input_fn.input_fn`.
-        label_map: the network's label of each of the records'; empty where they are the same. The
-            background, which is padding as well, stays 0.
+        input_fn: an input function such as `data.input_fn.input_fn`.
+        label_map: the network's label by the records' label; empty if they are equal. The
+            background, also used as padding, stays 0.
     """
     if not label_map:
         return input_fn

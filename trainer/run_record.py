@@ -1,7 +1,7 @@
 """config.flags: the settings that a model_dir's checkpoints were trained with.
 
-Training writes it once there is something to train; evaluation and prediction take from it what
-the command line leaves open.
+Training writes it once there is something to train; evaluation and prediction take settings from it
+that are not on the command line.
 """
 
 from __future__ import annotations
@@ -31,16 +31,16 @@ from trainer.flags import (
 )
 
 FILE = "config.flags"
-# Of these rooms, what belongs to the records and the machines at hand and not to the model.
+# Settings of these packages that depend on the records and machines in use and not on the model.
 _ROOMS = ("data", "model")
 _NOT_THE_MODELS = frozenset({"train_file_pattern", "eval_file_pattern", "data_service"})
 
 
 def home_of(model_dir: str, init_checkpoint: str) -> str:
-    """The model_dir that the weights to evaluate or predict with were trained in.
+    """Returns the model_dir in which the weights to use were trained.
 
-    That is where --init_checkpoint lies, if a training has left its settings or classes there, and
-    else --model_dir.
+    That is the folder of --init_checkpoint, if it contains the settings or classes of a training,
+    otherwise --model_dir.
     """
     folder = folder_of(init_checkpoint)
     known = any(files.exists(os.path.join(folder, name)) for name in (FILE, categories.FILE))
@@ -48,13 +48,13 @@ def home_of(model_dir: str, init_checkpoint: str) -> str:
 
 
 def folder_of(checkpoint: str) -> str:
-    """The model_dir that a checkpoint lies in, if it lies in one."""
+    """Returns the model_dir that contains a checkpoint, if any."""
     folder = checkpoint if files.is_folder(checkpoint) else os.path.dirname(checkpoint)
     return os.path.dirname(folder) if os.path.basename(folder) == "best" else folder
 
 
 def has_checkpoint(model_dir: str) -> bool:
-    """Whether a training has saved one there."""
+    """Whether a training has saved a checkpoint in the folder."""
     return files.exists(os.path.join(model_dir, "checkpoint"))
 
 
@@ -64,12 +64,12 @@ def require_checkpoint(params: Params) -> None:
     if not params.train.init_checkpoint and not has_checkpoint(model_dir):
         raise UserError(
             f"There is no checkpoint in --model_dir={model_dir}: train first (--mode=train), or "
-            "name weights by --init_checkpoint."
+            "give weights with --init_checkpoint."
         )
 
 
 def load_record(folder: str) -> Values:
-    """The recorded settings by name; empty without a record.
+    """Reads the recorded settings by name; empty without a record.
 
     Raises:
         UserError: it cannot be read.
@@ -78,7 +78,7 @@ def load_record(folder: str) -> Values:
 
 
 def load_params(folder: str) -> Params:
-    """The recorded settings, with defaults for what is not recorded.
+    """Reads the recorded settings, with defaults for those that are not recorded.
 
     Raises:
         UserError: they cannot be read.
@@ -88,14 +88,14 @@ def load_params(folder: str) -> Params:
 
 
 def recall_settings(values: Values, places: Places) -> tuple[Values, Places]:
-    """The settings to evaluate or predict with: those given, and else those of the training.
+    """Returns the settings to evaluate or predict with: those given, else those of the training.
 
     Args:
-        values: by name, given or not.
-        places: of those that are given.
+        values: all values by name, given or not.
+        places: places of those that are given.
 
     Returns:
-        The values, and where the record has what is taken from it.
+        The values, and the places in the record of those taken from it.
 
     Raises:
         UserError: the record cannot be read.
@@ -114,8 +114,8 @@ def recall_settings(values: Values, places: Places) -> tuple[Values, Places]:
     }
     if differing:
         print(
-            f"Warning: what is given differs from {os.path.join(folder, FILE)}, by which the "
-            f"weights were trained, and changes the predictions: {_list_changes(differing)}.",
+            f"Warning: these settings differ from {os.path.join(folder, FILE)}, with which the "
+            f"weights were trained, and change the predictions: {_list_changes(differing)}.",
             file=sys.stderr,
         )
     left_open = {name: value for name, value in recorded.items() if name not in places}
@@ -125,8 +125,8 @@ def recall_settings(values: Values, places: Places) -> tuple[Values, Places]:
 def write_record(params: Params, step: int) -> None:
     """Writes the settings into the model_dir.
 
-    Where they differ from those of the `step` steps so far, it says in what, and the earlier record
-    stays beside the new one.
+    If they differ from those of the `step` steps so far, it prints the differences and keeps a copy
+    of the earlier record.
     """
     folder = params.train.model_dir
     path = os.path.join(folder, FILE)
@@ -145,7 +145,7 @@ def write_record(params: Params, step: int) -> None:
         predictive = {setting.name for setting in list_settings() if setting.changes_predictions}
         print(
             f"{'Warning: from' if predictive & changed.keys() else 'From'} step {step} on the "
-            f"settings differ: {_list_changes(changed)}. Those before are in {kept}.",
+            f"settings differ: {_list_changes(changed)}. The previous settings are in {kept}.",
             file=sys.stderr if predictive & changed.keys() else sys.stdout,
             flush=True,
         )
@@ -162,13 +162,13 @@ def _load_with_places(folder: str) -> tuple[Values, Places]:
         places = assign_flags(flag_values, read_flagfile(path))
     except ValueError as error:
         raise UserError(
-            f"{error} Correct the line, or take {path} away to use the flags alone."
+            f"{error} Correct the line, or delete {path} to use only the flags."
         ) from None
     return {name: flag_values[name].value for name in places}, places
 
 
 def _named_checkpoint(values: Values, places: Places) -> str:
-    """--init_checkpoint, unless a flagfile has it from the training of this very model_dir."""
+    """Returns --init_checkpoint, unless a flagfile repeats that of this model_dir's training."""
     checkpoint, model_dir = values["init_checkpoint"], values["model_dir"]
     if not places.get("init_checkpoint") or not has_checkpoint(model_dir):
         return checkpoint

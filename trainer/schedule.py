@@ -1,4 +1,4 @@
-"""The schedule of a recipe at another batch size than the one it was written for."""
+"""Adapts a recipe's schedule to another batch size than the one it was written for."""
 
 from __future__ import annotations
 
@@ -11,19 +11,18 @@ _STEPS = ("train_steps", "warmup_steps", "learning_rate_steps")
 
 
 def resolve_schedule(params: Params, literal: Container[str] = ()) -> Params:
-    """Scales a schedule from `--learning_rate_batch_size` to the batch size at hand.
+    """Scales a schedule from `--learning_rate_batch_size` to the actual batch size.
 
     With a batch k times as large the rate is k times as high (Goyal et al. 2017, section 2.1) and
     the steps are k times fewer, so that the images seen stay the same.
 
     Args:
-        params: settings; a `learning_rate_batch_size` of 0 says that the numbers are meant as they
-            are.
-        literal: names of settings whose steps are meant as they are, such as those that were given
-            on the command line.
+        params: settings; if `learning_rate_batch_size` is 0, nothing is scaled.
+        literal: names of settings whose steps are not scaled, such as those given on the command
+            line.
 
     Returns:
-        Params with `learning_rate_batch_size` 0, which scaling once more does not change.
+        Params with `learning_rate_batch_size` 0, so that scaling them again changes nothing.
     """
     train, reference = params.train, params.train.learning_rate_batch_size
     if not reference:
@@ -31,7 +30,7 @@ def resolve_schedule(params: Params, literal: Container[str] = ()) -> Params:
     batch_size = params.data.train_batch_size
 
     def scale(steps: int) -> int:
-        # Half a step more rounds to the nearest one.
+        # Adding half a step rounds to the nearest one.
         return max((2 * steps * reference + batch_size) // (2 * batch_size), 1) if steps else 0
 
     scaled = {}

@@ -1,8 +1,8 @@
-"""The inner steps: what happens to one batch on the devices.
+"""The inner steps: the computation of one batch on the devices.
 
-They know a model only as `(features, labels, mode, params, network) -> EstimatorSpec`. Batches are
-handed over as eager tensors, so each canvas gets a trace of its own in which every shape is static.
-Axes: B images of a replica, N detections.
+They use a model only as `(features, labels, mode, params, network) -> EstimatorSpec`. Batches are
+passed as eager tensors, so each canvas has its own trace in which every shape is static. Axes: B
+images of a replica, N detections.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class StepResult(NamedTuple):
 
 
 class TrainStep:
-    """Forward, backward and update of one batch."""
+    """Forward pass, backward pass and update for one batch."""
 
     def __init__(
         self,
@@ -75,7 +75,7 @@ class TrainStep:
 
 
 class PredictStep:
-    """Predictions for a group of batches, one batch for each replica."""
+    """Prediction for a group of batches, one batch for each replica."""
 
     def __init__(
         self, model_fn: Callable, network, strategy: tf.distribute.Strategy, params: Params
@@ -89,7 +89,7 @@ class PredictStep:
         )
 
     def __call__(self, group: list[Features]) -> list[dict[str, np.ndarray]]:
-        """Predictions of each batch of the group, in its order."""
+        """Computes the predictions of each batch of the group, in its order."""
         if len(group) == 1:
             features = group[0]
         else:
@@ -117,9 +117,9 @@ class PredictStep:
 def group_batches(batches: Iterable[Features], size: int) -> Iterator[list[Features]]:
     """Groups `size` batches of equal shapes, one for each replica.
 
-    Batches wait until enough others of their shapes have come, so that there are as many traces as
-    canvases instead of one for each combination of them. What is left at the end is filled up with
-    copies whose image ids say that they are padding.
+    Batches wait until there are enough of the same shapes, so that there are as many traces as
+    canvases instead of one for each combination. At the end, incomplete groups are filled up with
+    copies whose image ids mark them as padding.
     """
     waiting: dict[tuple, list[Features]] = defaultdict(list)
     for batch in batches:
@@ -139,10 +139,10 @@ def split_images(
     """Yields the predictions of each image of a batch, padding entries left out.
 
     Args:
-        features: `image` uint8 [B, H, W, 3] is read when `with_images`.
+        features: `image` uint8 [B, H, W, 3] is read if `with_images`.
         predictions: `image_id` [B], `image_info` [B, 5], `num_detections` [B] and arrays [B, N,
             ...], which are cut to the image's number of detections.
-        with_images: adds `image`, uint8 [valid height, valid width, 3].
+        with_images: whether to add `image`, uint8 [valid height, valid width, 3].
     """
     for index, image_id in enumerate(predictions["image_id"]):
         if image_id == IMAGE_ID_OF_PADDING:

@@ -1,7 +1,7 @@
-"""Ctrl-C, SIGTERM and SIGHUP ask a training to stop; it then saves what it has.
+"""Lets Ctrl-C, SIGTERM and SIGHUP stop a training after saving it.
 
-Python runs signal handlers between two of its own instructions, and a step may be one instruction
-of a minute. So a thread is told of signals by the interpreter's wake-up pipe and answers at once.
+Python runs signal handlers between its own instructions, and a step may be one instruction of a
+minute. So a thread receives signals from the interpreter's wake-up pipe and reacts at once.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ import sys
 import threading
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-# What shells give to a program that Ctrl-C ended.
+# Exit status that shells give to a program ended by Ctrl-C.
 _EXIT_OF_INTERRUPTED = 130
 
 
 class Stopped(Exception):
-    """A training stopped because it was asked to; the message says what was saved."""
+    """A training was stopped by request; the message says what was saved."""
 
 
 class StopSignals:
@@ -27,7 +27,7 @@ class StopSignals:
     signals cannot be handled, the context does nothing.
 
     Attributes:
-        requested: name of the first signal, "" before there was any.
+        requested: name of the first signal, "" if there was none.
     """
 
     def __init__(self):
@@ -40,7 +40,7 @@ class StopSignals:
         self._reading, self._writing = os.pipe()
         os.set_blocking(self._writing, False)
         self._previous_wakeup = signal.set_wakeup_fd(self._writing, warn_on_full_buffer=False)
-        # A handler of Python's is needed for the interpreter to write into the pipe.
+        # The interpreter writes to the pipe only if there is a Python handler.
         self._previous = {number: signal.signal(number, _do_nothing) for number in _SIGNALS}
         self._watcher = threading.Thread(target=self._watch, daemon=True)
         self._watcher.start()
@@ -67,12 +67,12 @@ class StopSignals:
             if not self.requested:
                 self.requested = signal.Signals(numbers[0]).name
                 print(
-                    f"{self.requested}: the step is finished and saved first; "
-                    "pressing Ctrl-C twice leaves at once.",
+                    f"{self.requested}: finishing and saving the current step; press Ctrl-C twice "
+                    "to exit immediately.",
                     file=sys.stderr,
                     flush=True,
                 )
 
 
 def _do_nothing(number, frame) -> None:
-    """The handler; `StopSignals` learns of the signal from the pipe."""
+    """Handles signals by doing nothing; `StopSignals` reads them from the pipe."""

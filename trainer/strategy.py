@@ -1,4 +1,4 @@
-"""Devices: how many there are, how they are prepared, and the strategy that spreads a batch."""
+"""Finds and prepares the devices, and makes the strategy that distributes a batch."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from trainer.config import Params
 
 
 def prepare_runtime(params: Params) -> None:
-    """Seeds every generator and prepares the devices; call it before TensorFlow is used.
+    """Seeds all generators and prepares the devices; call it before TensorFlow is used.
 
     Raises:
-        UserError: the CPU cannot be split any more because TensorFlow already runs.
+        UserError: the CPU can no longer be split because TensorFlow is already running.
     """
     keras.utils.set_random_seed(params.data.seed)
     if params.data.deterministic:
@@ -25,20 +25,20 @@ def prepare_runtime(params: Params) -> None:
     if params.train.trains:
         make_gradient_exact()
     try:
-        # Taking all memory at once would lock out whoever shares the card.
+        # Allocating all memory at once would exclude other users of the GPU.
         for gpu in tf.config.list_physical_devices("GPU"):
             tf.config.experimental.set_memory_growth(gpu, True)
         if params.train.num_logical_cpus > 1:
             _split_cpu(params.train.num_logical_cpus)
     except RuntimeError as error:
         raise UserError(
-            f"--num_logical_cpus={params.train.num_logical_cpus} cannot be honoured because "
-            "TensorFlow is already running in this process; start a fresh one."
+            f"--num_logical_cpus={params.train.num_logical_cpus} cannot be applied because "
+            "TensorFlow is already running in this process; start a new process."
         ) from error
 
 
 def make_strategy(params: Params) -> tf.distribute.Strategy:
-    """The strategy that `--distribution` asks for on the devices at hand.
+    """Makes the strategy of `--distribution` on the available devices.
 
     Raises:
         UserError: a batch that cannot be split evenly, or XLA over several replicas.
@@ -60,7 +60,7 @@ def make_strategy(params: Params) -> tf.distribute.Strategy:
 
 
 def find_devices(num_logical_cpus: int) -> list[str]:
-    """Names of the devices to train on: the visible GPUs, else the CPU or the parts it is in."""
+    """Lists the devices to train on: the visible GPUs, else the CPU or its logical parts."""
     gpus = [device.name for device in tf.config.list_logical_devices("GPU")]
     if gpus and num_logical_cpus < 2:
         return gpus
@@ -69,7 +69,7 @@ def find_devices(num_logical_cpus: int) -> list[str]:
 
 
 def describe_devices(strategy: tf.distribute.Strategy) -> str:
-    """The strategy's devices in words, such as "2 x NVIDIA H100" or "the CPU"."""
+    """Describes the strategy's devices in words, such as "2 x NVIDIA H100" or "the CPU"."""
     replicas = strategy.num_replicas_in_sync
     gpus = tf.config.list_physical_devices("GPU")
     if "GPU" in strategy.extended.worker_devices[0]:

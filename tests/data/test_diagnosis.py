@@ -67,7 +67,7 @@ def test_missing_polygons_are_found_where_they_are_asked_for(tmp_path):
     write_shard(path, [_foreign(77, GOOD_MASK)])
     assert find_broken_record(path, include_masks=True) is None
     said = str(find_broken_record(path, include_masks=True, max_polygon_vertices=9))
-    assert "(image id 77) (it has objects without polygons, so train with --mask_target" in said
+    assert "(image id 77) (it has objects without polygons; train with --mask_target" in said
 
 
 def test_masks_do_not_matter_where_they_are_not_asked_for(tmp_path):

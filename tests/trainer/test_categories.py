@@ -42,7 +42,7 @@ def test_the_file_holds_what_was_written(tmp_path):
 @pytest.mark.parametrize("content", ["{", "[1]", '[{"label": 1}]', "3"])
 def test_a_file_that_is_something_else_is_refused(tmp_path, content):
     (tmp_path / FILE).write_text(content)
-    with pytest.raises(UserError, match="is no list of categories"):
+    with pytest.raises(UserError, match="is not a list of categories"):
         load_categories(str(tmp_path))
 
 

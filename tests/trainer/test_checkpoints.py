@@ -85,7 +85,7 @@ def test_another_architecture_is_refused_and_nothing_is_loaded(tmp_path):
     with pytest.raises(UserError) as refused:
         checkpoints.resume()
     sentence = str(refused.value)
-    assert "network/hidden/_kernel is [3, 4] there and [3, 5] here" in sentence
+    assert "network/hidden/_kernel is [3, 4] in the checkpoint and [3, 5] here" in sentence
     assert "and " in sentence and "more" in sentence
     for one, two in zip(before, weights_of(network), strict=True):
         np.testing.assert_array_equal(one, two)
@@ -100,8 +100,8 @@ def test_another_optimizer_is_refused(tmp_path):
 def test_missing_and_unknown_tensors_are_named():
     with pytest.raises(UserError) as refused:
         check_fit({"network/a": [1], "network/b": [2]}, {"network/b": [2], "network/c": [3]}, "P")
-    assert "network/a is missing there and [1] here" in str(refused.value)
-    assert "network/c is [3] there and unknown here" in str(refused.value)
+    assert "network/a is missing in the checkpoint and [1] here" in str(refused.value)
+    assert "network/c is [3] in the checkpoint and unknown here" in str(refused.value)
     check_fit({"network/a": [1]}, {"network/a": [1], "optimizer/variables/0": []}, "P")
 
 
@@ -137,7 +137,7 @@ def test_no_checkpoint_is_a_sentence(tmp_path):
             load_network(network, path)
     foreign = tmp_path / "resnet50.pth"
     foreign.write_bytes(b"PK")
-    with pytest.raises(UserError, match="become one by tools/import_weights.py"):
+    with pytest.raises(UserError, match="with tools/import_weights.py"):
         load_network(network, str(foreign))
 
 

@@ -184,14 +184,14 @@ def test_more_than_100_objects_are_measured_beside_cocos_numbers(most):
     metrics = evaluator.evaluate()
     (sentence,) = [said for said in evaluator.explain(metrics) if "COCO" in said]
     assert sentence.startswith(
-        "COCO's numbers count 100 detections an image, and image 1 has 160 objects"
+        "COCO's metrics count 100 detections per image, and image 1 has 160 objects"
     )
     for kind in ("bbox", "segm", "segm_class_score"):
         assert metrics[kind]["AP"] == pytest.approx(63 / 101, abs=1e-12)
         assert metrics[kind]["AR100"] == pytest.approx(100 / 160)
     if most == 100:
         assert list(metrics["bbox"]) == list(METRICS)
-        assert "with a larger --detections_per_image" in sentence
+        assert "a larger --detections_per_image" in sentence
     else:
         # A recall of 150 / 160 reaches 94 of the 101 points.
         assert metrics["segm"]["AP@150"] == pytest.approx(94 / 101, abs=1e-12)
@@ -205,11 +205,13 @@ def test_every_minus_one_is_explained():
     sentences = evaluator.explain(evaluator.evaluate())
     kinds = "bbox, segm and segm_class_score"
     assert sentences == [
-        "2 of the 3 images of the ground truth were not predicted and take no part (image 2 is "
-        "one).",
-        f"APs of {kinds} is -1: the evaluated images have no small object (area below 32² pixels).",
-        f"APl of {kinds} is -1: the evaluated images have no large object (area above 96² pixels).",
-        "AP of category 'dog' is -1: the evaluated images have no object of it.",
+        "2 of the 3 images of the ground truth were not predicted and are excluded (for example "
+        "image 2).",
+        f"APs of {kinds} is -1: the evaluated images have no small objects "
+        "(area below 32² pixels).",
+        f"APl of {kinds} is -1: the evaluated images have no large objects "
+        "(area above 96² pixels).",
+        "AP of category 'dog' is -1: the evaluated images contain no objects of it.",
     ]
 
 
@@ -222,7 +224,7 @@ def test_many_categories_without_objects_share_a_sentence():
     *_, sentence = sentences = evaluator.explain(evaluator.evaluate())
     assert sum("categor" in sentence for sentence in sentences) == 1
     assert sentence == (
-        "AP of 11 categories is -1 because the evaluated images have no object of theirs: 'a', "
+        "AP of 11 categories is -1 because the evaluated images contain no objects of them: 'a', "
         "'b', 'c', 'e', 'f', 'g', 'h', 'i', 'j', 'k' and 1 more."
     )
 
@@ -234,7 +236,7 @@ def test_missing_ground_truth_is_explained():
     assert metrics["bbox"]["AP"] == -1
     sentences = evaluator.explain(metrics)
     assert len(sentences) == 6
-    assert all("no annotated object (crowds do not count)" in sentence for sentence in sentences)
+    assert all("no annotated objects (crowds do not count)" in sentence for sentence in sentences)
 
 
 def test_ground_truth_without_outlines_measures_boxes_and_says_so():
@@ -244,7 +246,7 @@ def test_ground_truth_without_outlines_measures_boxes_and_says_so():
     evaluator.add(predict(1, ([10, 20, 50, 60], 1, 0.8, 1)))
     metrics = evaluator.evaluate()
     assert "segm" not in metrics
-    assert "without a segmentation" in evaluator.explain(metrics)[0]
+    assert "have no segmentation" in evaluator.explain(metrics)[0]
 
 
 def test_table_shows_all_numbers():

@@ -88,14 +88,14 @@ def test_the_largest_label_of_both_files_counts(tmp_path, capsys):
 def test_more_classes_than_categories_are_warned_about(tmp_path, capsys):
     records = write_own(tmp_path, "train", "cat", "dog")
     assert num_classes(tmp_path, "train", train_file_pattern=records, num_classes=91) == 91
-    assert "--num_classes=91 is more than the 3 of the records" in capsys.readouterr().err
+    assert "--num_classes=91 is more than the 3 classes of the records" in capsys.readouterr().err
 
 
 def test_what_is_given_wins(tmp_path, capsys):
     train = write_foreign(tmp_path, "train", 3, 11)
     assert num_classes(tmp_path, "train", train_file_pattern=train, num_classes=40) == 40
     assert capsys.readouterr().out == ""
-    with pytest.raises(UserError, match="label 11 and the network has --num_classes=11"):
+    with pytest.raises(UserError, match="label 11, but the network has --num_classes=11"):
         complete(tmp_path, "train", train_file_pattern=train, num_classes=11)
 
 
@@ -174,7 +174,7 @@ def test_results_carry_the_ids_of_the_evaluation_set(tmp_path, capsys, mode):
     assert "classes matched by name: dog 1 (id 10) -> 2 (id 20)" in capsys.readouterr().out
     write_own(tmp_path, "own", "dog")
     assert found([], eval_file_pattern=own) == {1: None, 2: 10}
-    assert "Warning: what is found of 'cat' is left out" in capsys.readouterr().err
+    assert "Warning: detections of 'cat' are left out" in capsys.readouterr().err
     write_own(tmp_path, "own", "horse", "cat")
     with pytest.raises(UserError, match="own.* has classes .* does not know: 'horse'; "):
         found([], eval_file_pattern=own)
@@ -212,7 +212,7 @@ def test_without_recorded_classes_those_of_the_records_are_assumed(tmp_path, cap
     own = write_own(tmp_path, "own", "cat", "dog")
     completion = complete(tmp_path, "eval", eval_file_pattern=own)
     assert completion.categories == make_categories("cat", "dog")
-    assert "Warning: no categories.json says" in capsys.readouterr().err
+    assert "Warning: there is no categories.json" in capsys.readouterr().err
     foreign = write_foreign(tmp_path, "val", 2)
     completion = complete(tmp_path, "eval", eval_file_pattern=foreign)
     truth = {"categories": [{"id": 2, "name": "dog"}]}
@@ -238,10 +238,10 @@ def test_records_without_an_object_are_warned_about(tmp_path, capsys):
     own = write_own(tmp_path, "own", "cat", num_instances=0)
     complete(tmp_path, "train", train_file_pattern=own)
     said = capsys.readouterr().err
-    assert f"Warning: no image of {own} has an object to learn" in said
+    assert f"Warning: the images of {own} have no objects to learn" in said
     empty = write_foreign(tmp_path, "empty")
     complete(tmp_path, "train", train_file_pattern=empty, num_classes=2)
-    assert f"Warning: no image of {empty} has an object to learn" in capsys.readouterr().err
+    assert f"Warning: the images of {empty} have no objects to learn" in capsys.readouterr().err
 
 
 def test_the_background_is_no_label(tmp_path):
@@ -268,7 +268,7 @@ def test_crowded_images_are_warned_about(tmp_path, capsys):
 
 def test_without_an_object_the_number_is_asked_for(tmp_path):
     empty = write_foreign(tmp_path, "empty")
-    with pytest.raises(UserError, match="nor a labelled object .* give --num_classes"):
+    with pytest.raises(UserError, match="nor labelled objects.* give --num_classes"):
         complete(tmp_path, "predict", eval_file_pattern=empty)
     assert num_classes(tmp_path, "predict", eval_file_pattern=empty, num_classes=7) == 7
 
@@ -299,7 +299,7 @@ def test_polygon_targets_need_polygons_and_room_for_them(tmp_path):
 
     facts = {"num_without_polygons": 0, "max_polygon_vertices": 600}
     write_manifest(str(path), dataclasses.replace(load_manifest(str(path)), **facts))
-    with pytest.raises(UserError, match="600 polygon vertices .*=512 .* give .*vertices=600"):
+    with pytest.raises(UserError, match="600 polygon vertices .*=512: use .*vertices=600"):
         complete(tmp_path, "train", **polygons)
     complete(tmp_path, "train", **polygons, max_polygon_vertices=600)
 

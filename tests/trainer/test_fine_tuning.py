@@ -78,7 +78,7 @@ def test_classes_of_the_same_name_keep_their_outputs(tmp_path, capsys):
             np.testing.assert_array_equal(values, expected)
     said = capsys.readouterr().out
     assert (
-        f"in {path} are kept for 'dog', made anew for 'horse', left out for 'cat', 'cow'." in said
+        f"in {path} are kept for 'dog', initialised for 'horse', dropped for 'cat', 'cow'." in said
     )
     assert "classes matched by name" not in said, "the dog has its number"
 

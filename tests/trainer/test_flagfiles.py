@@ -44,8 +44,8 @@ def test_a_line_is_read_as_a_shell_would(tmp_path, line, read):
 @pytest.mark.parametrize(
     ("line", "words"),
     [
-        ("--a='x", "a quote is opened and not closed"),
-        ("--a=1 --b=2", "one flag a line"),
+        ("--a='x", "a quote is not closed"),
+        ("--a=1 --b=2", "one flag per line"),
         ("train_steps=5", "'train_steps=5' is not a flag"),
         ("--flagfile=none.flags", "--flagfile=none.flags cannot be read"),
         ("--flagfile=x.flags", "includes itself"),

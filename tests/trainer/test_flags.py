@@ -226,7 +226,7 @@ def test_numbers_are_refused_in_one_sentence_or_have_a_meaning(capsys, number):
         (["--seed=1" + "0" * 400], "expected at most 2147483647"),
         (
             ["--augmentations=copy_paste", "--mask_target=polygon"],
-            "--augmentations=copy_paste: expected no copy_paste without masks or with",
+            "--augmentations=copy_paste: expected no copy_paste if the system has no masks or with",
         ),
         (
             ["--augmentations=copy_paste", "--system=faster_rcnn"],
@@ -308,7 +308,10 @@ def test_a_setting_of_the_network_changes_predictions_or_concerns_training_alone
         ("--learning_rat=1", "did you mean --learning_rate?"),
         ("--train_steps=many", "--train_steps=many: expected a whole number."),
         ("--learning_rate=fast", "--learning_rate=fast: expected a number."),
-        ("--anchor_ratios=1,x", "--anchor_ratios=1,x: expected a comma list, each item a number."),
+        (
+            "--anchor_ratios=1,x",
+            "--anchor_ratios=1,x: expected a comma-separated list, each item a number.",
+        ),
         ("--rescore=perhaps", "--rescore=perhaps: expected true or false."),
         ("--model_dir=a\nb", "--model_dir has a line break"),
     ],
@@ -327,7 +330,7 @@ def test_help_exits_0_without_tensorflow():
         "try: main(sys.argv)\n"
         "except SystemExit as e: print(e.code, 'tensorflow' in sys.modules, 'keras' in sys.modules)"
     )
-    meanings = dict.fromkeys(("-h", "--help", "--helpfull"), "Steps in all")
+    meanings = dict.fromkeys(("-h", "--help", "--helpfull"), "Total number of training steps")
     for flag, shown in {**meanings, "--helpshort": "--train_steps=90000"}.items():
         done = subprocess.run(
             [sys.executable, "-c", program, flag], cwd=ROOT, capture_output=True, text=True

@@ -211,7 +211,7 @@ def test_a_disk_that_is_full_is_one_sentence_and_spares_the_checkpoint(
         assert run(workplace, "train") == 1
     sentence = capsys.readouterr().err.splitlines()[-1]
     assert sentence.endswith(
-        "/m: No space left on device; make room and run the same command again."
+        "/m: No space left on device; free disk space and run the same command again."
     )
     assert run(workplace, "train") == 0
     lines = (workplace / "m" / "train.jsonl").read_text().splitlines()
@@ -295,7 +295,7 @@ def test_labels_are_coco_ids_where_nothing_names_them(workplace, capsys):
     (workplace / "val.manifest.json").unlink()
     assert run(workplace, "predict") == 0
     assert category_ids(workplace / "m" / "predictions" / "bbox.json") == {1}
-    assert "Warning: no categories.json" in capsys.readouterr().err
+    assert "Warning: there is no categories.json" in capsys.readouterr().err
     assert run(workplace, "eval") == 0
     assert category_ids(workplace / "m" / "eval" / "bbox.json") == {1}
 
@@ -332,7 +332,7 @@ def test_a_model_brings_its_settings(workplace, capsys):
     assert shown[-1].model.rpn_nms_iou == 0.5
     assert shown[-1].train.mode == "eval"
     (warning,) = [line for line in said.splitlines() if line.startswith("Warning")]
-    assert "changes the predictions: --rpn_nms_iou=0.5 (before: --rpn_nms_iou=0.6)." in warning
+    assert "change the predictions: --rpn_nms_iou=0.5 (before: --rpn_nms_iou=0.6)." in warning
 
     (workplace / "m" / "config.flags").write_text("--no_such_flag=1\n")
     assert main(bare) == 1

@@ -21,7 +21,7 @@ def test_the_first_line_has_steps_epochs_images_and_rate(tmp_path):
         "steps of warm-up."
     )
     assert describe_schedule(params, 7, None) == (
-        "60 steps, 7 of them taken, of batch 4: 240 images; learning rate 0.005 (step) after 2 "
+        "60 steps, 7 of them done, of batch 4: 240 images; learning rate 0.005 (step) after 2 "
         "steps of warm-up."
     )
 
@@ -82,4 +82,4 @@ def test_emulated_precision_is_warned_about(tmp_path, capsys, precision, devices
     cpu_info = tmp_path / "cpuinfo"
     cpu_info.write_text(f"processor : 0\nflags : fpu {flags}\nflags : fpu\n")
     warn_of_slow_precision(toy_params(tmp_path, precision=precision), devices, str(cpu_info))
-    assert ("give --precision=float32" in capsys.readouterr().err) == warned
+    assert ("use --precision=float32" in capsys.readouterr().err) == warned

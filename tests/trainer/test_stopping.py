@@ -41,7 +41,7 @@ def process():
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
 def test_a_signal_is_answered_at_once_and_the_step_is_finished(process, name):
     process.send_signal(getattr(signal, name))
-    assert process.stderr.readline().startswith(f"{name}: the step is finished and saved first")
+    assert process.stderr.readline().startswith(f"{name}: finishing and saving the current step")
     out, _ = process.communicate(timeout=30)
     assert out == f"requested {name}\n"
     assert process.returncode == 0

@@ -106,7 +106,7 @@ def test_what_other_programs_saved(fixtures, name):
     [
         (
             "torch_module.pth",
-            "an object of 'torch.nn.modules.linear.Linear', not a dict of weights: save the module's",
+            "an object of 'torch.nn.modules.linear.Linear', not a dict of weights",
         ),
         ("torch_quantised.pth", "its weight 'w' is an object of 'torch._utils._rebuild_qtensor'"),
         ("torch_script.pt", "TorchScript program"),
