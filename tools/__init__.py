@@ -1,1 +1,1 @@
-"""Small programs over the libraries."""
+"""Command-line programs."""

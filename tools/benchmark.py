@@ -1,4 +1,4 @@
-"""Benchmarks one stage, alone or against other frameworks, and writes the figures as JSON.
+"""Benchmarks one stage, alone or against other frameworks, and writes the results as JSON.
 
   python tools/benchmark.py train --image_dir=D --object_annotations_file=A --json=F
   python tools/benchmark.py train ... --against=model_garden:/opt/garden/bin/python
@@ -11,15 +11,16 @@ Stages:
   backbone  ResNet and FPN alone        evaluate  COCO evaluation of results
   start     from the command to the first step
 
-`--against` names peers, model_garden, torchvision, mmdetection or pycocotools, each with the Python
-that has its packages if that is another one. Every program has a process of its own and they take
-turns, `--repeats` times each; the ratio is ours to the peer's, turn by turn, and its median is the
-one to quote. `--sweep` does the same with several values of one of this program's own flags.
+`--against` names peers (model_garden, torchvision, mmdetection or pycocotools), each followed by
+the Python interpreter that has its packages, if that is another one. Each program runs in its own
+process, and they take turns, `--repeats` times each. The ratio of ours to the peer's is computed
+for each turn; quote its median. `--sweep` does the same with several values of one of this
+program's flags.
 
-A canvas is a square of side `--image_size` that the longer image side fills. `train` repeats its
-step on one real batch, with as many positive RoIs as it has or with `--positives` an image.
-`predict` pins its work: 100 detections in an image, whatever the random weights see. All settings
-of the trainer are flags too.
+A canvas is a square with side `--image_size`, which the longer image side fills. `train` repeats
+its step on one real batch, with the batch's own positive RoIs or with `--positives` per image.
+`predict` does a fixed amount of work: 100 detections per image, independent of the random weights.
+All settings of the trainer are flags too.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ import sys
 import tempfile
 from collections.abc import Sequence
 
-if __package__ is None:  # started as a script, which may be without the package installed
+if __package__ is None:  # started as a script, perhaps without the package installed
     sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 from absl import flags
@@ -57,11 +58,11 @@ def main(argv: Sequence[str]) -> int:
     rest = list(argv[1 + bool(stage) :])
     params, values = parse_flags_with([argv[0], *rest], __doc__, _define_flags)
     if not stage:
-        refuse_flags(f"name what to measure first: {', '.join(STAGES)}.")
+        refuse_flags(f"the first argument must be the stage to measure: {', '.join(STAGES)}.")
     if values.repeats < 1 or not values.json:
-        refuse_flags("--json names the file to write, and --repeats is 1 or more.")
+        refuse_flags("--json must name the file to write, and --repeats must be at least 1.")
     try:
-        # Not after minutes of measuring.
+        # Fails here rather than after minutes of measuring.
         make_folder(os.path.dirname(values.json) or ".")
         with tempfile.TemporaryDirectory() as folder:
             flagfile = os.path.join(folder, "settings.flags")
@@ -81,18 +82,23 @@ def main(argv: Sequence[str]) -> int:
 
 
 def run() -> None:
-    """Console entry point."""
+    """Runs the command line; console entry point."""
     sys.exit(main(sys.argv))
 
 
 def _define_flags(values: flags.FlagValues) -> None:
     define_flags(values)
-    flags.DEFINE_list("against", [], "Peers, NAME or NAME:PYTHON.", flag_values=values)
-    flags.DEFINE_string(
-        "sweep", "", "NAME=V1,V2,... of a flag of this program.", flag_values=values
+    flags.DEFINE_list(
+        "against", [], "Peers to compare with, each NAME or NAME:PYTHON.", flag_values=values
     )
-    flags.DEFINE_string("json", "", "File to write the figures to.", flag_values=values)
-    flags.DEFINE_integer("repeats", 5, "Timed runs of each program.", flag_values=values)
+    flags.DEFINE_string(
+        "sweep",
+        "",
+        "Values of one of this program's flags to compare: NAME=V1,V2,...",
+        flag_values=values,
+    )
+    flags.DEFINE_string("json", "", "JSON file to write the results to.", flag_values=values)
+    flags.DEFINE_integer("repeats", 5, "Number of timed runs of each program.", flag_values=values)
 
 
 def _jobs(stage: str, flagfile: str, params: Params, values: flags.FlagValues) -> list[Job]:
@@ -107,13 +113,13 @@ def _jobs(stage: str, flagfile: str, params: Params, values: flags.FlagValues) -
     if not name:
         return [ours({}), *(_peer(entry, stage, shown) for entry in values.against)]
     if values.against:
-        refuse_flags("--sweep compares us with ourselves: leave --against out.")
+        refuse_flags("--sweep does not use peers; leave --against out.")
     try:
         numbers = [int(value) for value in swept.split(",")]
     except ValueError:
-        refuse_flags(f"--sweep={values.sweep} is not NAME=V1,V2,... with whole numbers.")
+        refuse_flags(f"--sweep={values.sweep}: expected NAME=V1,V2,... with whole numbers.")
     if name not in values or not isinstance(values[name].value, int):
-        refuse_flags(f"--sweep={values.sweep}: {name!r} is no flag that takes a whole number.")
+        refuse_flags(f"--sweep={values.sweep}: {name!r} is not a flag that takes a whole number.")
     return [ours({name: number}) for number in numbers]
 
 

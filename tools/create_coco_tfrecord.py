@@ -4,7 +4,7 @@
       --object_annotations_file=instances_train2017.json \\
       --output_file_prefix=records/train --num_shards=32
 
-The flags are spelt as in Model Garden's converter; masks are on by default.
+The flags have the names of Model Garden's converter; masks are included by default.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-if __package__ is None:  # started as a script, which may be without the package installed
+if __package__ is None:  # started as a script, perhaps without the package installed
     sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 from absl import flags
@@ -23,9 +23,10 @@ from data.errors import UserError
 from data.manifest import Manifest, manifest_name
 
 _REQUIRED_FLAGS = {
-    "image_dir": "Folder of the images.",
+    "image_dir": "Folder with the images.",
     "object_annotations_file": "JSON with COCO instance annotations.",
-    "output_file_prefix": "P of the names P-00000-of-0000N.tfrecord and P.manifest.json.",
+    "output_file_prefix": "Prefix P of the output files P-00000-of-0000N.tfrecord and "
+    "P.manifest.json.",
 }
 
 
@@ -39,26 +40,26 @@ def _define_flags() -> flags.FlagValues:
 
     define(flags.DEFINE_integer, "num_shards", 32, "Number of shards.")
     define(flags.DEFINE_bool, "include_masks", True, "Whether to store the masks.")
-    processes = "Processes to work with; 0 works without others."
+    processes = "Number of worker processes; 0 converts in this process."
     define(flags.DEFINE_integer, "num_processes", os.cpu_count(), processes)
     unusable = (
-        "What to do with an image or annotation that cannot be used: stop, or leave it out and "
-        "list it in the manifest."
+        "What to do with an image or annotation that cannot be used: stop with an error (error), "
+        "or leave it out and list it in the manifest (skip)."
     )
     define(flags.DEFINE_enum, "on_invalid", "error", ["error", "skip"], unusable)
-    ignored = "Accepted for Model Garden's command lines; progress always goes to stderr."
+    ignored = "Ignored; accepted for compatibility with Model Garden's converter."
     define(flags.DEFINE_bool, "logtostderr", True, ignored)
-    define(flags.DEFINE_bool, "help", False, "Show these flags.")
+    define(flags.DEFINE_bool, "help", False, "Show these flags and exit.")
     for name in values:
-        values[name].allow_overwrite = False  # a repeated flag is a mistake, not a wish
+        values[name].allow_overwrite = False  # a repeated flag is a mistake
     return values
 
 
 def _read_flags(argv: Sequence[str]) -> Conversion | str:
-    """Returns what to convert, or the help text that was asked for.
+    """Returns the conversion to do, or the help text if it was requested.
 
     Raises:
-        flags.Error, ValueError: the flags cannot be used.
+        flags.Error, ValueError: the flags are invalid.
     """
     values = _define_flags()
     if any(argument in ("-h", "-help", "--help") for argument in argv):
@@ -84,11 +85,11 @@ def _summary(settings: Conversion, written: Manifest) -> str:
     )
     if written.num_turned or written.num_kept_as_stored:
         counts += (
-            f"; {written.num_turned} are turned by their EXIF orientation and "
-            f"{written.num_kept_as_stored} stay as stored"
+            f"; {written.num_turned} are rotated by their EXIF orientation and "
+            f"{written.num_kept_as_stored} are kept as stored"
         )
     if not written.num_instances + written.num_crowds:
-        counts += "; without objects, they serve prediction alone"
+        counts += "; without objects, they can only be used for prediction"
     skipped = written.skipped
     if not skipped["items"]:
         return counts
@@ -114,14 +115,14 @@ def run(argv: Sequence[str]) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("error: interrupted; run the same command again to go on.", file=sys.stderr)
+        print("error: interrupted; run the same command again to continue.", file=sys.stderr)
         return 1
     print(_summary(settings, written))
     return 0
 
 
 def main() -> None:
-    """Console entry point."""
+    """Runs the command line; console entry point."""
     sys.exit(run(sys.argv))
 
 

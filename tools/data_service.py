@@ -1,13 +1,13 @@
-"""Starts a part of a tf.data service, on hosts that make images for a training program.
+"""Starts a dispatcher or worker of a tf.data service that prepares images for training.
 
     python tools/data_service.py --role=dispatcher --port=5050
     python tools/data_service.py --role=worker --port=5051 --dispatcher=HOST:5050   # on each host
     python -m trainer.main ... --data_service=grpc://HOST:5050
 
-Each runs until it is interrupted. The records must have the same paths on the workers' hosts. A
-worker that dies can be started again: what reads from it goes on when it is back at its host and
-port. Evaluation waits for it, training meanwhile goes on with the other workers. The traffic is
-neither encrypted nor authenticated: open the ports to trusted hosts only.
+Each runs until it is interrupted. The records must have the same paths on the workers' hosts. If a
+worker dies, start it again with the same host and port. Evaluation waits for it; training continues
+with the other workers in the meantime. The traffic is neither encrypted nor authenticated, so open
+the ports to trusted hosts only.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ def start_server(role: str, port: int, dispatcher: str = "", host: str = ""):
 
     Args:
         role: "dispatcher" or "worker".
-        port: to listen at; 0 picks a free one.
-        dispatcher: HOST:PORT of a worker's dispatcher.
-        host: name under which training programs reach a worker; this host's own if empty.
+        port: port to listen at; 0 picks a free one.
+        dispatcher: HOST:PORT of the dispatcher, for a worker.
+        host: name under which training programs reach a worker; by default this host's name.
 
     Returns:
         The server; it stops when the object is deleted.
@@ -57,26 +57,32 @@ def start_server(role: str, port: int, dispatcher: str = "", host: str = ""):
 
 
 def _require_free(port: int) -> None:
-    """Two servers would share a port without a word, and with it the workers and the programs."""
+    """Raises if the port is in use; two servers would silently share it."""
     with socket.socket() as probe:
-        # As the server does: what is left of closed connections is no obstacle.
+        # As the server does, so that remains of closed connections do not matter.
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind(("", port))
         except (OSError, OverflowError) as error:
-            raise UserError(f"--port={port} cannot be used ({error}); choose another.") from None
+            raise UserError(
+                f"--port={port} cannot be used ({error}); choose another port."
+            ) from None
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a server until it is interrupted; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0], allow_abbrev=False)
     parser.add_argument("--role", required=True, choices=("dispatcher", "worker"))
-    parser.add_argument("--port", type=int, default=0, help="To listen at; 0 picks a free one.")
-    parser.add_argument("--dispatcher", default="", help="HOST:PORT of the worker's dispatcher.")
-    parser.add_argument("--host", default="", help="This host's name, as seen by the others.")
+    parser.add_argument(
+        "--port", type=int, default=0, help="Port to listen at; 0 picks a free one."
+    )
+    parser.add_argument(
+        "--dispatcher", default="", help="HOST:PORT of the dispatcher, for a worker."
+    )
+    parser.add_argument("--host", default="", help="Name under which other hosts reach this one.")
     flags = parser.parse_args(argv)
     if (flags.role == "worker") != bool(flags.dispatcher):
-        parser.error("a worker needs --dispatcher=HOST:PORT, and only a worker")
+        parser.error("--dispatcher=HOST:PORT is required for a worker, and only for a worker")
     quieten_tensorflow()
     try:
         server = start_server(**vars(flags))
@@ -84,7 +90,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     print(f"The {flags.role} runs at {server._address}.", flush=True)
-    # Python would see an interrupt only after join(), which does not return.
+    # Python would handle an interrupt only after join(), which does not return.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     server.join()
     return 0

@@ -3,9 +3,9 @@
   python tools/draw_benchmarks.py --chart=overview --output=overview.svg docs/benchmarks/*.json
   python tools/draw_benchmarks.py --chart=scaling --output=scaling.svg docs/benchmarks/*.json
 
-`overview` shows how many times as fast as its peers this project is, from the files that have
-peers; `scaling` shows speed and memory over the setting that varies, a panel for each sweep.
-Files that the chart has no use for are left out. The same files give the same bytes.
+`overview` shows the speed of this project relative to its peers, from the files with peers;
+`scaling` shows speed and memory over the setting that varies, one panel for each sweep. Files that
+do not suit the chart are ignored. The same files give the same bytes.
 
 Needs matplotlib, which the extra `charts` installs.
 """
@@ -16,7 +16,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-if __package__ is None:  # started as a script, which may be without the package installed
+if __package__ is None:  # started as a script, perhaps without the package installed
     sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 from absl import flags
@@ -40,9 +40,9 @@ def main(argv: Sequence[str]) -> int:
         refuse_flags(str(error).splitlines()[-1].strip())
     picture = os.path.splitext(values.output)[1].lower().removeprefix(".")
     if picture not in ("svg", "png"):
-        refuse_flags(f"--output={values.output} is neither an .svg nor a .png.")
+        refuse_flags(f"--output={values.output} must end in .svg or .png.")
     if not paths:
-        refuse_flags("name the JSON files to draw.")
+        refuse_flags("give the JSON files to draw as arguments.")
     try:
         content = draw(values.chart, [read_measurement(path) for path in paths], picture)
         make_folder(os.path.dirname(values.output) or ".")
@@ -59,19 +59,24 @@ def main(argv: Sequence[str]) -> int:
 
 
 def run() -> None:
-    """Console entry point of msrcnn-draw-benchmarks."""
+    """Runs the command line; entry point of msrcnn-draw-benchmarks."""
     sys.exit(main(sys.argv))
 
 
 def _define_flags() -> flags.FlagValues:
     values = flags.FlagValues()
     flags.DEFINE_enum(
-        "chart", None, ["overview", "scaling"], "What to draw.", flag_values=values, required=True
+        "chart",
+        None,
+        ["overview", "scaling"],
+        "Kind of chart to draw.",
+        flag_values=values,
+        required=True,
     )
     flags.DEFINE_string(
-        "output", None, "Picture to write, .svg or .png.", flag_values=values, required=True
+        "output", None, "Image file to write, .svg or .png.", flag_values=values, required=True
     )
-    flags.DEFINE_bool("help", False, "Show these flags.", flag_values=values)
+    flags.DEFINE_bool("help", False, "Show these flags and exit.", flag_values=values)
     return values
 
 

@@ -1,13 +1,13 @@
-"""Draws a small COCO-format dataset of overlapping shapes, for trying everything out.
+"""Draws a small COCO-format dataset of overlapping shapes, for trying out the software.
 
     python tools/draw_shapes.py --output_dir=D --num_train=300 --num_val=60
 
 writes D/train, D/val and D/annotations/{train,val}.json. The same seed draws the same bytes. The
-annotations use all that COCO allows: polygons, compressed and uncompressed RLE, objects in
-several parts and with holes, crowds, images without objects, category ids with gaps. Masks are
-what is visible: what a later shape covers is cut out of the earlier one.
+annotations use everything that COCO allows: polygons, compressed and uncompressed RLE, objects with
+several parts and holes, crowds, images without objects, category ids with gaps. Masks show the
+visible part: areas covered by a later shape are cut out of the earlier one.
 
-Axes: H, W picture.
+Axes: H, W image.
 """
 
 from __future__ import annotations
@@ -37,20 +37,20 @@ CATEGORIES = (
     {"id": 20, "name": "pair", "supercategory": "round"},
 )
 _CROWD_CATEGORY = 2
-_SMALLEST, _LARGEST = 28, 84  # Length of a shape, pixels.
-_LEAST_VISIBLE = 0.45  # Share of a shape that later ones must leave visible.
+_SMALLEST, _LARGEST = 28, 84  # Range of the length of a shape, pixels.
+_LEAST_VISIBLE = 0.45  # Fraction of a shape that later ones must leave visible.
 _EMPTY_SHARE, _CROWD_SHARE, _PNG_SHARE = 0.05, 0.06, 0.25
 
 
 @dataclasses.dataclass(frozen=True)
 class Shape:
-    """A shape laid into a picture.
+    """A shape placed in an image.
 
     Attributes:
-        category_id: COCO id of its kind.
+        category_id: COCO id of its category.
         parts: outlines, each float [points, 2] of (x, y) pixels.
-        hole: outline of the part that is missing, or None.
-        is_crowd: whether it stands for many small discs.
+        hole: outline of the hole, or None.
+        is_crowd: whether it is a crowd of many small discs.
     """
 
     category_id: int
@@ -65,7 +65,7 @@ def _circle(x: float, y: float, radius: float, points: int = 40) -> np.ndarray:
 
 
 def _outlines(name: str, rng: np.random.Generator) -> tuple[list[np.ndarray], np.ndarray | None]:
-    """Parts and hole of a kind of shape, around the origin, at most 1 from it."""
+    """Returns parts and hole of a kind of shape, within distance 1 of the origin."""
     if name == "disc":
         return [_circle(0, 0, 1)], None
     if name == "ring":
@@ -83,7 +83,7 @@ def _outlines(name: str, rng: np.random.Generator) -> tuple[list[np.ndarray], np
 
 
 def place_shape(rng: np.random.Generator, height: int, width: int) -> Shape:
-    """Draws a kind of shape, its size, turn and place; up to a sixth of it may stick out."""
+    """Draws kind, size, rotation and position of a shape, up to a sixth outside the image."""
     category = CATEGORIES[rng.integers(len(CATEGORIES))]
     parts, hole = _outlines(category["name"], rng)
     radius = rng.uniform(_SMALLEST, _LARGEST) / 2
@@ -101,7 +101,7 @@ def place_shape(rng: np.random.Generator, height: int, width: int) -> Shape:
 
 
 def place_crowd(rng: np.random.Generator, height: int, width: int) -> Shape:
-    """A heap of 8 to 14 discs too small and too close to tell apart."""
+    """Places 8 to 14 discs, too small and too close to be told apart."""
     centre = rng.uniform([30, 30], [width - 30, height - 30])
     places = centre + rng.uniform(-24, 24, (rng.integers(8, 15), 2))
     discs = tuple(np.round(_circle(x, y, rng.uniform(4, 7), 16), 2) for x, y in places)
@@ -109,7 +109,7 @@ def place_crowd(rng: np.random.Generator, height: int, width: int) -> Shape:
 
 
 def rasterise(shape: Shape, height: int, width: int) -> np.ndarray:
-    """The whole shape as bool [H, W], by the rule that COCO turns polygons into masks with."""
+    """Rasterises the whole shape to bool [H, W], by COCO's rule for polygons."""
     polygons = [part.ravel().tolist() for part in shape.parts]
     mask = coco_mask.decode(coco_mask.merge(coco_mask.frPyObjects(polygons, height, width)))
     if shape.hole is not None:
@@ -121,7 +121,7 @@ def rasterise(shape: Shape, height: int, width: int) -> np.ndarray:
 def arrange_shapes(
     rng: np.random.Generator, height: int, width: int
 ) -> tuple[list[Shape], list[np.ndarray]]:
-    """Lays shapes over each other.
+    """Places shapes over each other.
 
     Returns:
         The shapes, the lowest first, and the visible part of each, bool [H, W].
@@ -153,7 +153,7 @@ def arrange_shapes(
 
 
 def _texture(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
-    """Waves in a random direction plus blotches, float [H, W] around 0."""
+    """Makes waves in a random direction plus blotches, float [H, W] around 0."""
     y, x = np.mgrid[:height, :width]
     angle, length = rng.uniform(0, np.pi), rng.uniform(5, 30)
     waves = np.sin((x * np.cos(angle) + y * np.sin(angle)) * 2 * np.pi / length)
@@ -164,7 +164,7 @@ def _texture(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
 
 
 def _shape_colour(category_id: int, rng: np.random.Generator) -> np.ndarray:
-    """Each kind has hues it prefers, so that a short training has a hint; they do overlap."""
+    """Draws a colour; each kind prefers some hues, to help a short training, but they overlap."""
     index = [category["id"] for category in CATEGORIES].index(category_id)
     hue = (index / len(CATEGORIES) + rng.normal(0, 0.06)) % 1
     return 255 * np.array(colorsys.hsv_to_rgb(hue, rng.uniform(0.5, 1), rng.uniform(0.55, 1)))
@@ -177,7 +177,7 @@ def paint_picture(
     height: int,
     width: int,
 ) -> np.ndarray:
-    """Paints the visible parts over a textured grey ground, with noise: uint8 [H, W, 3]."""
+    """Paints the visible parts over a textured grey background, with noise: uint8 [H, W, 3]."""
     tint = rng.uniform(70, 170) + rng.normal(0, 12, 3)
     pixels = tint + 22 * _texture(rng, height, width)[..., None]
     for shape, mask in zip(shapes, visible, strict=True):
@@ -191,7 +191,7 @@ def paint_picture(
 
 
 def _counts(mask: np.ndarray) -> list[int]:
-    """Uncompressed COCO run lengths of bool [H, W]: column by column, zeros first."""
+    """Returns uncompressed COCO run lengths of bool [H, W]: column by column, zeros first."""
     flat = mask.ravel(order="F")
     edges = np.flatnonzero(np.diff(flat)) + 1
     bounds = np.concatenate([[0] if flat[0] else [], [0], edges, [flat.size]])
@@ -199,13 +199,13 @@ def _counts(mask: np.ndarray) -> list[int]:
 
 
 def describe_shape(shape: Shape, mask: np.ndarray, number: int) -> dict:
-    """A COCO annotation of what is visible of a shape, its ids of image and itself left out.
+    """Makes a COCO annotation of a shape's visible part, without its id and image id.
 
     Args:
         shape: the shape.
         mask: bool [H, W], its visible part.
-        number: takes turns between the ways to write a mask. Polygons can only stand for a shape
-            that is wholly visible and has no hole.
+        number: selects the way to write the mask. Polygons are only used for shapes that are
+            entirely visible and have no hole.
     """
     height, width = mask.shape
     rle = coco_mask.encode(np.asfortranarray(mask, np.uint8))
@@ -228,14 +228,14 @@ def describe_shape(shape: Shape, mask: np.ndarray, number: int) -> dict:
 
 
 def draw_split(folder: str, first_id: int, count: int, seed: int, sides: tuple[int, int]) -> dict:
-    """Draws the pictures of one split into a folder.
+    """Draws the images of one split into a folder.
 
     Args:
-        folder: where the pictures go; made when missing.
+        folder: folder for the images; made if missing.
         first_id: image id of the first one; the others follow.
-        count: how many.
-        seed: together with its image id it determines a picture.
-        sides: smallest and largest length of a picture's side, pixels.
+        count: number of images.
+        seed: determines an image together with its image id.
+        sides: minimum and maximum length of an image side, pixels.
 
     Returns:
         The COCO dict of the split.
@@ -263,10 +263,10 @@ def draw_split(folder: str, first_id: int, count: int, seed: int, sides: tuple[i
 def draw_data_set(
     output_dir: str, num_train: int, num_val: int, seed: int, sides: tuple[int, int]
 ) -> None:
-    """Draws both splits; each annotation file is written last and appears whole.
+    """Draws both splits; each annotation file is written last and atomically.
 
     Raises:
-        UserError: the folder cannot be written.
+        UserError: the folder cannot be written to.
     """
     splits = {"train": (1, num_train), "val": (num_train + 1, num_val)}
     try:
@@ -279,20 +279,20 @@ def draw_data_set(
                 json.dump(dataset, file)
     except OSError as error:
         raise UserError(
-            f"--output_dir={output_dir}: cannot be written ({error.strerror}); give a folder "
-            "that can be."
+            f"--output_dir={output_dir}: cannot be written to ({error.strerror}); choose another "
+            "folder."
         ) from error
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Draws what the command line asks for; returns the exit status."""
+    """Runs the command line; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0], allow_abbrev=False)
-    parser.add_argument("--output_dir", required=True, help="Folder to fill.")
+    parser.add_argument("--output_dir", required=True, help="Folder to write the dataset to.")
     parser.add_argument("--num_train", type=int, default=300, help="Training pictures.")
     parser.add_argument("--num_val", type=int, default=60, help="Validation pictures.")
-    parser.add_argument("--seed", type=int, default=0, help="Another seed draws another set.")
-    parser.add_argument("--min_side", type=int, default=128, help="Shortest side, pixels.")
-    parser.add_argument("--max_side", type=int, default=192, help="Longest side, pixels.")
+    parser.add_argument("--seed", type=int, default=0, help="Seed of the random shapes.")
+    parser.add_argument("--min_side", type=int, default=128, help="Minimum image side, in pixels.")
+    parser.add_argument("--max_side", type=int, default=192, help="Maximum image side, in pixels.")
     flags = parser.parse_args(argv)
     if flags.num_train < 1 or flags.num_val < 1 or flags.seed < 0:
         parser.error("--num_train and --num_val must be at least 1, --seed at least 0")
@@ -310,13 +310,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     print(
-        f"{flags.num_train} training and {flags.num_val} validation pictures in {flags.output_dir}"
+        f"wrote {flags.num_train} training and {flags.num_val} validation images to "
+        f"{flags.output_dir}"
     )
     return 0
 
 
 def run() -> None:
-    """Entry point of msrcnn-draw-shapes."""
+    """Runs the command line; entry point of msrcnn-draw-shapes."""
     sys.exit(main())
 
 

@@ -1,15 +1,15 @@
-"""Turns the weights of another program into a checkpoint of this network.
+"""Converts pretrained weights of another program to a checkpoint of this network.
 
     python tools/import_weights.py --source=resnet50_fpn.pth --output=weights/torchvision \\
       --flagfile=configs/r50.flags --flagfile=configs/finetune.flags \\
       --flagfile=configs/torchvision.flags
 
-Torchvision, Detectron2, mmdetection, Keras and the code of the paper's authors are known; the file
-may be PyTorch's, a pickle, safetensors, HDF5 or an .npz archive. The checkpoint is for
---init_checkpoint. What became of every tensor is written to OUTPUT.report.txt and counted on the
-screen. Without --allow_partial every tensor of the file must find its variable and every variable
-its tensor; only an ImageNet ResNet may leave the rest of the network as it is initialised. Nothing
-that the file contains is executed.
+Supported are torchvision, Detectron2, mmdetection, Keras and the code of the paper's authors; the
+file may be PyTorch's, a pickle, safetensors, HDF5 or an .npz archive. Use the checkpoint as
+--init_checkpoint. The outcome for every tensor is written to OUTPUT.report.txt and summarised on
+the screen. Without --allow_partial, every tensor of the file must have a variable and every
+variable a tensor; only ImageNet classifiers may leave the rest of the network at its initial
+values. Code in the file is never executed.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _UNUSED_COCO_IDS = frozenset((12, 26, 29, 30, 45, 66, 68, 69, 71, 83))
 
 
 def run(argv: list[str] | None = None) -> None:
-    """Parses the command line and imports; exits with 1 after one sentence when it is refused."""
+    """Parses the command line and imports; on errors prints a sentence and exits with 1."""
     params, flag_values = parse_flags_with(
         argv or sys.argv, "Imports the weights of another program.", _define_flags
     )
@@ -49,7 +49,7 @@ def run(argv: list[str] | None = None) -> None:
         if not getattr(options, name):
             refuse_flags(f"--{name} is missing.")
     if options.output.endswith("/"):
-        refuse_flags(f"--output={options.output}: expected a file's name after the folder.")
+        refuse_flags(f"--output={options.output}: expected a file name after the folder.")
     epsilon = options.batch_norm_epsilon
     if epsilon is not None and not (math.isfinite(epsilon) and epsilon >= 0):
         refuse_flags(f"--batch_norm_epsilon={epsilon}: expected a number of 0 or more.")
@@ -64,7 +64,7 @@ def run(argv: list[str] | None = None) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class ImportOptions:
-    """What to import and how; each field is a flag that says what it means."""
+    """The file to import and how to read it; each field is a flag of the same name."""
 
     source: str
     output: str
@@ -75,17 +75,17 @@ class ImportOptions:
 
 
 def import_weights(params: Params, options: ImportOptions) -> None:
-    """Writes a checkpoint of the network with the weights of a file, and a report.
+    """Converts a weight file to a checkpoint of the network, and writes a report.
 
     Args:
-        params: the network's settings; without `--num_classes` the file decides.
+        params: the network's settings; without `--num_classes`, the file determines it.
         options: the file and how to read it.
 
     Raises:
-        UserError: the file cannot be read, is of no known program, or does not fit; or the
+        UserError: the file cannot be read, is not from a supported program, or does not fit; or the
             checkpoint cannot be written.
     """
-    # TensorFlow starts here, so that --help and bad flags answer at once.
+    # TensorFlow is imported here, so that --help and flag errors appear at once.
     quieten_tensorflow()
     from model.importers.report import explain_refusal, explain_unusable, summarise
     from model.importers.tensor_files import read_tensors
@@ -116,13 +116,13 @@ def import_weights(params: Params, options: ImportOptions) -> None:
 def _find_family(
     tensors: Mapping[str, np.ndarray], params: Params, options: ImportOptions
 ) -> Family:
-    """The program that the tensors are from, with what the user knows better of it."""
+    """Finds the program of the tensors, and applies the user's options to it."""
     from model.importers.translate import recognise
 
     family = recognise(tensors, params.model.resnet_stride_in_1x1)
     if family is None:
         raise UserError(
-            f"The tensors of {options.source} have names of no program that is known here: "
+            f"The tensor names of {options.source} are not those of a supported program: "
             f"{', '.join(list(tensors)[:4])}."
         )
     overrides = {
@@ -147,48 +147,49 @@ def _write(network, result: Translation, output: str) -> None:
     except (OSError, tf.errors.OpError) as error:
         reason = getattr(error, "strerror", None) or getattr(error, "message", "")
         raise UserError(
-            f"--output={output} cannot be written ({reason}): name a file in another folder."
+            f"--output={output} cannot be written ({reason}): choose a file in another folder."
         ) from None
-    print(f"Wrote {output}: give it as --init_checkpoint ({output}.report.txt has the details).")
+    print(f"Wrote {output}: use it as --init_checkpoint ({output}.report.txt has the details).")
 
 
 def _define_flags(flag_values: flags.FlagValues) -> None:
-    flags.DEFINE_string("source", "", "The file to import.", flag_values=flag_values)
+    flags.DEFINE_string("source", "", "Weight file to import.", flag_values=flag_values)
     flags.DEFINE_string("output", "", "Prefix of the checkpoint to write.", flag_values=flag_values)
     flags.DEFINE_string(
         "keep_classes",
         "",
-        "The file's classes to keep as classes 1, 2, ...: a comma list of numbers that count from "
-        "1 after the background, or coco91 for the 80 of COCO's ids that are in use (torchvision's "
-        "weights have an output for each of the ids up to 90).",
+        "Classes of the file to keep, as classes 1, 2, ... of the network: a comma-separated "
+        "list of numbers, counted from 1 after the background, or coco91, which maps "
+        "torchvision's 90 COCO ids to the 80 used classes.",
         flag_values=flag_values,
     )
     flags.DEFINE_string(
         "channel_order",
         "",
-        "Order of the colours that the weights take, rgb or bgr; empty: the program's usual one.",
+        "Colour order of the weights' input, rgb or bgr; if empty, the program's usual one.",
         flag_values=flag_values,
     )
     flags.DEFINE_float(
         "batch_norm_epsilon",
         None,
-        "What the weights' batch norms add to variances; empty: the program's usual number "
-        "(torchvision's files of 2019, and what was trained on from them, have 0).",
+        "Epsilon of the weights' batch norms; if empty, the program's usual value (0 for "
+        "torchvision's files of 2019 and weights fine-tuned from them).",
         flag_values=flag_values,
     )
     flags.DEFINE_boolean(
         "allow_partial",
         False,
-        "Leave out tensors that do not fit and initialise variables that the file has not.",
+        "Ignore tensors that do not fit, and keep the initial values of variables that the file "
+        "lacks.",
         flag_values=flag_values,
     )
 
 
 def parse_classes(text: str, found: int | None) -> list[int]:
-    """The classes that --keep_classes names, of a file with `found` classes, the background too.
+    """Parses --keep_classes, for a file with `found` classes including the background.
 
     Raises:
-        UserError: `text` is neither coco91 nor numbers of classes that the file has.
+        UserError: `text` is neither coco91 nor numbers of classes in the file.
     """
     if text == "coco91" and found == 91:
         return [number for number in range(1, 91) if number not in _UNUSED_COCO_IDS]
@@ -197,11 +198,13 @@ def parse_classes(text: str, found: int | None) -> list[int]:
     except ValueError:
         classes = [0]
     if classes and found is None:
-        raise UserError(f"--keep_classes={text} is of no use: the file has no outputs for classes.")
+        raise UserError(
+            f"--keep_classes={text} cannot be used: the file has no outputs for classes."
+        )
     if any(not 1 <= number < found for number in classes):
         raise UserError(
-            f"--keep_classes={text}: expected numbers from 1 to {found - 1}, the classes that the "
-            f"file has outputs for{', or coco91' if found == 91 else ''}."
+            f"--keep_classes={text}: expected numbers from 1 to {found - 1}, the classes in the "
+            f"file{', or coco91' if found == 91 else ''}."
         )
     return classes
 
@@ -210,11 +213,11 @@ def _with_num_classes(params: Params, found: int | None, source: str) -> Params:
     if params.model.num_classes:
         return params
     if found is not None and found < 2:
-        raise UserError(f"{source} has outputs for {found} class: give --num_classes.")
+        raise UserError(f"{source} has outputs for only {found} class: give --num_classes.")
     if found is None:
         raise UserError(
-            f"{source} does not say how many classes there are: give --num_classes, the "
-            "background included."
+            f"{source} does not contain the number of classes: give --num_classes, including the "
+            "background."
         )
     model = dataclasses.replace(params.model, num_classes=found)
     return dataclasses.replace(params, model=model)

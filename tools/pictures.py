@@ -1,8 +1,8 @@
-"""The pictures of photographs and videos, one after another.
+"""Reads images and the frames of videos, one after another.
 
-OpenCV decodes videos. It is imported only for one, so that photographs need no OpenCV.
+OpenCV decodes videos. It is imported only if there is a video, so that images do not need OpenCV.
 
-Axes: h w rows and columns of a picture.
+Axes: h w rows and columns of an image.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ from data.errors import UserError
 
 _PHOTOGRAPHS = (".jpg", ".jpeg", ".png")
 _VIDEOS = (".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".wmv")
-# Share of the frames that a video promises; some promise what they guess from their length.
+# Minimum fraction of the declared frames; some videos estimate their number from the duration.
 _COMPLETE = 0.98
 
 
 class Picture(NamedTuple):
-    """A photograph or a frame.
+    """An image file or a frame of a video.
 
     Attributes:
-        path: of its file.
-        frame: its number in a video, from 0 on; None of a photograph.
+        path: path of its file.
+        frame: its number in a video, from 0 on; None for an image file.
         pixels: uint8 [h, w, 3], RGB.
     """
 
@@ -38,21 +38,21 @@ class Picture(NamedTuple):
 
 
 def is_video(path: str) -> bool:
-    """Whether a file's name ends as those of videos do."""
+    """Whether a file name has the extension of a video."""
     return path.lower().endswith(_VIDEOS)
 
 
 def find_pictures(patterns: Sequence[str]) -> list[str]:
-    """The files that names, folders and glob patterns stand for, each once, in their order.
+    """Finds the files that names, folders and glob patterns match, each once, in order.
 
     Raises:
-        UserError: one of them stands for nothing.
+        UserError: one of them matches nothing.
     """
     found: dict[str, None] = {}
     for pattern in patterns:
         paths = [path for match in files.glob(pattern) for path in _list_pictures(match)]
         if not paths:
-            raise UserError(f"--input={pattern}: there is no JPEG or PNG file and no video.")
+            raise UserError(f"--input={pattern}: no JPEG, PNG or video files found.")
         found |= dict.fromkeys(paths)
     return list(found)
 
@@ -60,12 +60,12 @@ def find_pictures(patterns: Sequence[str]) -> list[str]:
 def read_pictures(
     paths: Sequence[str], read: Callable[[str], np.ndarray], refused: list[str]
 ) -> Iterator[Picture]:
-    """The pictures of all files; one that cannot be read is named on stderr and left out.
+    """Yields the images of all files; one that cannot be read is reported on stderr and skipped.
 
     Args:
-        paths: photographs and videos.
-        read: gives the pixels of a photograph, or raises a UserError.
-        refused: takes the paths of files of which something cannot be read.
+        paths: image and video files.
+        read: returns the pixels of an image file, or raises a UserError.
+        refused: set that receives the paths of files that cannot be read completely.
     """
     for path in paths:
         try:
@@ -80,17 +80,17 @@ def read_pictures(
 
 
 def read_frames(path: str) -> Iterator[np.ndarray]:
-    """The frames of a video, upright: uint8 [h, w, 3] in RGB.
+    """Yields the frames of a video, upright: uint8 [h, w, 3] in RGB.
 
     Raises:
         UserError: OpenCV is not installed; the file cannot be opened as a video, or ends early,
-            which is found after its last frame.
+            which is detected after its last frame.
     """
     try:
         import cv2
     except ImportError:
         raise UserError(
-            f"{path}: videos are read by OpenCV; pip install opencv-python-headless."
+            f"{path}: OpenCV is needed to read videos; pip install opencv-python-headless."
         ) from None
     try:
         with files.local_copy(path) as local:

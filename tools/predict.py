@@ -1,11 +1,11 @@
-"""Outlines the objects of photographs and videos with a trained model.
+"""Detects and outlines the objects in images and videos with a trained model.
 
     python tools/predict.py --model=M --input='photos/*.jpg,walk.mp4' --output_dir=O
 
 writes O/predictions.json, in COCO results format with the file name and the three scores of each
-detection, and each photograph with its detections drawn on it as O/FILE.png. Entries of a video
-also have the number of the `frame`, and its frames are drawn as O/FILE/NUMBER.png. Every setting
-that changes predictions is a flag here too, such as --score_threshold=0.5.
+detection, and each image with its detections as O/FILE.png. Entries of a video also have the number
+of the `frame`, and its frames are drawn as O/FILE/NUMBER.png. Every setting that changes
+predictions is a flag here too, such as --score_threshold=0.5.
 """
 
 from __future__ import annotations
@@ -35,16 +35,16 @@ _RESULTS = "predictions.json"
 def predict(
     predictor, paths: Sequence[str], folder: str, min_score: float
 ) -> tuple[int, list[str]]:
-    """Writes the results of photographs and videos, and their pictures with what was found.
+    """Writes the detections in images and videos, and draws them.
 
     Args:
         predictor: `msrcnn.Predictor`.
-        paths: the files. One that cannot be read is named and left out.
-        folder: where to.
+        paths: the files. Those that cannot be read are reported and skipped.
+        folder: output folder.
         min_score: detections with a lower box score are not drawn; above 1 nothing is drawn.
 
     Returns:
-        The number of pictures, and the files of which something could not be read.
+        The number of images, and the files that could not be read completely.
     """
     names = _names_of_drawings(paths)
     refused: list[str] = []
@@ -52,7 +52,7 @@ def predict(
     pictures = read_pictures(paths, predictor.read, refused)
     total = None if any(map(is_video, paths)) else len(paths)
     with ProgressMeter("Predicting", total) as meter:
-        # Pictures come in another order where they go to several canvases.
+        # Images that use several canvases arrive in another order.
         numbered = (((number, p), p.pixels) for number, p in enumerate(pictures))
         for (number, picture), found in predictor.stream(numbered):
             results += _entries(number, picture, found)
@@ -73,7 +73,7 @@ def _entries(number: int, picture: Picture, found) -> list[dict]:
 
 
 def _names_of_drawings(paths: Sequence[str]) -> dict[str, str]:
-    """The name of each file, with a number where files of several folders have one name."""
+    """Names the drawing of each file, numbering files with the same name."""
     names: dict[str, str] = {}
     for path in paths:
         name = os.path.basename(path)
@@ -89,19 +89,22 @@ def _write_picture(path: str, pixels: np.ndarray) -> None:
 
 
 def _define_flags(flag_values: flags.FlagValues) -> None:
-    flags.DEFINE_string("model", "", "model_dir of a training.", flag_values=flag_values)
+    flags.DEFINE_string(
+        "model", "", "model_dir of a training, with the model to use.", flag_values=flag_values
+    )
     flags.DEFINE_list(
         "input",
         [],
-        "Photographs and videos: files, folders, glob patterns.",
+        "Images and videos: a comma-separated list of files, folders and glob patterns.",
         flag_values=flag_values,
     )
     flags.DEFINE_integer(
-        "batch_size", 1, "Pictures of one canvas that go through the network together.",
+        "batch_size", 1, "Number of images with the same canvas that are processed together.",
         lower_bound=1, flag_values=flag_values,
     )  # fmt: skip
     flags.DEFINE_float(
-        "min_score", 0.3, "Detections of at least this box score are drawn; above 1 no picture is.",
+        "min_score", 0.3, "Minimum box score of detections that are drawn; above 1, no images "
+                          "are drawn.",
         flag_values=flag_values,
     )  # fmt: skip
 
@@ -113,7 +116,7 @@ def _given_settings(command: CommandLine) -> dict:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Runs one command line and returns the exit status: 1 also if a file was left out."""
+    """Runs one command line and returns the exit status, 1 also if a file was skipped."""
     command = parse_command_line(argv, _DESCRIPTION, _define_flags)
     values = command.flag_values
     folder = files.expand(values["output_dir"].value)
@@ -137,12 +140,12 @@ def main(argv: Sequence[str]) -> int:
     except OSError as error:
         print(f"error: {error.filename or folder}: {error.strerror or error}.", file=sys.stderr)
         return 1
-    print(f"What was found in {count} pictures is in {os.path.join(folder, _RESULTS)}.")
+    print(f"The detections in {count} images are in {os.path.join(folder, _RESULTS)}.")
     return 1 if refused else 0
 
 
 def run() -> None:
-    """Console script."""
+    """Runs the command line; console entry point."""
     sys.exit(main(sys.argv))
 
 

@@ -1,10 +1,10 @@
-"""Shows where the time of a training step or a prediction goes, by parts of the network.
+"""Profiles a training step or a prediction by parts of the network.
 
   python tools/profile_steps.py train --image_dir=D --object_annotations_file=A --image_size=512
 
-Takes what `tools/benchmark.py` takes for `train` and `predict`, lets TensorFlow's profiler watch
-two runs, and adds up how long each operation took. Operations run at the same time, so the seconds
-are of threads, not of the clock. The trace itself is for TensorBoard: `--trace_dir` keeps it.
+The flags are those of `tools/benchmark.py` for `train` and `predict`. TensorFlow's profiler records
+two runs, and the durations of each operation are added up. Operations run in parallel, so the
+seconds are thread time, not wall-clock time. `--trace_dir` keeps the trace, for TensorBoard.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import sys
 import tempfile
 from collections.abc import Iterable, Sequence
 
-if __package__ is None:  # started as a script, which may be without the package installed
+if __package__ is None:  # started as a script, perhaps without the package installed
     sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 from absl import flags
@@ -32,7 +32,7 @@ from trainer.flags import parse_flags_with, refuse_flags
 _PROFILED = ("train", "predict")
 _RUNS = 2
 _OPERATION = re.compile(r"^([\w./\-]+):(\w+)(#|$)")
-# The only kernels here that work asynchronously, which the profiler does not name.
+# The only asynchronous kernels here, which the profiler does not name.
 _ASYNCHRONOUS = "ExecutorState::ProcessAsync::Start"
 _CROPS = "roi_align/CropAndResize", "CropAndResize"
 
@@ -43,7 +43,7 @@ def main(argv: Sequence[str]) -> int:
     """Runs one command line and returns its exit status."""
     what = argv[1] if len(argv) > 1 else ""
     if what not in _PROFILED and not what.startswith("--help"):
-        refuse_flags(f"name what to profile first: {', '.join(_PROFILED)}.")
+        refuse_flags(f"the first argument must be the stage to profile: {', '.join(_PROFILED)}.")
     rest = list(argv[1 + (what in _PROFILED) :])
     params, values = parse_flags_with([argv[0], *rest], __doc__, _define_flags)
     quieten_tensorflow()
@@ -62,22 +62,22 @@ def main(argv: Sequence[str]) -> int:
 
 
 def run() -> None:
-    """Console entry point."""
+    """Runs the command line; console entry point."""
     sys.exit(main(sys.argv))
 
 
 def own_times(events: Iterable[Event]) -> dict[tuple[str, str], int]:
-    """How long each operation of one thread took, without those that ran within it.
+    """Computes the time of each operation of one thread, without operations nested in it.
 
     Args:
-        events: of one thread, in any order; those that are no operations are left out.
+        events: events of one thread, in any order; those that are not operations are ignored.
 
     Returns:
         Picoseconds by the name and the type of the operation.
     """
     times: dict[tuple[str, str], int] = collections.Counter()
     running: list[tuple[int, tuple[str, str]]] = []
-    # Of those that start together the longer one contains the other.
+    # If two start together, the longer one contains the other.
     for start, duration, name in sorted(events, key=lambda event: (event[0], -event[1])):
         found = _OPERATION.match(name)
         if not found and name != _ASYNCHRONOUS:
@@ -93,10 +93,10 @@ def own_times(events: Iterable[Event]) -> dict[tuple[str, str], int]:
 
 
 def part_of(name: str) -> str:
-    """The part of the network that an operation belongs to, forwards or backwards.
+    """Finds the part of the network that an operation belongs to, forward or backward.
 
-    `gradient_tape/roi_align/AvgPool2D/AvgPoolGrad` belongs to `roi_align`; what stands in no scope
-    of its own is `other`.
+    `gradient_tape/roi_align/AvgPool2D/AvgPoolGrad` belongs to `roi_align`; operations without a
+    scope belong to `other`.
     """
     scopes = name.removeprefix("gradient_tape/").split("/")[:-1]
     return re.sub(r"(_\d+)+$", "", scopes[0]) if scopes else "other"
@@ -104,11 +104,13 @@ def part_of(name: str) -> str:
 
 def _define_flags(values: flags.FlagValues) -> None:
     workloads.define_flags(values)
-    flags.DEFINE_string("trace_dir", "", "Folder to keep the trace in.", flag_values=values)
+    flags.DEFINE_string(
+        "trace_dir", "", "Folder to keep the trace in, for TensorBoard.", flag_values=values
+    )
 
 
 def _profile(work: Workload, folder: str) -> dict[tuple[str, str], float]:
-    """Seconds of a run by the name and the type of the operation."""
+    """Profiles seconds per run by the name and the type of the operation."""
     import tensorflow as tf
     from tensorflow.tsl.profiler.protobuf import xplane_pb2
 

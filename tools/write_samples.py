@@ -1,9 +1,9 @@
-"""Draws results in COCO format beside the ground truth, one picture an image.
+"""Draws results in COCO format next to the ground truth, for some of the images.
 
     python tools/write_samples.py --results_dir=M/eval --image_dir=D \\
         --object_annotations_file=F --output_dir=O
 
-reads M/eval/bbox.json and, where it exists, M/eval/segm.json, as an evaluation writes them.
+reads M/eval/bbox.json and, if it exists, M/eval/segm.json, as written by an evaluation.
 """
 
 from __future__ import annotations
@@ -26,21 +26,21 @@ from trainer.overlays import annotation_instances, draw_comparison
 
 
 def read_results(folder: str, min_score: float) -> dict[int, list[dict]]:
-    """Results by image id, best box_score first; masks and boxes of one detection are joined.
+    """Reads results by image id, best box_score first, joining box and mask of each detection.
 
     Args:
-        folder: holds bbox.json and maybe segm.json, whose entries are in the same order.
+        folder: contains bbox.json and optionally segm.json, with entries in the same order.
         min_score: results with a lower box_score are left out.
 
     Raises:
-        UserError: bbox.json is missing or no JSON, or the two files do not belong together.
+        UserError: bbox.json is missing or not JSON, or the two files do not belong together.
     """
     results = _read_json(os.path.join(folder, "bbox.json"))
     if files.exists(path := os.path.join(folder, "segm.json")):
         masks = _read_json(path)
         if len(masks) != len(results):
             raise UserError(
-                f"{folder}: bbox.json has {len(results)} entries but segm.json {len(masks)}; "
+                f"{folder}: bbox.json has {len(results)} entries, but segm.json has {len(masks)}; "
                 "evaluate again to write both."
             )
         results = [{**box, **mask} for box, mask in zip(results, masks, strict=True)]
@@ -72,8 +72,8 @@ def draw_sample(
     Args:
         path: the image file.
         image: its entry in the JSON.
-        annotations, results: of this image.
-        names: of the categories, by id.
+        annotations, results: those of this image.
+        names: category names by id.
         exif: as for `data.decoding.decode_image`.
 
     Raises:
@@ -94,7 +94,7 @@ def draw_sample(
 
 
 def write_samples(flags: argparse.Namespace) -> int:
-    """Writes the pictures and returns how many.
+    """Writes the samples and returns their number.
 
     Raises:
         UserError: something cannot be read or written.
@@ -112,7 +112,7 @@ def write_samples(flags: argparse.Namespace) -> int:
         picture = draw_sample(
             path, image, annotations[image["id"]], results[image["id"]], names, flags.exif
         )
-        # The id keeps files of one name in several folders apart.
+        # The id distinguishes files with the same name in several folders.
         name = f"{image['id']}-{os.path.splitext(os.path.basename(path))[0]}.png"
         _write_png(os.path.join(flags.output_dir, name), picture)
     return len(chosen)
@@ -128,14 +128,21 @@ def _write_png(path: str, picture: np.ndarray) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Draws what the command line asks for; returns the exit status."""
+    """Runs the command line; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0], allow_abbrev=False)
-    parser.add_argument("--results_dir", required=True, help="Folder of bbox.json and segm.json.")
-    parser.add_argument("--image_dir", required=True, help="Folder of the images.")
-    parser.add_argument("--object_annotations_file", required=True, help="Their COCO JSON.")
-    parser.add_argument("--output_dir", required=True, help="Folder for the pictures.")
-    parser.add_argument("--num_samples", type=int, default=12, help="Pictures, spread evenly.")
-    parser.add_argument("--min_score", type=float, default=0.3, help="Lowest box_score shown.")
+    parser.add_argument("--results_dir", required=True, help="Folder with bbox.json and segm.json.")
+    parser.add_argument("--image_dir", required=True, help="Folder with the images.")
+    parser.add_argument("--object_annotations_file", required=True, help="COCO JSON of the images.")
+    parser.add_argument("--output_dir", required=True, help="Folder to write the samples to.")
+    parser.add_argument(
+        "--num_samples",
+        type=int,
+        default=12,
+        help="Number of images, spread evenly over the dataset.",
+    )
+    parser.add_argument(
+        "--min_score", type=float, default=0.3, help="Minimum box_score of the detections shown."
+    )
     exif = DataConfig.__dataclass_fields__["exif"]
     parser.add_argument(
         "--exif", choices=("apply", "ignore"), default=exif.default, help=exif.metadata["help"]
@@ -148,12 +155,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    print(f"{count} pictures in {flags.output_dir}")
+    print(f"wrote {count} images to {flags.output_dir}")
     return 0
 
 
 def run() -> None:
-    """Entry point of msrcnn-write-samples."""
+    """Runs the command line; entry point of msrcnn-write-samples."""
     sys.exit(main())
 
 

@@ -110,7 +110,7 @@ class CommandLine(typing.NamedTuple):
 class Setting:
     """A field of one of the dataclasses as a flag."""
 
-    room: str
+    part: str
     name: str
     type: type
     default: object
@@ -121,11 +121,11 @@ class Setting:
 
 def list_settings() -> Iterator[Setting]:
     """Yields the settings of all packages in the order of their dataclasses."""
-    for room, config in _rooms().items():
+    for part, config in _parts().items():
         types = typing.get_type_hints(config)
         for field in dataclasses.fields(config):
             traits = {name: field.metadata[name] for name in _TRAITS}
-            yield Setting(room, field.name, types[field.name], field.default, **traits)
+            yield Setting(part, field.name, types[field.name], field.default, **traits)
 
 
 def define_flags(flag_values: flags.FlagValues = flags.FLAGS) -> None:
@@ -153,17 +153,17 @@ def params_from_flags(flag_values: flags.FlagValues = flags.FLAGS) -> Params:
 
 def make_params(values: Values) -> Params:
     """Builds `Params` from the settings' values by name; raises a ValueError for bad values."""
-    rooms = {}
-    for room, config in _rooms().items():
+    parts = {}
+    for part, config in _parts().items():
         names = [field.name for field in dataclasses.fields(config)]
-        rooms[room] = config(**{name: values[name] for name in names})
-    return Params(**rooms)
+        parts[part] = config(**{name: values[name] for name in names})
+    return Params(**parts)
 
 
 def settings_of(params: Params) -> Values:
     """Returns the settings' values by name, as for `make_params`."""
     return {
-        setting.name: getattr(getattr(params, setting.room), setting.name)
+        setting.name: getattr(getattr(params, setting.part), setting.name)
         for setting in list_settings()
     }
 
@@ -309,13 +309,13 @@ def format_help(description: str, short: bool = False, own: Iterable[flags.Flag]
         short: whether to leave out the help texts.
         own: flags that are not settings.
     """
-    rooms = {"this program": [(flag.name, flag.default, flag.help) for flag in own]}
+    parts = {"this program": [(flag.name, flag.default, flag.help) for flag in own]}
     for setting in list_settings():
         entry = setting.name, setting.default, setting.help
-        rooms.setdefault(setting.room, []).append(entry)
+        parts.setdefault(setting.part, []).append(entry)
     lines = [description, "", "Flags (each can also be set in a file, with --flagfile=FILE):"]
-    for room, entries in rooms.items():
-        lines += ["", f"{room}:"] if entries else []
+    for part, entries in parts.items():
+        lines += ["", f"{part}:"] if entries else []
         for name, default, meaning in entries:
             lines.append(f"  {format_flag(name, default)}")
             if not short:
@@ -346,7 +346,7 @@ def _values(flag_values: flags.FlagValues) -> Values:
     return values | {name: files.expand(values[name]) for name in paths}
 
 
-def _rooms() -> dict[str, type]:
+def _parts() -> dict[str, type]:
     """Returns the dataclass of each part of `Params`."""
     return typing.get_type_hints(Params)
 

@@ -38,7 +38,7 @@ _DESCRIPTION = (
 
 
 def run() -> None:
-    """Runs the command line and exits with its status; the console script."""
+    """Runs the command line and exits with its status; console entry point."""
     sys.exit(main(sys.argv))
 
 

@@ -31,8 +31,8 @@ from trainer.flags import (
 )
 
 FILE = "config.flags"
-# Settings of these packages that depend on the records and machines in use and not on the model.
-_ROOMS = ("data", "model")
+# The settings of these parts belong to the model, except those of the records and machines in use.
+_PARTS = ("data", "model")
 _NOT_THE_MODELS = frozenset({"train_file_pattern", "eval_file_pattern", "data_service"})
 
 
@@ -105,7 +105,7 @@ def recall_settings(values: Values, places: Places) -> tuple[Values, Places]:
     recorded, lines = _load_with_places(folder)
     settings = {setting.name: setting for setting in list_settings()}
     for name in list(recorded):
-        if settings[name].room not in _ROOMS or name in _NOT_THE_MODELS:
+        if settings[name].part not in _PARTS or name in _NOT_THE_MODELS:
             del recorded[name]
     differing = {
         name: (values[name], value)

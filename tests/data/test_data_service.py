@@ -309,4 +309,4 @@ def test_the_tool_refuses_what_cannot_be_started(capsys):
     for arguments in (["--role=worker"], ["--role=dispatcher", "--dispatcher=a:1"]):
         with pytest.raises(SystemExit, match="2"):
             main(arguments)
-        assert "a worker needs --dispatcher" in capsys.readouterr().err
+        assert "required for a worker" in capsys.readouterr().err

@@ -101,7 +101,7 @@ def test_scaling_names_its_panels(write, tmp_path):
     drawn = texts(output)
     for text in (
         "Training by image size", "batch 2, float32", "Training by batch size", "512 px, float32",
-        "Start-up by image size", "seconds, less is better", "images/s", "peak memory, GB", "1024",
+        "Start-up by image size", "seconds, lower is better", "images/s", "peak memory, GB", "1024",
     ):  # fmt: skip
         assert text in drawn
 
@@ -200,19 +200,19 @@ def test_ratios_are_written_with_what_can_be_read():
     ("text", "reason"),
     [
         ("{", "cannot be read as JSON"),
-        ("[1]", "it holds no JSON object"),
+        ("[1]", "it does not contain a JSON object"),
         ('{"what": "train", "median": 2}', "'unit' is missing"),
-        (content(unit="miles"), "'train' in 'miles' is no figure"),
-        (content("walk"), "'walk' in 's/step' is no figure"),
+        (content(unit="miles"), "cannot have measured 'train' in 'miles'"),
+        (content("walk"), "cannot have measured 'walk' in 's/step'"),
         (content(contestants=[]), "first contestant is not 'ours'"),
         (content(contestants=[contestant("torchvision", 1)]), "first contestant is not 'ours'"),
         (content(contestants=[contestant("ours", 0)]), "median is 0, not a positive number"),
-        (content(contestants=[3]), "is no file of tools/benchmark.py"),
+        (content(contestants=[3]), "is not a file of tools/benchmark.py"),
         (content(contestants=[contestant("ours", 1) | {"min": 3}]), "between its min and max"),
         (content(ratios={}), "'model_garden' is missing"),
-        (content(machine="mine"), "is no file of tools/benchmark.py"),
+        (content(machine="mine"), "is not a file of tools/benchmark.py"),
         (sweep(unit="s/step") | {"sweep": "colour"}, "'colour' is missing"),
-        (sweep(values=([1], [2], [3])), "image_size is no whole number"),
+        (sweep(values=([1], [2], [3])), "image_size is not a whole number"),
     ],
 )
 def test_foreign_files_are_refused_in_one_sentence(tmp_path, capsys, text, reason):

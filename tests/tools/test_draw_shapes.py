@@ -172,7 +172,7 @@ def test_mask_from_the_first_pixel_on_starts_with_a_run_of_no_zeros():
 
 def test_command_line(tmp_path, capsys):
     assert main([f"--output_dir={tmp_path}/a", "--num_train=1", "--num_val=1"]) == 0
-    assert "1 training and 1 validation pictures" in capsys.readouterr().out
+    assert "1 training and 1 validation images" in capsys.readouterr().out
     assert len(list((tmp_path / "a").rglob("*.json"))) == 2
     (tmp_path / "file").write_text("")
     assert main([f"--output_dir={tmp_path}/file", "--num_train=1", "--num_val=1"]) == 1

@@ -48,7 +48,7 @@ def test_a_checkpoint_to_start_from(source, tmp_path, capsys):
     run(flags(source=source, output=output, num_classes=4, **SMALL))
     said = capsys.readouterr().out
     assert "Weights of torchvision ResNet" in said
-    assert f"Wrote {output}: give it as --init_checkpoint" in said
+    assert f"Wrote {output}: use it as --init_checkpoint" in said
     kernel = imported(output, num_classes=4).backbone.stem.conv.kernel.numpy()
     np.testing.assert_array_equal(kernel, resnet18_tensors()["conv1.weight"].transpose(2, 3, 1, 0))
     report = pathlib.Path(f"{output}.report.txt").read_text()
@@ -97,7 +97,7 @@ def test_what_cannot_be_used_is_one_sentence(source, tmp_path, capsys):
     output = tmp_path / "out"
     np.savez(tmp_path / "other.npz", a=np.zeros(3), b=np.zeros(2))
     other = flags(source=tmp_path / "other.npz", output=output, num_classes=4, **SMALL)
-    assert "names of no program that is known here: a, b" in refused(capsys, 1, other)
+    assert "not those of a supported program: a, b" in refused(capsys, 1, other)
     missing = flags(source=tmp_path / "absent.pth", output=output, num_classes=4, **SMALL)
     assert "absent.pth" in refused(capsys, 1, missing)
     chosen = [*other, f"--source={source}", "--keep_classes=1,2"]
@@ -108,7 +108,7 @@ def test_what_cannot_be_used_is_one_sentence(source, tmp_path, capsys):
     group_norm = flags(source=source, output=output, num_classes=4, **(SMALL | {"norm": "gn"}))
     assert "batch norm" in refused(capsys, 1, group_norm)
     folder = flags(source=source, output=f"{output}/", num_classes=4, **SMALL)
-    assert "expected a file's name" in refused(capsys, 2, folder)
+    assert "expected a file name" in refused(capsys, 2, folder)
     nowhere = flags(source=source, output="/proc/none", num_classes=4, **SMALL)
     assert "--output=/proc/none cannot be written" in refused(capsys, 1, nowhere)
     colours = flags(source=source, output=output, channel_order="grb", **SMALL)

@@ -31,7 +31,7 @@ def test_names_folders_and_patterns_are_files_each_once_in_order(tmp_path):
         path.touch()
     found = find_pictures([str(b / "x.jpg"), str(a), str(tmp_path / "*" / "x.*")])
     assert found == [str(path) for path in (b / "x.jpg", a / "x.jpg", a / "y.png", a / "z.MOV")]
-    with pytest.raises(UserError, match=r"--input=.*none\*: there is no JPEG or PNG file and no v"):
+    with pytest.raises(UserError, match=r"--input=.*none\*: no JPEG, PNG or v"):
         find_pictures([str(a), str(tmp_path / "none*")])
 
 
@@ -75,5 +75,5 @@ def test_photographs_need_no_opencv_and_videos_say_what_to_install(tmp_path, mon
     assert picture.path == paths[0] and picture.frame is None and picture.pixels.shape == (2, 4, 3)
     assert refused == [paths[1]]
     assert capsys.readouterr().err == (
-        f"error: {paths[1]}: videos are read by OpenCV; pip install opencv-python-headless.\n"
+        f"error: {paths[1]}: OpenCV is needed to read videos; pip install opencv-python-headless.\n"
     )

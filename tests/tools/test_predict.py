@@ -76,7 +76,7 @@ def test_results_and_pictures_of_every_photograph(photographs, made, capsys):
         "predictions.json", "x.jpg.png", "y.png.png", "x.jpg-2.png",
     }  # fmt: skip
     assert Image.open(out / "y.png.png").size == (40, 20)
-    assert "What was found in 3 pictures is in" in capsys.readouterr().out
+    assert "The detections in 3 images are in" in capsys.readouterr().out
 
 
 def test_a_file_that_cannot_be_read_is_named_and_left_out(photographs, made, capsys):

@@ -52,7 +52,7 @@ def test_a_profile_has_the_operations_that_ran(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "reason"),
     [
-        (["evaluate"], "name what to profile"),
+        (["evaluate"], "the first argument must be the stage to profile"),
         (["train", "--batch_size=0"], "--batch_size=0: expected a positive number"),
     ],
 )

@@ -79,7 +79,7 @@ def test_files_that_do_not_belong_together_are_refused(run_dir, capsys):
     (run_dir / "segm.json").write_text("[]")
     assert call(run_dir) == 1
     error = capsys.readouterr().err
-    assert error.startswith("error: ") and "bbox.json has 2 entries but segm.json 0" in error
+    assert error.startswith("error: ") and "bbox.json has 2 entries, but segm.json has 0" in error
 
 
 @pytest.mark.parametrize("missing", ["bbox.json", "2.png", "truth.json"])

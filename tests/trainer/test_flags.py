@@ -51,7 +51,7 @@ def test_every_field_is_a_flag_with_help():
     }
     settings = list(list_settings())
     assert {setting.name for setting in settings} == fields
-    assert len(settings) == len(fields), "two rooms share a name"
+    assert len(settings) == len(fields), "two parts share a name"
     assert all(setting.help for setting in settings)
 
 
@@ -195,7 +195,7 @@ def test_numbers_are_refused_in_one_sentence_or_have_a_meaning(capsys, number):
     accepted = set()
     for setting, kind in numeric_settings():
         text = "1000000000" if (kind, number) == (int, "1e9") else number
-        default = getattr(getattr(Params(), setting.room), setting.name)
+        default = getattr(getattr(Params(), setting.part), setting.name)
         count = len(default) if isinstance(default, tuple) else 1
         flag = f"--{setting.name}={','.join([text] * count)}"
         try:
@@ -286,9 +286,9 @@ def test_a_setting_of_the_network_changes_predictions_or_concerns_training_alone
         "maskiou_stop_gradient", "maskiou_loss_weight",
     }  # fmt: skip
     settings = list(list_settings())
-    silent = {s.name for s in settings if s.room == "model" and not s.changes_predictions}
+    silent = {s.name for s in settings if s.part == "model" and not s.changes_predictions}
     assert silent == training_alone
-    of_input = {s.name for s in settings if s.room != "model" and s.changes_predictions}
+    of_input = {s.name for s in settings if s.part != "model" and s.changes_predictions}
     assert of_input == {
         "canvases", "short_side", "long_side", "exif", "anchor_sizes", "anchor_ratios",
         "anchor_rounding", "test_scales", "test_flip",

@@ -1,1 +1,1 @@
-"""Benchmarks of each stage, of this project and of its peers, and the charts drawn of them."""
+"""Benchmarks of each stage of this project and its peers, and charts of the results."""

@@ -1,4 +1,4 @@
-"""Charts of measurements: speed beside peers, and speed and memory over a setting.
+"""Charts of measurements: speed relative to peers, and speed and memory over a setting.
 
 Lengths are in inches. Needs matplotlib, which is imported where it is used.
 """
@@ -31,10 +31,10 @@ if TYPE_CHECKING:
 _FASTER, _SLOWER = "#0072B2", "#D55E00"  # Okabe and Ito's, safe for the colour-blind.
 _INK, _SOFT, _GRID = "#1F2328", "#59636E", "#D8DEE4"
 _STYLE = {
-    "svg.fonttype": "none",  # text stays text
-    "svg.hashsalt": "msrcnn",  # ids do not change from run to run
+    "svg.fonttype": "none",  # text remains text
+    "svg.hashsalt": "msrcnn",  # ids are the same in every run
     "font.family": "sans-serif",
-    # The first, which comes with matplotlib, is what the layout is measured with, on any machine.
+    # The first one is installed with matplotlib, so the layout is the same on any machine.
     "font.sans-serif": ["DejaVu Sans", "Verdana", "Helvetica", "Arial", "sans-serif"],
     "font.size": 9.0,
     "text.color": _INK,
@@ -57,7 +57,7 @@ _PANEL_WIDTH, _PANEL_HEIGHT = 3.0, 3.6
 
 
 def draw(chart: str, measurements: Sequence[Measurement], picture: str) -> bytes:
-    """Draws a chart from those measurements that it can show.
+    """Draws a chart of the measurements that it can show.
 
     Args:
         chart: "overview" or "scaling".
@@ -71,8 +71,8 @@ def draw(chart: str, measurements: Sequence[Measurement], picture: str) -> bytes
         import matplotlib
     except ImportError as error:
         raise UserError(
-            "charts need matplotlib: install the extra `charts`, "
-            "pip install 'mask-scoring-rcnn[charts]'."
+            "charts need matplotlib; install the extra `charts`: pip install "
+            "'mask-scoring-rcnn[charts]'."
         ) from error
     overview = chart == "overview"
     shown = [entry for entry in measurements if (entry.speedups if overview else entry.sweep)]
@@ -81,17 +81,17 @@ def draw(chart: str, measurements: Sequence[Measurement], picture: str) -> bytes
         raise UserError(f"none of the {len(measurements)} files has {need}: nothing to draw.")
     file = io.BytesIO()
     with matplotlib.rc_context():
-        matplotlib.rcdefaults()  # whatever the settings of the person at the keyboard
+        matplotlib.rcdefaults()  # independent of the user's settings
         matplotlib.rcParams.update(_STYLE)
         figure = (draw_overview if overview else draw_scaling)(shown)
-        # Neither the day nor matplotlib's version may change the bytes.
+        # The bytes must not depend on the date or matplotlib's version.
         blank = {"Date": None, "Creator": None} if picture == "svg" else {"Software": None}
         figure.savefig(file, format=picture, metadata=blank)
     return file.getvalue()
 
 
 def draw_overview(measurements: Sequence[Measurement]) -> Figure:
-    """Draws a bar for each peer of each measurement: how many times as fast as it we are."""
+    """Draws a bar for each peer of each measurement: our speed relative to the peer's."""
     measurements = sorted(measurements, key=chart_order)
     groups = {
         stage: [
@@ -103,9 +103,9 @@ def draw_overview(measurements: Sequence[Measurement]) -> Figure:
     }
     rows = [len(group) for group in groups.values()]
     height = _ROW * sum(rows) + _GROUP * len(rows) + 1.4
-    figure = _make_figure(_WIDTH, height, "How many times as fast as others (log scale)",
-        "Our speed divided by theirs, measured in turns; 1× is the same. "
-        "Thin lines: lowest and highest turn.",
+    figure = _make_figure(_WIDTH, height, "Speed relative to others (log scale)",
+        "Our speed divided by theirs, measured in turns; 1× means equal. Thin lines: lowest and "
+        "highest turn.",
         measurements,
     )  # fmt: skip
     panels = figure.subplots(len(rows), sharex=True, height_ratios=rows, squeeze=False)[:, 0]
@@ -142,7 +142,7 @@ def draw_scaling(measurements: Sequence[Measurement]) -> Figure:
     measurements = sorted(measurements, key=chart_order)
     columns = min(3, len(measurements))
     rows = math.ceil(len(measurements) / columns)
-    # A single panel leaves room for the title.
+    # A single panel leaves space for the title.
     width = max(columns * _PANEL_WIDTH, 5.6)
     figure = _make_figure(width, rows * _PANEL_HEIGHT + 0.9, "Speed and memory",
         "Median of the runs; bars: lowest and highest.", measurements,
@@ -160,7 +160,7 @@ def _draw_sweep(above: Axes, below: Axes, measurement: Measurement, note: str) -
     values = [entry.settings[measurement.sweep] for entry in entries]
     memory = [Spread(entry.memory_gb, entry.memory_gb, entry.memory_gb) for entry in entries]
     above.set_title(f"{STAGES[measurement.stage].title} by {swept}\n{note}")
-    above.set_ylabel("seconds, less is better" if measurement.unit == "s" else "images/s")
+    above.set_ylabel("seconds, lower is better" if measurement.unit == "s" else "images/s")
     below.set_ylabel("peak memory, GB")
     below.set_xlabel(f"{swept}, pixels" if swept == "image size" else swept)
     _draw_line(above, values, [measurement.throughput(entry) for entry in entries], _FASTER)
@@ -186,7 +186,7 @@ def _draw_line(axes: Axes, values: Sequence[int], spreads: Sequence[Spread], col
 
 
 def _reach(spreads: Sequence[Spread]) -> list[list[float]]:
-    """How far the lowest and the highest lie from the median."""
+    """Computes the distances of the lowest and the highest from the median."""
     return [[s.median - s.low for s in spreads], [s.high - s.median for s in spreads]]
 
 
@@ -210,7 +210,7 @@ def _make_figure(
 ) -> Figure:
     from matplotlib.figure import Figure
 
-    # Opaque, so that it can be read on a dark page.
+    # Opaque, so that it is readable on a dark page.
     figure = Figure(figsize=(width, height), dpi=100, facecolor="white", layout="constrained")
     figure.suptitle(title, x=0, ha="left", fontsize=13, weight="bold")
     footer = f"{note}\n{list_machines(measurements)}"

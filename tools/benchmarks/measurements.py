@@ -1,4 +1,4 @@
-"""The JSON files of tools/benchmark.py, read back and put into words."""
+"""Reads the JSON files of tools/benchmark.py and describes them in words."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _SETTINGS = {
     "precision": lambda value: str(value).removeprefix("mixed_"),
     "image_size": lambda value: f"{value} px",
     "batch_size": lambda value: f"batch {value}",
-    "instances": lambda value: f"{value} objects" if value else "",  # 0: as annotated
+    "instances": lambda value: f"{value} objects" if value else "",  # 0 means as annotated
     "positives": lambda value: f"{value} positives" if value else "",
     "kind": lambda value: _KINDS.get(value, str(value)),
     "num_processes": lambda value: f"{value} process{'' if value == 1 else 'es'}",
@@ -35,20 +35,20 @@ _SETTINGS = {
 
 @dataclasses.dataclass(frozen=True)
 class Spread:
-    """Median, lowest and highest of a figure."""
+    """Median, lowest and highest value of a figure."""
 
     median: float
     low: float
     high: float
 
     def inverse(self, scale: float = 1.0) -> Spread:
-        """The spread of `scale` divided by the figure."""
+        """Returns the spread of `scale` divided by the figure."""
         return Spread(scale / self.median, scale / self.high, scale / self.low)
 
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-    """One program of a measurement, its figure in the measurement's unit."""
+    """One program of a measurement, with its figure in the measurement's unit."""
 
     name: str
     settings: Mapping
@@ -65,9 +65,9 @@ class Measurement:
         stage: one of `STAGES`.
         date: day of the measurement, YYYY-MM-DD.
         machine: the machine in words.
-        sweep: the setting that varies, or an empty text.
+        sweep: the setting that varies, or an empty string.
         programs: ours first.
-        speedups: for each peer, how many times as fast as it this project is.
+        speedups: for each peer, this project's speed divided by the peer's.
     """
 
     path: str
@@ -80,11 +80,11 @@ class Measurement:
 
     @property
     def unit(self) -> str:
-        """Unit of the figures."""
+        """The unit of the figures."""
         return STAGES[self.stage].unit
 
     def throughput(self, program: Program) -> Spread:
-        """Images per second, or seconds where the unit does not count images."""
+        """Returns images per second, or seconds if the unit does not count images."""
         figure = program.figure
         if self.unit == "s/step":
             return figure.inverse(_positive(program.settings, "batch_size"))
@@ -97,7 +97,7 @@ def read_measurement(path: str) -> Measurement:
     """Reads a JSON file of tools/benchmark.py.
 
     Raises:
-        UserError: the file cannot be read, or is another one.
+        UserError: the file cannot be read, or is not a measurement.
     """
     try:
         with open(path, encoding="utf-8") as file:
@@ -110,16 +110,16 @@ def read_measurement(path: str) -> Measurement:
         reason = f"{error} is missing"
     except (TypeError, ValueError, AttributeError) as error:
         reason = str(error)
-    raise UserError(f"{path}: is no file of tools/benchmark.py ({reason}); measure again.")
+    raise UserError(f"{path}: is not a file of tools/benchmark.py ({reason}); measure again.")
 
 
 def _parse(path: str, content: dict) -> Measurement:
     if not isinstance(content, dict):
-        raise ValueError("it holds no JSON object")
+        raise ValueError("it does not contain a JSON object")
     stage, unit, sweep = content["what"], content["unit"], content["sweep"]
     machine = content["machine"]
     if stage not in STAGES or unit != STAGES[stage].unit:
-        raise ValueError(f"{stage!r} in {unit!r} is no figure of it")
+        raise ValueError(f"it cannot have measured {stage!r} in {unit!r}")
     programs = tuple(
         Program(
             str(entry["name"]),
@@ -147,7 +147,7 @@ def _parse(path: str, content: dict) -> Measurement:
     )
     for entry in programs if sweep else ():
         if not isinstance(entry.settings[sweep], int):
-            raise ValueError(f"{sweep} is no whole number")
+            raise ValueError(f"{sweep} is not a whole number")
         measurement.throughput(entry)
     return measurement
 
@@ -171,11 +171,11 @@ def _short_cpu(name: str) -> str:
 
 
 def describe(measurement: Measurement, others: Sequence[Measurement] = ()) -> str:
-    """The settings that tell a measurement apart, such as "512 px, batch 2, float32".
+    """Describes a measurement by its settings, such as "512 px, batch 2, float32".
 
     Args:
         measurement: what to describe.
-        others: where they measure the same stage, the settings in which they differ are named too.
+        others: measurements of the same stage; settings in which they differ are named too.
     """
     settings = measurement.programs[0].settings
     always = STAGES[measurement.stage].settings
@@ -189,7 +189,7 @@ def describe(measurement: Measurement, others: Sequence[Measurement] = ()) -> st
 
 
 def chart_order(measurement: Measurement) -> tuple:
-    """The key that sorts measurements by stage, precision and size."""
+    """Returns the key that sorts measurements by stage, precision and size."""
     settings = measurement.programs[0].settings
     numbers = [settings.get(key) for key in ("image_size", "batch_size", "instances")]
     return (
@@ -201,13 +201,13 @@ def chart_order(measurement: Measurement) -> tuple:
 
 
 def format_times(ratio: float) -> str:
-    """A ratio as it stands at a bar: 0.45×, 1.04×, 2.3×, 12×."""
+    """Formats a ratio as the label of a bar: 0.45×, 1.04×, 2.3×, 12×."""
     digits = 3 if ratio < 0.0995 else 2 if ratio < 1.995 else 1 if ratio < 9.95 else 0
     return f"{ratio:.{digits}f}×"
 
 
 def list_machines(measurements: Sequence[Measurement]) -> str:
-    """The machines, each with its first and last day."""
+    """Lists the machines, each with its first and last date."""
     days = {}
     for entry in measurements:
         days.setdefault(entry.machine, set()).add(entry.date)

@@ -1,4 +1,4 @@
-"""Makes a network do the same work whatever its random weights see.
+"""Makes a network do a fixed amount of work, independent of its random weights.
 
 Axes: B images, G objects of an image, N RoIs.
 """
@@ -13,13 +13,13 @@ _PROPOSALS_NEAR_OBJECTS = 200
 
 
 def pin_classes(network) -> None:
-    """Makes a box head's scores name three classes a RoI, as a trained network's roughly do.
+    """Gives three classes per RoI high scores, roughly as in a trained network.
 
-    Random weights find nothing or everything; with three scores above the threshold each, NMS and
-    the mask branch have the work that they have in earnest.
+    Random weights detect nothing or everything; with three scores above the threshold per RoI, NMS
+    and the mask branch do realistic work.
 
     Args:
-        network: whose box head's logits are replaced and deltas damped.
+        network: its box head's logits are replaced and its deltas damped.
     """
     import tensorflow as tf
 
@@ -41,11 +41,11 @@ def pin_classes(network) -> None:
 
 
 def pin_positives(network, gt_boxes):
-    """Makes a network propose boxes near the objects, so that it has all positives it may have.
+    """Makes a network propose boxes near the objects, so that it has the maximum of positives.
 
     Args:
-        network: whose `propose` is changed.
-        gt_boxes: float32 [B, G, 4] of the one batch that it will see, zeros where there is none.
+        network: its `propose` is replaced.
+        gt_boxes: float32 [B, G, 4] of the only batch, zeros are padding.
     """
     import tensorflow as tf
 

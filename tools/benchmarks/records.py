@@ -1,4 +1,4 @@
-"""The data of benchmarks: COCO files, records made of them, and noise."""
+"""The data of benchmarks: COCO files, records made from them, and noise."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ ROOT = os.path.abspath(os.path.join(os.path.dirname(__file__), *[os.pardir] * 2)
 
 
 def annotations_file(settings: Settings) -> str:
-    """Path of the COCO file that `read_coco` reads, or of a copy of what it draws."""
+    """Returns the path of the COCO file of `read_coco`, or of a copy with drawn objects."""
     if settings.object_annotations_file and not settings.instances:
         return settings.object_annotations_file
     return synthetic.write_coco(synthetic.read_coco(settings))
 
 
 def run_converter(settings: Settings, annotations: str, folder: str) -> None:
-    """Converts as a user would, to shards `train-*.tfrecord` in `folder`.
+    """Runs the converter as a user would, to shards `train-*.tfrecord` in `folder`.
 
     Raises:
-        UserError: the converter refuses.
+        UserError: the converter failed.
     """
     command = [
         sys.executable,
@@ -45,7 +45,7 @@ def run_converter(settings: Settings, annotations: str, folder: str) -> None:
 
 
 def with_records(params: Params, settings: Settings) -> Params:
-    """The settings with records to train on: those they name, or ones made of the data."""
+    """Completes the settings with training records: those given, or records made from the data."""
     if params.data.train_file_pattern:
         return params
     folder = synthetic.scratch()
@@ -55,7 +55,7 @@ def with_records(params: Params, settings: Settings) -> Params:
 
 
 def noise(settings: Settings, seed: int) -> dict:
-    """A batch of features whose images, uint8 [B, S, S, 3], have no structure."""
+    """Makes a batch of features with images of noise, uint8 [B, S, S, 3]."""
     import tensorflow as tf
 
     size, batch = settings.image_size, settings.batch_size

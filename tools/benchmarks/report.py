@@ -1,4 +1,4 @@
-"""The figures of a benchmark: the object that its JSON file holds, and the lines that it prints."""
+"""The results of a benchmark: the content of its JSON file, and the lines that it prints."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from tools.benchmarks.turns import Result
 
 
 def summarise(stage: str, results: Sequence[Result], sweep: str = "") -> dict:
-    """The JSON object of a measurement.
+    """Makes the JSON object of a measurement.
 
     Args:
         stage: one of `STAGES`.
-        results: of the programs, ours first.
-        sweep: the flag whose values they differ in, if they do.
+        results: results of the programs, ours first.
+        sweep: the flag in whose values they differ, if any.
     """
     unit = STAGES[stage].unit
     programs = [_program(result, unit) for result in results]
@@ -37,7 +37,7 @@ def summarise(stage: str, results: Sequence[Result], sweep: str = "") -> dict:
 
 
 def describe_figures(figures: dict) -> str:
-    """The object of `summarise` in words, a line for each program and ratio."""
+    """Describes the object of `summarise`, one line for each program and ratio."""
     lines = []
     for entry in figures["contestants"]:
         swept = figures["sweep"]
@@ -45,7 +45,7 @@ def describe_figures(figures: dict) -> str:
         lines.append(
             f"{figures['what']} {name}: {entry['median']:.4g} {figures['unit']} (from "
             f"{entry['min']:.4g} to {entry['max']:.4g} in {len(entry['values'])} runs), "
-            f"{entry['cpu_ms_per_image']:.4g} CPU ms an image, {entry['peak_rss_mb']:.0f} MB"
+            f"{entry['cpu_ms_per_image']:.4g} CPU ms per image, {entry['peak_rss_mb']:.0f} MB"
         )
     for name, ratio in figures["ratios"].items():
         lines.append(
@@ -72,7 +72,7 @@ def _program(result: Result, unit: str) -> dict:
 
 
 def _without_folders(settings: dict) -> dict:
-    """The settings with the last part of each path alone, which says nothing of the machine."""
+    """Shortens each path in the settings to its last part, which reveals nothing of the machine."""
     return {
         name: os.path.basename(value.rstrip("/")) if isinstance(value, str) else value
         for name, value in settings.items()

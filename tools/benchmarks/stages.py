@@ -10,18 +10,18 @@ from typing import NamedTuple
 
 from data.settings import NOT_NEGATIVE, POSITIVE, check_settings, one_of, setting
 
-OURS = "ours"  # the name of this project among the programs
-Workload = Callable[[], int]  # does the work once and returns the number of images it processed
+OURS = "ours"  # this project's name among the programs
+Workload = Callable[[], int]  # does the work once and returns the number of images processed
 
 
 class Stage(NamedTuple):
     """A stage that can be benchmarked.
 
     Attributes:
-        title: what people call it.
-        unit: of its figure: "images/s", "s/step", "s/image", "ms/image" or "s".
-        settings: those that a chart always states.
-        streams: whether it works ahead, and so has finished work in stock when its turn comes.
+        title: its name in charts.
+        unit: unit of its figure: "images/s", "s/step", "s/image", "ms/image" or "s".
+        settings: settings that a chart always states.
+        streams: whether it works ahead, so that finished work is waiting when its turn starts.
     """
 
     title: str
@@ -49,25 +49,27 @@ class Settings:
     """The settings that all programs share; each is a flag.
 
     Raises:
-        SettingError: a value cannot be used.
+        SettingError: a value is invalid.
     """
 
-    image_size: int = setting(832, "Side of the square canvas, pixels.", POSITIVE)
-    batch_size: int = setting(2, "Images of a batch, of all replicas.", POSITIVE)
+    image_size: int = setting(832, "Side of the square canvas, in pixels.", POSITIVE)
+    batch_size: int = setting(2, "Images per batch, summed over all replicas.", POSITIVE)
     instances: int = setting(
-        0, "Objects of an image, drawn; 0: those that are annotated, 8 in `match`.", NOT_NEGATIVE
+        0,
+        "Number of objects to draw per image; 0 uses the annotated ones (8 in `match`).",
+        NOT_NEGATIVE,
     )
     positives: int = setting(
-        0, "Positive RoIs of an image in `train`; 0: as many as there are.", NOT_NEGATIVE
+        0, "Positive RoIs per image in `train`; 0 uses the actual number.", NOT_NEGATIVE
     )
-    images: int = setting(400, "Images of a timed run of `input`, `decode` and `match`.", POSITIVE)
-    num_shards: int = setting(8, "Shards of the records.", POSITIVE)
-    num_processes: int = setting(os.cpu_count(), "Processes of `convert`.", POSITIVE)
-    image_dir: str = setting("", "Folder of the images.")
+    images: int = setting(400, "Images per timed run of `input`, `decode` and `match`.", POSITIVE)
+    num_shards: int = setting(8, "Number of shards of the records.", POSITIVE)
+    num_processes: int = setting(os.cpu_count(), "Number of processes of `convert`.", POSITIVE)
+    image_dir: str = setting("", "Folder with the images.")
     object_annotations_file: str = setting("", "COCO JSON of the images.")
     kind: str = setting(
         "segm",
-        "What `evaluate` evaluates, bbox or segm; `backbone`: forward or both.",
+        "For `evaluate`: bbox or segm; for `backbone`: forward or both.",
         one_of("bbox", "segm", "forward", "both"),
     )
 
@@ -76,13 +78,13 @@ class Settings:
 
     @classmethod
     def from_dict(cls, entries: dict) -> Settings:
-        """The settings among `entries`; the others are left out."""
+        """Makes the settings from `entries`, ignoring other entries."""
         known = {field.name for field in dataclasses.fields(cls)}
         return cls(**{name: value for name, value in entries.items() if name in known})
 
 
 def stream(items: Iterator, images: int, images_per_item: int = 1) -> Workload:
-    """The workload that takes so many images from an endless iterator, one item at least."""
+    """Makes the workload that takes so many `images` from an endless iterator."""
     count = max(1, images // images_per_item)
 
     def run() -> int:

@@ -1,4 +1,4 @@
-"""The COCO files of benchmarks, and synthetic boxes, annotations and results; needs NumPy alone.
+"""The COCO files of benchmarks, and synthetic boxes, annotations and results; needs only NumPy.
 
 Axes: G objects of an image.
 """
@@ -20,28 +20,28 @@ from tools.benchmarks.stages import Settings
 
 DETECTIONS_PER_IMAGE = 30
 SCORED_CLASSES = 3
-# Objects of a drawn image where no number is asked for.
+# Objects per drawn image if no number is given.
 FEW_OBJECTS = 8
 _BOX_SETS = 32
 _VERTICES = 22
 
 
 def scratch() -> str:
-    """A folder that goes with the process."""
+    """Makes a folder that is removed when the process ends."""
     folder = tempfile.mkdtemp()
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     return folder
 
 
 def read_coco(settings: Settings) -> dict:
-    """The COCO file to work on, its objects drawn anew if a number of them an image is asked for.
+    """Reads the COCO file to use; draws its objects anew if a number per image is given.
 
     Raises:
-        UserError: no file is named, or it cannot be read.
+        UserError: no file is given, or it cannot be read.
     """
     path = settings.object_annotations_file
     if not path:
-        raise UserError("--object_annotations_file and --image_dir name the data to work on.")
+        raise UserError("--object_annotations_file and --image_dir must name the data to use.")
     try:
         with open(path, encoding="utf-8") as file:
             coco = json.load(file)
@@ -53,7 +53,7 @@ def read_coco(settings: Settings) -> dict:
 
 
 def write_coco(coco: dict) -> str:
-    """Path of a file that goes with the process and holds `coco`."""
+    """Writes `coco` to a file that is removed when the process ends; returns its path."""
     path = os.path.join(scratch(), "annotations.json")
     with open(path, "w", encoding="utf-8") as file:
         json.dump(coco, file)
@@ -61,7 +61,7 @@ def write_coco(coco: dict) -> str:
 
 
 def draw_boxes(rng: np.random.Generator, count: int, size: int) -> np.ndarray:
-    """Boxes with COCO's shares of small, medium and large ones: float32 [count, 4], pixels."""
+    """Draws boxes in pixels, small, medium and large as in COCO: float32 [count, 4]."""
     spans = np.array([[6.0, 32.0], [32.0, 96.0], [96.0, 330.0]]) * size / 640.0
     low, high = spans[rng.choice(3, count, p=[0.41, 0.34, 0.25])].T
     side = np.exp(rng.uniform(np.log(low), np.log(high)))
@@ -72,9 +72,9 @@ def draw_boxes(rng: np.random.Generator, count: int, size: int) -> np.ndarray:
 
 
 def near_objects(boxes: np.ndarray, count: int) -> np.ndarray:
-    """Copies of boxes, each edge moved by up to a twentieth of the side: float32 [count, 4].
+    """Copies boxes, moving each edge by up to a twentieth of the side: float32 [count, 4].
 
-    Their IoU with the boxes, [G, 4] with G > 0, is well above one half.
+    Their IoU with the boxes, [G, 4] with G > 0, is well above 0.5.
     """
     copies = boxes[np.arange(count) % len(boxes)]
     sides = np.tile(copies[:, 2:] - copies[:, :2], 2)
@@ -83,13 +83,13 @@ def near_objects(boxes: np.ndarray, count: int) -> np.ndarray:
 
 
 def draw_box_sets(instances: int, size: int, seed: int) -> np.ndarray:
-    """Boxes of 32 images, `FEW_OBJECTS` each for 0 instances: float32 [32, G, 4], pixels."""
+    """Draws boxes of 32 images, `FEW_OBJECTS` each for 0 instances: float32 [32, G, 4], pixels."""
     rng = np.random.default_rng(seed)
     return np.stack([draw_boxes(rng, instances or FEW_OBJECTS, size) for _ in range(_BOX_SETS)])
 
 
 def draw_annotations(coco: dict, per_image: int, rng: np.random.Generator) -> dict:
-    """The same images with `per_image` drawn objects each: ellipses, as polygons."""
+    """Returns the same images with `per_image` drawn objects each: ellipses, as polygons."""
     angles = np.arange(_VERTICES) * (2 * math.pi / _VERTICES)
     circle = np.stack([np.cos(angles), np.sin(angles)], -1)
     categories = [category["id"] for category in coco["categories"]]
@@ -114,10 +114,10 @@ def draw_annotations(coco: dict, per_image: int, rng: np.random.Generator) -> di
 
 
 def draw_results(ground_truth: dict, rng: np.random.Generator) -> list[dict]:
-    """COCO results, thirty an image with objects, many of them wrong as those of a detector are.
+    """Draws COCO results, thirty per image with objects, many of them wrong like a detector's.
 
-    The first are the image's objects, their boxes moved a little; then come copies of them that
-    take themselves for something else. Segmentations are as they are.
+    The first are the image's objects with slightly moved boxes, followed by copies with other
+    classes. Segmentations are not changed.
     """
     categories = [category["id"] for category in ground_truth["categories"]]
     by_image: dict[int, list[dict]] = {}

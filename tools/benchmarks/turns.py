@@ -1,8 +1,8 @@
-"""Times programs in turns, each in a process of its own (`worker`).
+"""Times programs in turns, each in its own process (`worker`).
 
-A turn begins only once all processes are idle. So programs whose packages cannot be installed
-together are timed seconds apart, each is charged with its own memory alone, and a machine whose
-speed drifts is as slow for one as for the other.
+A turn starts only once all processes are idle. So programs whose packages cannot be installed
+together are timed seconds apart, each with its own memory use, and changes of the machine's speed
+affect all of them equally.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from data.errors import UserError
 from tools.benchmarks import worker as worker_script
 from tools.benchmarks.worker import Job, Sample
 
-# Pipelines go on filling their buffers after a turn, and threads spin before they sleep.
+# Pipelines continue to fill their buffers after a turn, and threads spin before they sleep.
 _LOOK_SECONDS = 0.25
 _REST_SHARE = 0.1
 _LONGEST_REST_SECONDS = 120.0
@@ -30,15 +30,15 @@ _FAREWELL_SECONDS = 30.0
 
 @dataclasses.dataclass
 class Result:
-    """What became of one program.
+    """The outcome for one program.
 
     Attributes:
-        job: what it was told.
-        versions: of the packages it ran with.
-        ready_seconds: from the start of the process until it could begin.
-        first_seconds: its first run, which does not count.
+        job: the job that it received.
+        versions: versions of its packages.
+        ready_seconds: time from the start of the process until it was ready.
+        first_seconds: time of its first run, which is not counted.
         samples: the timed runs.
-        peak_rss_mb: the most memory its process, or a process that it started, ever held.
+        peak_rss_mb: peak memory of its process, or of a process that it started.
     """
 
     job: Job
@@ -50,7 +50,7 @@ class Result:
 
 
 class Worker:
-    """A program in its process.
+    """A program in its own process.
 
     Args:
         job: what to do.
@@ -75,31 +75,31 @@ class Worker:
         self.result = Result(job, ready["versions"], seconds, self.take_turn().wall_seconds)
 
     def take_turn(self) -> Sample:
-        """Has the work done once."""
+        """Lets the program do the work once."""
         with contextlib.suppress(BrokenPipeError):
             self._process.stdin.write("run\n")
             self._process.stdin.flush()
         return Sample(**self._read())
 
     def cpu_seconds(self) -> float:
-        """Processor time that the process has had so far."""
+        """Returns the CPU time of the process so far."""
         with open(f"/proc/{self._process.pid}/stat", encoding="utf-8") as file:
             fields = file.read().rpartition(")")[2].split()
         return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
     def close(self) -> None:
-        """Ends the process and notes the memory it had."""
+        """Ends the process and records its memory use."""
         try:
             self._process.stdin.close()
             self.result.peak_rss_mb = self._read()["peak_rss_mb"]
-            # Long enough to remove its files; pipelines do not always let go of their threads.
+            # Long enough to remove its files; pipelines do not always release their threads.
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self._process.wait(_FAREWELL_SECONDS)
         finally:
             self.kill()
 
     def kill(self) -> None:
-        """Ends the process, whatever it is doing."""
+        """Kills the process."""
         self._process.kill()
         self._process.wait()
         self._process.stdout.close()
@@ -116,11 +116,11 @@ class Worker:
     def _last_words(self) -> str:
         self._log.seek(0)
         lines = self._log.read().decode("utf-8", "replace").strip().splitlines()
-        return f"the process ended: {lines[-1] if lines else 'without a word'}"
+        return f"the process ended: {lines[-1] if lines else 'without output'}"
 
 
 def take_turns(jobs: Sequence[Job], repeats: int) -> list[Result]:
-    """Times the programs `repeats` times, one after the other each time.
+    """Times the programs one after the other, `repeats` times.
 
     Raises:
         UserError: one of them cannot do its work.
@@ -140,7 +140,7 @@ def take_turns(jobs: Sequence[Job], repeats: int) -> list[Result]:
 
 
 def _wait_for_rest(workers: Sequence[Worker]) -> None:
-    """Returns when none of them computes any more."""
+    """Returns once none of them is computing."""
     give_up = time.monotonic() + _LONGEST_REST_SECONDS
     used = math.inf
     while used > _REST_SHARE * _LOOK_SECONDS and time.monotonic() < give_up:

@@ -1,7 +1,7 @@
-"""The process of one program of a benchmark, what it is told and what it reports.
+"""The process of one program of a benchmark, its job and its reports.
 
-Started with a `Job` as JSON, it says when it is ready, and does its work once for each line that it
-reads. It runs under the interpreter of a peer too, and so starts with the standard library alone.
+Started with a `Job` as JSON, it reports when it is ready, and does its work once for each line that
+it reads. It also runs in the interpreters of peers, so it needs only the standard library to start.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from importlib import metadata
 
-if __package__ is None:  # started as a script, perhaps by a Python without this package
+if __package__ is None:  # started as a script, perhaps by an interpreter without this package
     sys.path[0] = os.path.abspath(os.path.join(os.path.dirname(__file__), "..", ".."))
 
 from data.errors import UserError
@@ -31,14 +31,14 @@ _PROCESSES = resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """What a process is to do.
+    """The job of a process.
 
     Attributes:
         name: `OURS`, or one of `tools.benchmarks.peers`.
         what: one of `STAGES`.
         python: the interpreter to run it with.
-        argv: our own command line, `OURS` only.
-        settings: of the work; a peer takes its `PeerSettings` from them.
+        argv: command line, only for `OURS`.
+        settings: settings of the work; a peer takes its `PeerSettings` from them.
     """
 
     name: str
@@ -50,7 +50,7 @@ class Job:
 
 @dataclasses.dataclass(frozen=True)
 class Sample:
-    """One timed run; memory in MB is what the process holds after it."""
+    """One timed run, and the memory of the process after it in MB."""
 
     images: int
     wall_seconds: float
@@ -58,7 +58,7 @@ class Sample:
     rss_mb: float = 0.0
 
     def value(self, unit: str) -> float:
-        """The figure in "images/s", "s/step", "s", "s/image" or "ms/image"."""
+        """Returns the figure in "images/s", "s/step", "s", "s/image" or "ms/image"."""
         if unit == "images/s":
             return self.images / self.wall_seconds
         if unit in ("s/step", "s"):
@@ -67,11 +67,11 @@ class Sample:
 
 
 def serve(job: Job, turns: Iterator[str], answer: Callable[[dict], None]) -> None:
-    """Prepares the work, says when it is ready, and does it once for each of the turns."""
+    """Prepares the work, reports when it is ready, and does it once for each turn."""
     try:
         work, packages = _prepare(job)
     except ImportError as error:
-        answer({"error": f"{error}; install it for {job.python} or leave it out."})
+        answer({"error": f"{error}; install it for {job.python} or leave this program out."})
         return
     except (UserError, SettingError) as error:
         answer({"error": str(error)})
@@ -119,7 +119,7 @@ def _peak_rss_mb() -> float:
 
 
 def _main() -> None:
-    # What the packages print must not come between the answers.
+    # The packages' output must not mix with the reports.
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")

@@ -1,7 +1,8 @@
-"""The work of this project that `tools/benchmark.py` times, one function for each stage.
+"""This project's work that `tools/benchmark.py` times, one function for each stage.
 
-Each takes the trainer's settings and those of the benchmark, prepares everything that is not to be
-timed, and returns the workload. TensorFlow is imported where it is used: some do without.
+Each takes the trainer's settings and those of the benchmark, prepares everything that is not timed,
+and returns the workload. TensorFlow is imported where it is used, because some stages do not need
+it.
 
 Axes: B images, G objects of an image, M side of a ground-truth mask.
 """
@@ -31,10 +32,10 @@ _START_TIMEOUT_SECONDS = 300.0
 
 
 def with_canvas(params: Params, settings: Settings) -> Params:
-    """The settings with the flags' canvas and batch, and COCO's classes if none are told.
+    """Completes the settings with the flags' canvas and batch size, and by default COCO's classes.
 
     Raises:
-        UserError: no network can have them.
+        UserError: the settings are invalid for a network.
     """
     size, batch = settings.image_size, settings.batch_size
     try:
@@ -56,7 +57,7 @@ def with_canvas(params: Params, settings: Settings) -> Params:
 
 
 def make_input(params: Params, settings: Settings) -> Workload:
-    """Batches of the training input, as the trainer would get them."""
+    """Makes batches of the training input, as the trainer gets them."""
     from data.input_fn import input_fn
 
     batches = iter(input_fn("train", records.with_records(params, settings)))
@@ -64,7 +65,7 @@ def make_input(params: Params, settings: Settings) -> Workload:
 
 
 def make_decode(params: Params, settings: Settings) -> Workload:
-    """The least that an input has to do: decode JPEGs and resize them to the canvas."""
+    """Makes the minimal work of an input: decoding JPEGs and resizing them to the canvas."""
     import tensorflow as tf
 
     size = settings.image_size
@@ -86,7 +87,7 @@ def make_decode(params: Params, settings: Settings) -> Workload:
 
 
 def make_match(params: Params, settings: Settings) -> Workload:
-    """Anchor matching and sampling through Dataset.map, two images at a time."""
+    """Makes anchor matching and sampling by Dataset.map, two images at a time."""
     import tensorflow as tf
 
     from data.anchor_matching import match_and_sample
@@ -98,7 +99,7 @@ def make_match(params: Params, settings: Settings) -> Workload:
 
     def match(gt_boxes: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
         targets = match_and_sample(
-            # The pipeline does not know G either.
+            # G is unknown, as in the real pipeline.
             tf.boolean_mask(gt_boxes, tf.ones_like(gt_boxes[:, 0], tf.bool)),
             tf.zeros([0, 4]),
             grid,
@@ -124,7 +125,7 @@ def make_match(params: Params, settings: Settings) -> Workload:
 
 
 def make_train(params: Params, settings: Settings) -> Workload:
-    """Training steps on one batch, optimizer included."""
+    """Makes training steps on one batch, optimizer included."""
     from model.model_fn import model_fn
     from trainer.optimizer import Updater
     from trainer.steps import TrainStep
@@ -135,7 +136,7 @@ def make_train(params: Params, settings: Settings) -> Workload:
     if settings.positives:
         limit = int(params.model.rois_per_image * params.model.roi_positive_fraction)
         if params.train.num_logical_cpus > 1 or settings.positives != limit:
-            raise UserError(f"--positives can only be {limit}, or 0, and on one device.")
+            raise UserError(f"--positives must be {limit} or 0, and needs a single device.")
         pinning.pin_positives(network, labels["gt_boxes"].numpy())
     with strategy.scope():
         updater = Updater(network, params)
@@ -149,7 +150,7 @@ def make_train(params: Params, settings: Settings) -> Workload:
 
 
 def make_backbone(params: Params, settings: Settings) -> Workload:
-    """The convolutions of ResNet and FPN alone; with `--kind=both` their gradients too."""
+    """Makes only the convolutions of ResNet and FPN; with `--kind=both` also their gradients."""
     import tensorflow as tf
 
     strategy, network = _build(params)
@@ -166,7 +167,7 @@ def make_backbone(params: Params, settings: Settings) -> Workload:
     def both() -> list[tf.Tensor]:
         with tf.GradientTape() as tape:
             total = forward()
-        # What is returned is computed, and one number of each is quick to fetch.
+        # Returned tensors are computed, and one number of each is quick to fetch.
         return [tf.reduce_max(g) for g in tape.gradient(total, variables)]
 
     function = both if settings.kind == "both" else forward
@@ -179,7 +180,7 @@ def make_backbone(params: Params, settings: Settings) -> Workload:
 
 
 def make_predict(params: Params, settings: Settings) -> Workload:
-    """Detection of one batch with 100 detections an image, and their masks as COCO RLE."""
+    """Makes the detection of one batch, 100 detections per image, with masks as COCO RLE."""
     from model.model_fn import model_fn
     from trainer.coco_results import CocoResults
     from trainer.steps import PredictStep, split_images
@@ -200,7 +201,7 @@ def make_predict(params: Params, settings: Settings) -> Workload:
 
 
 def make_convert(params: Params, settings: Settings) -> Workload:
-    """The converter as a command, its start-up included."""
+    """Makes a run of the converter as a command, start-up included."""
     annotations = records.annotations_file(settings)
     count = len(synthetic.read_coco(settings)["images"])
     folder = synthetic.scratch()
@@ -214,10 +215,10 @@ def make_convert(params: Params, settings: Settings) -> Workload:
 
 
 def make_evaluate(params: Params, settings: Settings) -> Workload:
-    """COCO evaluation of one kind: 30 detections an image, many of them wrong.
+    """Makes the COCO evaluation of one kind: 30 detections per image, many of them wrong.
 
     Raises:
-        UserError: the kind is one of `backbone`.
+        UserError: the kind is for `backbone`.
     """
     if settings.kind not in ("bbox", "segm"):
         raise UserError(f"--kind={settings.kind}: `evaluate` has bbox and segm.")
@@ -236,7 +237,7 @@ def make_evaluate(params: Params, settings: Settings) -> Workload:
 
 
 def make_start(params: Params, settings: Settings) -> Workload:
-    """The trainer's command, until its first step is done."""
+    """Makes a run of the trainer's command until its first step is done."""
     folder = synthetic.scratch()
     flagfile = os.path.join(folder, "settings.flags")
     model_dir = os.path.join(folder, "run")
@@ -253,7 +254,7 @@ def make_start(params: Params, settings: Settings) -> Workload:
             give_up = time.monotonic() + _START_TIMEOUT_SECONDS
             while not (os.path.exists(log) and os.path.getsize(log)):
                 if trainer.poll() is not None or time.monotonic() > give_up:
-                    raise UserError("the trainer ended, or did not begin, before its first step.")
+                    raise UserError("the trainer ended or timed out before its first step.")
                 time.sleep(0.02)
         finally:
             trainer.kill()
@@ -284,23 +285,23 @@ def define_flags(values: flags.FlagValues) -> None:
 
 
 def read_settings(values: flags.FlagValues) -> Settings:
-    """The settings that the flags of `define_flags` hold."""
+    """Reads the settings from the flags of `define_flags`."""
     return Settings.from_dict(values.flag_values_dict())
 
 
 def parse_settings(argv: Sequence[str]) -> tuple[Params, Settings]:
-    """What a command line says, whose first entry is the program."""
+    """Parses a command line, whose first entry is the program."""
     params, values = parse_flags_with(argv, "", define_flags)
     return params, read_settings(values)
 
 
 def make(stage: str, params: Params, settings: Settings) -> Workload:
-    """The workload of a stage, on the canvas of `settings`."""
+    """Makes the workload of a stage, on the canvas of `settings`."""
     return WORKLOADS[stage](with_canvas(params, settings), settings)
 
 
 def _input_of(params: Params, settings: Settings):
-    """The training input as `distribute_datasets_from_function` wants it."""
+    """Returns the training input as a function for `distribute_datasets_from_function`."""
     from data.input_fn import input_fn
 
     with_records = records.with_records(params, settings)

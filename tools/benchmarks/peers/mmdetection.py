@@ -14,12 +14,12 @@ if TYPE_CHECKING:
 
 PACKAGES = ("torch", "torchvision", "mmdet", "mmengine", "mmcv", "mmcv-lite", "numpy")
 _CONFIG = "ms_rcnn/ms-rcnn_r50-caffe_fpn_1x_coco.py"
-# Random weights want inputs of unit size; a caffe network is told that its pixels have it.
+# Random weights need inputs of unit scale, so the caffe network gets that scale for its pixels.
 _PIXEL_DEVIATION = 58.0
 
 
 def make_train(settings: PeerSettings) -> Workload:
-    """Training steps on one batch of noise, optimizer included."""
+    """Makes training steps on one batch of noise, optimizer included."""
 
     model = _build(settings).train()
     batch = _batch(settings, model)
@@ -33,7 +33,7 @@ def make_train(settings: PeerSettings) -> Workload:
 
 
 def make_predict(settings: PeerSettings) -> Workload:
-    """Detection with 100 detections an image; the masks are pasted and scored."""
+    """Makes the detection with 100 detections per image; masks are pasted and scored."""
     import torch
 
     model = _build(settings).eval()
@@ -76,7 +76,7 @@ def _build(settings: PeerSettings) -> torch.nn.Module:
 
 
 def _compute_rois_in_float(model: torch.nn.Module) -> None:
-    """mmcv's operators for NMS and RoIAlign know no bfloat16 on the CPU."""
+    """Works around mmcv's operators for NMS and RoIAlign, which lack bfloat16 on the CPU."""
     import torch
     from torch.utils import _pytree
 
@@ -90,7 +90,7 @@ def _compute_rois_in_float(model: torch.nn.Module) -> None:
 
 
 def _batch(settings: PeerSettings, model: torch.nn.Module) -> dict:
-    """The model's arguments, preprocessed."""
+    """Makes the model's arguments, preprocessed."""
     import torch
 
     scenes = draw_scenes(settings)

@@ -1,6 +1,6 @@
 """TF Model Garden's Mask R-CNN with ResNet-50 and FPN, as in its COCO recipe.
 
-It trains on 128 masks an image whatever the image has, so there are no positives to pin.
+It always trains on 128 masks per image, so positives need not be fixed.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ if TYPE_CHECKING:
     import tensorflow as tf
 
 PACKAGES = ("tf-models-official", "tensorflow", "tensorflow-cpu", "tf_keras", "numpy")
-# With its own 10,000 the memory is that of the buffer.
+# With its own 10,000, the buffer would dominate the memory.
 _SHUFFLED_RECORDS = 100
 _LOGIT_DEVIATION = 3.0
 
 
 def make_convert(settings: PeerSettings) -> Workload:
-    """The converter as a command, its start-up included."""
+    """Makes a run of the converter as a command, start-up included."""
     folder = synthetic.scratch()
     coco = synthetic.read_coco(settings)
     annotations_file = synthetic.write_coco(coco)
@@ -41,7 +41,7 @@ def make_convert(settings: PeerSettings) -> Workload:
 
 
 def make_input(settings: PeerSettings) -> Workload:
-    """Batches of the training input, from records that its converter made."""
+    """Makes batches of the training input, from records made by its converter."""
     data = _experiment(settings).task
     data.train_data.input_path = _make_records(settings)
     data.train_data.shuffle_buffer_size = _SHUFFLED_RECORDS
@@ -50,7 +50,7 @@ def make_input(settings: PeerSettings) -> Workload:
 
 
 def make_match(settings: PeerSettings) -> Workload:
-    """Anchor labels through Dataset.map, two images at a time."""
+    """Makes anchor labels by Dataset.map, two images at a time."""
     import tensorflow as tf
     from official.vision.ops import anchor
 
@@ -72,7 +72,7 @@ def make_match(settings: PeerSettings) -> Workload:
     boxes = synthetic.draw_box_sets(settings.instances, size, settings.seed)
 
     def match(gt_boxes: tf.Tensor):
-        # The pipeline does not know G either.
+        # G is unknown, as in the real pipeline.
         gt_boxes = tf.boolean_mask(gt_boxes, tf.ones_like(gt_boxes[:, 0], tf.bool))
         anchors = make_anchors((size, size))
         return labeler.label_anchors(anchors, gt_boxes, tf.ones_like(gt_boxes[:, :1]))
@@ -88,7 +88,7 @@ def make_match(settings: PeerSettings) -> Workload:
 
 
 def make_train(settings: PeerSettings) -> Workload:
-    """Training steps on one batch of its training input, optimizer included."""
+    """Makes training steps on one batch of its training input, optimizer included."""
     import tensorflow as tf
 
     experiment = _experiment(settings)
@@ -113,7 +113,7 @@ def make_train(settings: PeerSettings) -> Workload:
 
 
 def make_predict(settings: PeerSettings) -> Workload:
-    """Its serving graph, with 100 detections an image; masks are 28 x 28, not pasted."""
+    """Makes its serving graph, with 100 detections per image; masks are 28 x 28, not pasted."""
     import tensorflow as tf
     from official.vision.serving import detection
 
@@ -147,7 +147,7 @@ WORKLOADS = {
 
 
 def number_classes(coco: dict, most: int | None) -> dict:
-    """The first `most` images that have objects, with classes numbered from 1."""
+    """Selects the first `most` images with objects, with classes numbered from 1."""
     ids = sorted(category["id"] for category in coco["categories"])
     numbers = {category: number for number, category in enumerate(ids, 1)}
     with_objects = {entry["image_id"] for entry in coco["annotations"] if not entry["iscrowd"]}
@@ -165,7 +165,7 @@ def number_classes(coco: dict, most: int | None) -> dict:
 
 
 def _experiment(settings: PeerSettings):
-    """Its recipe with our canvas, batch, classes and precision, and without ImageNet's weights."""
+    """Makes its recipe with our canvas, batch, classes and precision, without ImageNet weights."""
     import tensorflow as tf
     from official.modeling import performance
     from official.vision.configs import maskrcnn
@@ -191,7 +191,7 @@ def _task(config):
 
 
 def _spread_logits(module, images: tf.Tensor) -> None:
-    """Scales the classifier so that random weights are sure enough to detect something."""
+    """Scales the classifier so that random weights give scores high enough for detections."""
     import tensorflow as tf
 
     pixels, anchors, info = module.preprocess(images)
@@ -208,7 +208,7 @@ def _spread_logits(module, images: tf.Tensor) -> None:
 
 
 def _make_records(settings: PeerSettings, most: int | None = None) -> str:
-    """Pattern of records of the images, or of the first `most`, made by its converter."""
+    """Converts the images, or the first `most`, by its converter; returns the records' pattern."""
     coco = number_classes(synthetic.read_coco(settings), most)
     folder = synthetic.scratch()
     _convert(settings, synthetic.write_coco(coco), folder)

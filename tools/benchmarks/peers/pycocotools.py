@@ -15,7 +15,7 @@ PACKAGES = ("pycocotools", "numpy")
 
 
 def make_evaluate(settings: PeerSettings) -> Workload:
-    """Evaluation of one kind, from dicts to the twelve numbers."""
+    """Makes the evaluation of one kind, from dicts to the twelve numbers."""
     from pycocotools.coco import COCO
     from pycocotools.cocoeval import COCOeval
 
@@ -36,7 +36,7 @@ def make_evaluate(settings: PeerSettings) -> Workload:
             truth.createIndex()
             found = [dict(entry) for entry in results]
             if settings.kind == "segm":
-                # A box beside it would be taken for what is to be evaluated.
+                # A box next to it would be evaluated instead.
                 found = [{k: v for k, v in entry.items() if k != "bbox"} for entry in found]
             evaluation = COCOeval(truth, truth.loadRes(found), settings.kind)
             evaluation.evaluate()

@@ -1,4 +1,4 @@
-"""Images of noise with ground truth, for programs that read no records.
+"""Images of noise with ground truth, for programs that do not read records.
 
 Axes: G objects, S side of the image.
 """
@@ -30,13 +30,13 @@ class Scene(NamedTuple):
 
 
 def draw_scenes(settings: PeerSettings) -> list[Scene]:
-    """A batch of images."""
+    """Draws a batch of images."""
     rng = np.random.default_rng(settings.seed)
     return [_draw_scene(rng, settings) for _ in range(settings.batch_size)]
 
 
 def draw_ellipses(boxes: np.ndarray, size: int) -> np.ndarray:
-    """Masks of the ellipses that touch the sides of boxes: uint8 [G, S, S]."""
+    """Draws masks of the ellipses that touch the sides of boxes: uint8 [G, S, S]."""
     centres = (boxes[:, :2] + boxes[:, 2:]) / 2
     radii = (boxes[:, 2:] - boxes[:, :2]) / 2
     pixels = np.arange(size, dtype=np.float32) + 0.5

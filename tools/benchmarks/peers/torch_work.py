@@ -1,4 +1,4 @@
-"""What the peers on PyTorch share: pinned proposals and scores, and the step around a loss.
+"""Shared code of the PyTorch peers: fixed proposals and scores, and the training step.
 
 Axes: G objects, N RoIs, K classes with the background.
 """
@@ -20,7 +20,7 @@ SAMPLED_ROIS = 512
 
 
 def set_up(settings: PeerSettings) -> None:
-    """All cores that this process may use, and seeded weights."""
+    """Seeds the weights and uses all cores that this process may use."""
     import torch
 
     torch.set_num_threads(len(os.sched_getaffinity(0)))
@@ -28,7 +28,7 @@ def set_up(settings: PeerSettings) -> None:
 
 
 def autocast(settings: PeerSettings) -> torch.autocast:
-    """The context in which the precision is as set."""
+    """Returns the context for the precision in the settings."""
     import torch
 
     return torch.autocast("cpu", dtype=torch.bfloat16, enabled=settings.bfloat16)
@@ -37,11 +37,11 @@ def autocast(settings: PeerSettings) -> torch.autocast:
 def make_step(
     settings: PeerSettings, model: torch.nn.Module, loss: Callable[[], torch.Tensor]
 ) -> Workload:
-    """A training step, optimizer included, on the batch that `loss` knows."""
+    """Makes a training step, optimizer included, on the batch in `loss`."""
     import torch
 
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    # Slow enough for random weights to stay finite.
+    # Low enough for random weights to stay finite.
     optimizer = torch.optim.SGD(trained, lr=1e-5, momentum=0.9, weight_decay=1e-4)
 
     def run() -> int:
@@ -57,7 +57,7 @@ def make_step(
 
 
 def near_objects(boxes: torch.Tensor, proposals: torch.Tensor, count: int) -> torch.Tensor:
-    """The proposals, [N, 4], the first `count` of them replaced by positives of boxes, [G, 4]."""
+    """Replaces the first `count` of the proposals, [N, 4], by positives of boxes, [G, 4]."""
     import torch
 
     near = torch.from_numpy(synthetic.near_objects(boxes.numpy(), count)).clamp(min=0)
@@ -67,11 +67,11 @@ def near_objects(boxes: torch.Tensor, proposals: torch.Tensor, count: int) -> to
 def name_classes(
     outputs: tuple[torch.Tensor, torch.Tensor], first: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """A box head's outputs for three classes a RoI that pass the threshold, as ours are pinned.
+    """Makes a box head's outputs with three classes per RoI above the threshold, like ours.
 
     Args:
         outputs: logits [N, K] and box deltas.
-        first: of the K - 1 classes that are objects.
+        first: index of the first of the K - 1 object classes.
     """
     import torch
 

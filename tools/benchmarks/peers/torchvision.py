@@ -12,12 +12,12 @@ if TYPE_CHECKING:
     import torch
 
 PACKAGES = ("torch", "torchvision", "numpy")
-# With batch norm frozen at the identity a residual sum doubles its variance at every block.
+# With batch norm frozen at the identity, the variance doubles in every residual block.
 _RESIDUAL_GAIN = 0.2
 
 
 def make_train(settings: PeerSettings) -> Workload:
-    """Training steps on one batch of noise, optimizer included."""
+    """Makes training steps on one batch of noise, optimizer included."""
 
     model = _build(settings).train()
     images, targets = _batch(settings)
@@ -31,7 +31,7 @@ def make_train(settings: PeerSettings) -> Workload:
 
 
 def make_predict(settings: PeerSettings) -> Workload:
-    """Detection with 100 detections an image; the masks are pasted."""
+    """Makes the detection with 100 detections per image; masks are pasted."""
     import torch
 
     model = _build(settings).eval()
