@@ -100,7 +100,7 @@ def test_an_rle_that_is_no_unicode_is_refused_or_left_out(skip_invalid, tmp_path
     if skip_invalid:
         assert _convert(case, tmp_path, skip_invalid).skipped["annotations"] == 1
     else:
-        with pytest.raises(UserError, match="annotation 1 .*image 1.*foreign characters"):
+        with pytest.raises(UserError, match="annotation 1 .*image 1.*invalid characters"):
             _convert(case, tmp_path)
     assert not (tmp_path / "r.partial").exists()
 

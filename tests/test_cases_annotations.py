@@ -41,7 +41,7 @@ _NO_PIXEL = "^annotation 1 of image 1: its mask has no pixels"
 @pytest.mark.parametrize(
     "name, sentence",
     [
-        ("data/01-*/rle_surrogate", "^annotation 1 of image 1: .*foreign characters"),
+        ("data/01-*/rle_surrogate", "^annotation 1 of image 1: .*invalid characters"),
         ("data/07-*/rle_empty", _NO_PIXEL),
         ("data/07-*/poly_allout", _NO_PIXEL),
         ("data/07-*/poly_collinear", _NO_PIXEL),
@@ -92,11 +92,11 @@ def test_crowds_alone_are_warned_about(tmp_path):
     "name, sentence",
     [
         ("data/10-*/imgid_dup", "first because another image has the same id"),
-        ("data/11-*/firstbecause", "no image .* first because cannot read .*missing.jpg"),
+        ("data/11-*/firstbecause", "none of the images .* first because cannot read .*missing.jpg"),
         ("data/11-*/id_str", "no usable images, the first because the id is not an integer"),
-        ("data/21-*/backslash", "there is 'images/1/a.jpg'"),
-        ("data/21-*/backslash2", "there is 'train/a.jpg'"),
-        ("data/21-*/pct", "there is 'my photo.jpg'"),
+        ("data/21-*/backslash", "'images/1/a.jpg' exists"),
+        ("data/21-*/backslash2", "'train/a.jpg' exists"),
+        ("data/21-*/pct", "'my photo.jpg' exists"),
     ],
 )
 def test_the_first_reason_is_told_when_nothing_is_left(tmp_path, name, sentence):

@@ -157,7 +157,7 @@ def test_a_refused_conversion_keeps_its_finished_shards(tmp_path, monkeypatch, r
     _change_json(tmp_path, lambda old: old.update(content))
     settings = settings_of(tmp_path)
     for _ in range(2):
-        with pytest.raises(UserError, match=r"annotation 503 .*skip\. Finished shards \(1\) wait"):
+        with pytest.raises(UserError, match=r"annotation 503 .* Finished shards \(1\) are kept"):
             convert(settings)
         assert files.list_folder(settings.partial_dir) == ["00000-of-00002", "00000-of-00002.json"]
         assert files.glob(f"{settings.output_prefix}-*") == []
