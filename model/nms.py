@@ -8,13 +8,16 @@ that objects in front of each other are not lost.
 
 `CombinedNonMaxSuppression` is the fastest on CPU and GPU but has no XLA kernel. XLA compiles
 `non_max_suppression_padded` for one class, and a loop over the survivors for several classes, which
-needs no offsets between their boxes; soft suppression always uses that loop. Among equal scores the
-lower index comes first, as in torchvision. A box without area overlaps nothing, so it is kept.
+needs no offsets between their boxes; soft suppression always uses that loop. Exported graphs have no
+loops: they use `NonMaxSuppressionV4` and `V5`, one op per image, which other runtimes have too.
+Among equal scores the lower index comes first, as in torchvision. A box without area overlaps
+nothing, so it is kept.
 """
 
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -23,6 +26,7 @@ import tensorflow as tf
 
 from data import boxes as box_ops
 from model.scopes import in_scope
+from model.static import Static
 
 # Score of suppressed boxes; scores of detections are finite.
 _GONE = -np.inf
@@ -45,7 +49,7 @@ def suppress(
     iou_threshold: float,
     score_threshold: float,
     max_output: int,
-    static: bool,
+    static: bool | Static,
     soft_sigma: float = 0.0,
 ) -> Suppressed:
     """Suppresses within each class and keeps the best over all classes.
@@ -57,7 +61,8 @@ def suppress(
         score_threshold: boxes with a score not above this are dropped, initially or once it has
             been lowered.
         max_output: D.
-        static: whether to use operations that XLA can compile; the survivors are the same.
+        static: which operations to use, see `model.static.Static`. The survivors are the same; with
+            PORTABLE, overlaps within 1e-4 of the threshold may be decided either way.
         soft_sigma: if above 0, suppression is soft: `iou_threshold` is not used, and a box's score
             is multiplied by exp(-IoU² / soft_sigma) for each better survivor of its class (equation
             4 of the paper). Survivors have their lowered scores.
@@ -65,6 +70,10 @@ def suppress(
     Returns:
         `Suppressed`.
     """
+    if static == Static.PORTABLE:
+        return _suppress_each_image(
+            boxes, scores, iou_threshold, score_threshold, max_output, soft_sigma
+        )
     if soft_sigma:
         lower = functools.partial(_lower, sigma=soft_sigma, score_threshold=score_threshold)
         return _take_in_turn(boxes, scores, lower, score_threshold, max_output)
@@ -215,6 +224,56 @@ def _take_in_turn(
         tf.where(valid, tf.transpose(kept["classes"].stack()), 0),
         valid,
     )
+
+
+def _suppress_each_image(
+    boxes, scores, iou_threshold, score_threshold, max_output, soft_sigma
+) -> Suppressed:
+    """One op for each image, whose classes are moved apart so as not to suppress each other."""
+    batch, num_boxes, num_classes = scores.shape
+    offsets = _tile_offsets(num_classes) * (tf.reduce_max(tf.abs(boxes)) + 1.0)
+    boxes = tf.broadcast_to(boxes, [batch, num_boxes, num_classes, 4])
+    kept = []
+    for image in range(batch):
+        candidates = tf.reshape(boxes[image], [-1, 4])
+        limits = {
+            "boxes": tf.reshape(boxes[image] + offsets, [-1, 4]),
+            "scores": tf.reshape(scores[image], [-1]),
+            "max_output_size": max_output,
+            "score_threshold": score_threshold,
+            "pad_to_max_output_size": True,
+        }
+        if soft_sigma:
+            # The op halves the exponent, and suppresses altogether above its threshold.
+            index, kept_scores, count = tf.raw_ops.NonMaxSuppressionV5(
+                **limits, iou_threshold=1.0, soft_nms_sigma=soft_sigma / 2.0
+            )
+        else:
+            index, count = tf.raw_ops.NonMaxSuppressionV4(**limits, iou_threshold=iou_threshold)
+            kept_scores = None
+        valid = tf.range(max_output) < count
+        index = tf.where(valid, index, 0)
+        if kept_scores is None:
+            kept_scores = tf.gather(limits["scores"], index)
+        kept.append(
+            Suppressed(
+                tf.where(valid[:, None], tf.gather(candidates, index), 0.0),
+                tf.where(valid, kept_scores, 0.0),
+                index % num_classes,
+                valid,
+            )
+        )
+    return Suppressed(*(tf.stack(values) for values in zip(*kept, strict=True)))
+
+
+def _tile_offsets(num_classes: int) -> np.ndarray:
+    """Where each class is moved to, in sides of the image: float32 [K, 4].
+
+    On a square around the origin they are moved least, so that their boxes lose least precision.
+    """
+    side = math.ceil(math.sqrt(num_classes))
+    row, column = np.divmod(np.arange(num_classes), side)
+    return np.float32(2 * (np.stack([row, column, row, column], axis=1) - side // 2))
 
 
 def _first_of_best(scores: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:

@@ -10,6 +10,8 @@ from collections.abc import Callable, Sequence
 
 import tensorflow as tf
 
+from model.static import Static
+
 
 @dataclasses.dataclass(frozen=True)
 class View:
@@ -19,16 +21,16 @@ class View:
         maps: L tensors [B, H_l, W_l, C], finest first.
         image_info: float32 [B, 5]; its first two columns are the valid height and width.
         regions: pools boxes from the maps, as `model.roi_align.RoIAlign` does.
-        static: whether all shapes have to be static, as for XLA and exported graphs. The mask
-            branch then processes a fixed number of slots, some of them empty; losses and detections
-            are the same.
+        static: whether, and for which runtime, all shapes have to be static, see
+            `model.static.Static`. The mask branch then processes a fixed number of slots, some of
+            them empty; losses and detections are the same.
         training: whether gradients will be computed.
     """
 
     maps: Sequence[tf.Tensor]
     image_info: tf.Tensor
     regions: Callable
-    static: bool = False
+    static: bool | Static = False
     training: bool = False
 
     def pool(self, boxes: tf.Tensor, image_index: tf.Tensor, output_size: int) -> tf.Tensor:

@@ -6,8 +6,9 @@ import tensorflow as tf
 from greedy_nms import greedy_nms_by_class, soft_nms_by_class
 
 from model.nms import suppress
+from model.static import Static
 
-both_ways = pytest.mark.parametrize("static", [False, True], ids=["combined", "static"])
+every_way = pytest.mark.parametrize("static", list(Static), ids=lambda static: static.name)
 
 
 def run(boxes, scores, *, static=False, iou=0.5, score=0.0, most=10, sigma=0.0):
@@ -42,7 +43,7 @@ def random_case(batch=2, num_boxes=60, columns=1, classes=1, seed=0):
     return boxes.astype(np.float32), ranks.reshape(batch, num_boxes, classes).astype(np.float32)
 
 
-@both_ways
+@every_way
 def test_by_hand(static):
     boxes = [[0, 0, 10, 10], [0, 0, 10, 8], [0, 5, 10, 15], [20, 20, 30, 30]]
     # IoU of box 0 with box 1 is 0.8, with box 2 it is 1/3.
@@ -57,7 +58,7 @@ def test_by_hand(static):
     assert (kept.classes.dtype, kept.valid.dtype) == (tf.int32, tf.bool)
 
 
-@both_ways
+@every_way
 def test_iou_equal_to_the_threshold_stays(static):
     boxes = np.reshape([[0, 0, 10, 10], [0, 0, 10, 5]], (1, 2, 1, 4))  # IoU exactly 0.5
     scores = [[[0.9], [0.8]]]
@@ -65,7 +66,7 @@ def test_iou_equal_to_the_threshold_stays(static):
     assert run(boxes, scores, static=static, iou=0.499).valid.numpy().sum() == 1
 
 
-@both_ways
+@every_way
 def test_score_equal_to_the_threshold_goes(static):
     boxes = np.reshape([[0, 0, 1, 1], [5, 5, 6, 6], [9, 9, 10, 10]], (1, 3, 1, 4))
     kept = run(boxes, [[[0.75], [0.5], [0.25]]], static=static, score=0.5, most=3)
@@ -74,7 +75,7 @@ def test_score_equal_to_the_threshold_goes(static):
     np.testing.assert_array_equal(kept.boxes[0, 1:], np.zeros((2, 4)))
 
 
-@both_ways
+@every_way
 def test_classes_do_not_suppress_each_other(static):
     boxes = np.tile(np.float32([0, 0, 10, 10]), (1, 2, 1, 1))
     scores = [[[0.9, 0.6, 0.0], [0.8, 0.7, 0.3]]]
@@ -84,7 +85,7 @@ def test_classes_do_not_suppress_each_other(static):
     np.testing.assert_array_equal(kept.valid, [[True, True, True, False]])
 
 
-@both_ways
+@every_way
 def test_box_without_area_is_a_box(static):
     # What lies outside the image is clipped to a point, [0, 0, 0, 0] among others.
     boxes = np.reshape([[0, 0, 0, 0], [0, 0, 10, 10]], (1, 2, 1, 4))
@@ -92,7 +93,7 @@ def test_box_without_area_is_a_box(static):
     np.testing.assert_allclose(kept.scores, [[0.9, 0.8]])
 
 
-@both_ways
+@every_way
 def test_of_equal_scores_the_lower_index_wins(static):
     # Six places, and in each a second box moved by 2: IoU 8 / 12.
     places = np.float32([[20 * i, 0, 20 * i + 10, 10] for i in range(6)])
@@ -102,7 +103,7 @@ def test_of_equal_scores_the_lower_index_wins(static):
     np.testing.assert_array_equal(kept.boxes[0, :6], places)
 
 
-@both_ways
+@every_way
 def test_equal_scores_of_classes_come_by_box_then_class(static):
     boxes = np.reshape([[0, 0, 10, 10], [20, 0, 30, 10], [40, 0, 50, 10]], (1, 3, 1, 4))
     kept = run(boxes, np.full((1, 3, 2), 0.5), static=static, most=4)
@@ -110,7 +111,7 @@ def test_equal_scores_of_classes_come_by_box_then_class(static):
     np.testing.assert_array_equal(kept.classes, [[0, 1, 0, 1]])
 
 
-@both_ways
+@every_way
 def test_scores_may_be_negative(static):
     boxes = np.reshape(
         [[0, 0, 10, 10], [0, 0, 10, 8], [0, 5, 10, 15], [20, 0, 30, 10]], (1, 4, 1, 4)
@@ -121,7 +122,7 @@ def test_scores_may_be_negative(static):
     np.testing.assert_array_equal(kept.boxes[0], [boxes[0, 1, 0], boxes[0, 2, 0], [0] * 4])
 
 
-@both_ways
+@every_way
 def test_each_image_keeps_its_own(static):
     # The ranks run over the batch: the second image's best is worse than all of the first's.
     boxes = np.tile(np.reshape([[0, 0, 10, 10], [20, 0, 30, 10]], (1, 2, 1, 4)), (2, 1, 1, 1))
@@ -131,7 +132,7 @@ def test_each_image_keeps_its_own(static):
     np.testing.assert_array_equal(kept.boxes[1, :, 0], [20, 0])
 
 
-@both_ways
+@every_way
 def test_nothing_survives(static):
     boxes, scores = random_case(num_boxes=5)
     kept = run(boxes, np.zeros_like(scores), static=static, most=3)
@@ -139,7 +140,7 @@ def test_nothing_survives(static):
     assert not any(np.any(values) for values in kept)
 
 
-@both_ways
+@every_way
 @pytest.mark.parametrize(
     "columns, classes, iou, score, most",
     [(1, 1, 0.7, 0.0, 7), (1, 1, 0.5, 0.05, 100), (1, 4, 0.3, 0.6, 12), (4, 4, 0.5, 0.05, 100)],
@@ -224,7 +225,7 @@ def test_soft_takes_equal_scores_by_box_then_class():
     np.testing.assert_allclose(kept.scores, [[0.5] * 4 + [fallen] * 2], rtol=1e-6)
 
 
-@both_ways
+@every_way
 @pytest.mark.parametrize(
     "columns, classes, sigma, score, most",
     [(1, 1, 0.5, 0.0, 60), (1, 1, 0.5, 0.3, 100), (1, 4, 0.1, 0.05, 40), (4, 4, 0.5, 0.001, 100)],
