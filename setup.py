@@ -32,6 +32,7 @@ SCRIPTS = {
     "benchmark": "tools.benchmark:run",
     "draw-benchmarks": "tools.draw_benchmarks:run",
     "draw-shapes": "tools.draw_shapes:run",
+    "export-tflite": "tools.export_tflite:run",
     "predict": "tools.predict:run",
     "profile-steps": "tools.profile_steps:run",
     "write-samples": "tools.write_samples:run",

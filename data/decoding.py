@@ -88,3 +88,21 @@ def _highest_used_bits(image: tf.Tensor) -> tf.Tensor:
     largest = tf.cast(tf.reduce_max(image), tf.int32)
     unneeded_bits = tf.reduce_sum(tf.cast(largest >= 2 ** np.arange(8, 16), tf.int32))
     return tf.cast(tf.bitwise.right_shift(image, tf.cast(unneeded_bits, tf.uint16)), tf.uint8)
+
+
+def decode_file(encoded: tf.Tensor, exif: str = "apply") -> tf.Tensor:
+    """Pixels of an image file of which nothing is known but itself, as `decode_image` has them.
+
+    Args:
+        encoded: string scalar.
+        exif: "apply" turns the pixels as the file says, "ignore" does not.
+
+    Returns:
+        uint8 [h, w, 3].
+
+    Raises:
+        tf.errors.InvalidArgumentError: when evaluated on what is no such image.
+    """
+    orientation = tf.constant(0 if exif == "apply" else 1, tf.int64)
+    image = _decode_and_turn(encoded, orientation, tf.zeros([2], tf.int64))
+    return tf.ensure_shape(image, [None, None, 3])

@@ -26,7 +26,7 @@ from data.progress import ProgressMeter
 from data.settings import SettingError
 from data.tensorflow_log import quieten_tensorflow
 from tools.pictures import Picture, find_pictures, is_video, read_pictures
-from trainer.flags import CommandLine, list_settings, parse_command_line, refuse_flags
+from trainer.flags import parse_command_line, refuse_flags
 
 _DESCRIPTION = "python tools/predict.py --model=M --input=FILES --output_dir=O"
 _RESULTS = "predictions.json"
@@ -109,12 +109,6 @@ def _define_flags(flag_values: flags.FlagValues) -> None:
     )  # fmt: skip
 
 
-def _given_settings(command: CommandLine) -> dict:
-    settings = {setting.name for setting in list_settings()} - {"output_dir"}
-    given = settings & command.places.keys()
-    return {name: command.flag_values[name].value for name in given}
-
-
 def main(argv: Sequence[str]) -> int:
     """Runs one command line and returns the exit status, 1 also if a file was skipped."""
     command = parse_command_line(argv, _DESCRIPTION, _define_flags)
@@ -130,7 +124,8 @@ def main(argv: Sequence[str]) -> int:
         from trainer.predictor import load
 
         batch_size = values["batch_size"].value
-        predictor = load(values["model"].value, batch_size=batch_size, **_given_settings(command))
+        settings = {name: v for name, v in command.given.items() if name != "output_dir"}
+        predictor = load(values["model"].value, batch_size=batch_size, **settings)
         count, refused = predict(predictor, paths, folder, values["min_score"].value)
     except SettingError as error:
         refuse_flags(str(error))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from data.config import DataConfig
+from data.config import CANVAS, DataConfig
 from data.settings import (
     NOT_NEGATIVE,
     POSITIVE,
@@ -20,7 +20,7 @@ from data.settings import (
 )
 from model.config import ModelConfig
 
-MODES = ("train", "eval", "train_and_eval", "predict")
+MODES = ("train", "eval", "train_and_eval", "predict", "export")
 OPTIMIZERS = ("sgd", "adamw")
 DISTRIBUTIONS = ("auto", "one_device", "mirrored")
 SCHEDULES = ("step", "cosine", "constant")
@@ -46,6 +46,11 @@ class TrainConfig:
     init_checkpoint: str = path_setting(
         "Checkpoint with the initial weights of a fresh run; evaluation and prediction use it "
         "instead of the latest one in --model_dir."
+    )
+    canvas: str = setting(
+        "",
+        "HEIGHTxWIDTH that --mode=export exports the network for; empty: the first of --canvases.",
+        Check(f"empty or {CANVAS.expected}", lambda canvas: not canvas or CANVAS.holds(canvas)),
     )
     distribution: str = setting(
         "auto",
@@ -149,5 +154,6 @@ class Params:
     def patterns(self) -> list[str]:
         """The patterns of all records that the run reads, those of its main records first."""
         training = [self.data.train_file_pattern] if self.train.trains else []
-        evaluation = [self.data.eval_file_pattern] if self.train.mode != "train" else []
+        evaluates = self.train.mode not in ("train", "export")
+        evaluation = [self.data.eval_file_pattern] if evaluates else []
         return list(dict.fromkeys(training + evaluation))

@@ -105,6 +105,12 @@ class CommandLine(typing.NamedTuple):
         """Names of the flags given on the command line itself."""
         return frozenset(name for name, place in self.places.items() if not place)
 
+    @property
+    def given(self) -> Values:
+        """The settings that were given, on the command line or in flagfiles."""
+        names = {setting.name for setting in list_settings()} & self.places.keys()
+        return {name: self.flag_values[name].value for name in names}
+
 
 @dataclasses.dataclass(frozen=True)
 class Setting:

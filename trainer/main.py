@@ -1,4 +1,4 @@
-"""Entry point for training, evaluation and prediction.
+"""Entry point for training, evaluation, prediction and export.
 
     python -m trainer.main --flagfile=configs/r50.flags --mode=train_and_eval --model_dir=M \\
         --train_file_pattern=... --eval_file_pattern=... --eval_annotation_file=...
@@ -32,8 +32,8 @@ from trainer.schedule import resolve_schedule
 from trainer.stopping import Stopped
 
 _DESCRIPTION = (
-    "python -m trainer.main --flagfile=configs/r50.flags --mode=train|eval|train_and_eval|predict "
-    "--model_dir=M"
+    "python -m trainer.main --flagfile=configs/r50.flags "
+    "--mode=train|eval|train_and_eval|predict|export --model_dir=M"
 )
 
 
@@ -48,7 +48,7 @@ def main(argv: Sequence[str]) -> int:
         command = parse_command_line(argv, _DESCRIPTION, recall=_recall)
         check_required(command.params)
         params = resolve_schedule(command.params, command.literal)
-        execute(complete_from_manifests(params))
+        execute(params if params.train.mode == "export" else complete_from_manifests(params))
     except SettingError as error:
         refuse_flags(str(error))
     except UserError as error:
@@ -79,9 +79,9 @@ def main(argv: Sequence[str]) -> int:
 
 def _recall(values: Values, places: Places) -> tuple[Values, Places]:
     """Unless the run trains, takes settings that are not given from the training of the weights."""
-    return (
-        recall_settings(values, places) if values["mode"] in ("eval", "predict") else (values, {})
-    )
+    if values["mode"] in ("eval", "predict", "export"):
+        return recall_settings(values, places)
+    return values, {}
 
 
 def check_required(params: Params) -> None:
@@ -90,7 +90,7 @@ def check_required(params: Params) -> None:
     required = {"model_dir": params.train.model_dir}
     if params.train.trains:
         required["train_file_pattern"] = params.data.train_file_pattern
-    if mode != "train":
+    if mode not in ("train", "export"):
         required["eval_file_pattern"] = params.data.eval_file_pattern
     for name, value in required.items():
         if not value:
@@ -111,6 +111,8 @@ def execute(params: Params) -> None:
 
 def _execute(params: Params) -> None:
     quieten_tensorflow()
+    if params.train.mode == "export":
+        return _export(params)
     import tensorflow as tf
 
     from data.input_fn import input_fn
@@ -139,6 +141,12 @@ def _execute(params: Params) -> None:
             f"the workers of --data_service={params.data.data_service} lost images, so the "
             "evaluation would be incomplete; restart the workers and evaluate again."
         ) from error
+
+
+def _export(params: Params) -> None:
+    from trainer.export import export
+
+    print(f"Exported to {export(params)}: `msrcnn.load` opens it, and so does plain TensorFlow.")
 
 
 def _train(estimator, input_fn: Callable, completion: Completion) -> None:

@@ -10,7 +10,7 @@ import collections
 import dataclasses
 import functools
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar, overload
 
 import numpy as np
@@ -21,7 +21,6 @@ from data.errors import UserError
 from data.examples import lay_out
 from data.photographs import read_photograph
 from data.scenes import Tensors
-from model.detector import Detector
 from model.paste import paste_mask, paste_rle
 from model.systems import build_network
 from trainer.ahead import ahead
@@ -29,6 +28,7 @@ from trainer.categories import load_categories
 from trainer.checkpoints import find_checkpoint, load_network
 from trainer.coco_results import boxes_in_original, scores_of, to_coco_box
 from trainer.config import Params
+from trainer.exported import is_saved_model, open_saved_model, open_tflite
 from trainer.named_settings import choose_settings
 from trainer.overlays import Instance, draw_instances
 from trainer.run_record import has_checkpoint, load_record
@@ -135,7 +135,8 @@ class Predictor:
 
     Args:
         params: the network's settings.
-        network: the network with its weights.
+        detect: maps the features of a batch with one canvas to detections, with the names of
+            `model.detector.Detector.detect`.
         categories: {"label", "id", "name"} of each class.
         batch_size: number of images with the same canvas that are processed together.
     """
@@ -143,7 +144,7 @@ class Predictor:
     def __init__(
         self,
         params: Params,
-        network: Detector,
+        detect: Callable[[Tensors], Mapping[str, tf.Tensor | np.ndarray]],
         categories: Sequence[Mapping],
         batch_size: int = 1,
     ):
@@ -157,8 +158,7 @@ class Predictor:
             input_signature=[pixels],
             autograph=False,
         )
-        # One trace for each canvas and number of images: one, or a full batch.
-        self._detect = tf.function(network.detect, autograph=False)
+        self._detect = detect
 
     @overload  # A str is also a sequence of str; here it is a path.
     def __call__(self, images: Photograph) -> Detections: ...  # type: ignore[overload-overlap]
@@ -219,7 +219,7 @@ class Predictor:
     def _detect_in(self, batch: Sequence[Tensors]) -> list[Detections]:
         """Detects the objects in each image of a batch with one canvas."""
         features = {name: tf.stack([one[name] for one in batch]) for name in batch[0]}
-        outputs = {name: value.numpy() for name, value in self._detect(features).items()}
+        outputs = {name: np.asarray(value) for name, value in self._detect(features).items()}
         outputs["image_info"] = features["image_info"].numpy()
         return [
             self._gather({name: value[row] for name, value in outputs.items()})
@@ -258,18 +258,29 @@ def load(
     """Opens a trained model.
 
     Args:
-        folder: a model_dir, or the folder `best` in one.
+        folder: a model_dir, or the folder `best` in one; a SavedModel of --mode=export; or a file
+            of `tools/export_tflite.py`.
         batch_size: see `Predictor`.
         checkpoint: a checkpoint in the folder; by default the latest.
         settings: settings that replace the recorded ones, by the names of their flags, such as
-            `score_threshold=0.5` or `precision="float32"`.
+            `score_threshold=0.5` or `precision="float32"`. Those of an exported model are fixed.
 
     Raises:
-        UserError: the folder does not contain a trained model.
+        UserError: the folder does not contain a trained model, or settings are given for an
+            exported one.
         TypeError: there is no setting with such a name, or its value has a wrong type.
         ValueError: a setting has an invalid value.
     """
     folder = files.expand(folder)
+    is_tflite = folder.endswith(".tflite")
+    if is_tflite or is_saved_model(folder):
+        if settings or checkpoint:
+            raise UserError(
+                f"{folder} is an exported model, whose settings and weights are fixed: open its "
+                f"model_dir instead, or export it again with other settings."
+            )
+        # Exports process one image at a time.
+        return Predictor(*(open_tflite if is_tflite else open_saved_model)(folder))
     home = os.path.dirname(folder) if os.path.basename(folder) == "best" else folder
     recorded = load_record(home)
     if not recorded or not (checkpoint or has_checkpoint(folder)):
@@ -279,7 +290,9 @@ def load(
     params = choose_settings(settings, recorded | {"jit_compile": False})
     network = build_network(params)
     load_network(network, find_checkpoint(checkpoint or folder))
-    return Predictor(params, network, load_categories(home), batch_size)
+    # One trace for each canvas and number of images: one, or a full batch.
+    detect = tf.function(network.detect, autograph=False)
+    return Predictor(params, detect, load_categories(home), batch_size)
 
 
 def _batch_by_canvas(

@@ -87,6 +87,18 @@ def load_params(folder: str) -> Params:
     return make_params(defaults | load_record(folder))
 
 
+def recall_params(model_dir: str, given: Values) -> Params:
+    """The settings given, and for the others those recorded in a model_dir.
+
+    Raises:
+      UserError: the record cannot be read.
+      ValueError: a setting has a value that it cannot have.
+    """
+    model_dir = files.expand(model_dir)
+    defaults = {setting.name: setting.default for setting in list_settings()}
+    return make_params(defaults | load_record(model_dir) | given | {"model_dir": model_dir})
+
+
 def recall_settings(values: Values, places: Places) -> tuple[Values, Places]:
     """Returns the settings to evaluate or predict with: those given, else those of the training.
 

@@ -1,0 +1,93 @@
+"""LiteRT files: built-in operations without loops, and what they find against TensorFlow."""
+
+import collections
+import pathlib
+import sys
+import zipfile
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import msrcnn
+from data.errors import UserError
+from tools.export_tflite import check, main
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "trainer"))
+from small_model import make_model_dir, photograph  # noqa: E402
+
+CANVAS = "64x96"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("litert")
+    make_model_dir(folder / "run")
+    arguments = [f"--model={folder}/run", f"--output={folder}/out", f"--canvas={CANVAS}"]
+    assert main(["export_tflite.py", *arguments, "--types=float32,dynamic"]) == 0
+    return folder
+
+
+def test_files_have_one_graph_of_built_in_operations_without_loops(folder):
+    interpreter = tf.lite.Interpreter(str(folder / "out" / "model_float32.tflite"))
+    operations = collections.Counter(
+        operation["op_name"] for operation in interpreter._get_ops_details()
+    )
+    assert operations["NON_MAX_SUPPRESSION_V4"] == 6 and operations["CONV_2D"] > 20
+    assert not any(name.startswith(("Flex", "WHILE", "IF")) for name in operations)
+    (signature,) = interpreter.get_signature_list().values()
+    assert signature["inputs"] == ["image"]
+    assert set(signature["outputs"]) == {
+        "num_detections", "boxes", "classes", "box_scores", "mask_ious", "mask_scores", "masks",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("size", [(64, 96), (40, 60), (96, 64)])
+def test_load_opens_a_file_behind_the_same_call(folder, size):
+    image = photograph(*size)
+    expected = msrcnn.load(folder / "run", canvases=[CANVAS], precision="float32")(image)
+    found = msrcnn.load(folder / "out" / "model_float32.tflite")(image)
+    assert (found.height, found.width) == size
+    if size == (64, 96):  # Where the picture fills the canvas, nothing differs.
+        np.testing.assert_allclose(found.boxes, expected.boxes, atol=1e-2)
+        np.testing.assert_allclose(found.mask_scores, expected.mask_scores, atol=1e-4)
+        assert found.names == expected.names
+    assert (found.boxes >= 0).all() and (found.boxes <= [*size, *size]).all()
+
+
+def test_weights_of_8_bits_take_a_fraction_of_the_room(folder):
+    sizes = [(folder / "out" / f"model_{kind}.tflite").stat().st_size
+             for kind in ("float32", "dynamic")]  # fmt: skip
+    assert sizes[1] < 0.9 * sizes[0]
+    with zipfile.ZipFile(folder / "out" / "model_dynamic.tflite") as archive:
+        assert archive.namelist() == ["metadata.json"]
+
+
+def test_a_file_that_finds_nothing_does_not_count(folder, monkeypatch):
+    scores, nothing = np.float32([[0.5, 0.0]]), np.zeros((1, 2), np.float32)
+    expected = {"num_detections": np.int32([1]), "box_scores": scores}
+    for found, message in (
+        ({"num_detections": np.int32([0]), "box_scores": nothing}, "finds nothing"),
+        ({"num_detections": np.int32([1])}, "lacks the outputs box_scores"),
+        ({"num_detections": np.int32([1]), "box_scores": scores + 0.1}, "differ .* by 0.1"),
+    ):
+        monkeypatch.setattr("tools.export_tflite.make_runner", lambda _, f=found: lambda _: f)
+        with pytest.raises(UserError, match=message):
+            check(b"", "float32", np.zeros((1, 64, 96, 3), np.uint8), expected)
+
+
+@pytest.mark.parametrize(
+    "arguments", [[], ["--model=x"], ["--model=x", "--output=y", "--types=int4"]]
+)
+def test_bad_flags_exit_with_2(arguments):
+    with pytest.raises(SystemExit) as exit_status:
+        main(["export_tflite.py", *arguments])
+    assert exit_status.value.code == 2
+
+
+def test_what_is_no_model_is_one_sentence(tmp_path, capsys):
+    assert main(["export_tflite.py", f"--model={tmp_path}", f"--output={tmp_path}/out"]) == 1
+    assert capsys.readouterr().err.startswith("error: There is no checkpoint in --model_dir")
+    (tmp_path / "other.tflite").write_bytes(b"TFL3")
+    with pytest.raises(UserError, match=r"other.tflite cannot be opened .*export_tflite.py"):
+        msrcnn.load(tmp_path / "other.tflite")

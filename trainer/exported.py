@@ -1,0 +1,197 @@
+"""What travels with an exported model: its settings and classes, as metadata.json.
+
+In a SavedModel the file lies in assets.extra/, in a .tflite file at its end, as a zip archive that
+LiteRT passes over.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+import os
+import threading
+import warnings
+import zipfile
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from data import files
+from data.errors import UserError
+from trainer.categories import Category
+from trainer.config import Params
+from trainer.flags import list_settings, settings_of
+from trainer.named_settings import choose_settings
+
+if TYPE_CHECKING:
+    import tensorflow as tf
+
+FILE = "metadata.json"
+ASSETS = "assets.extra"
+# What the network's outputs are called outside, where "detection" goes without saying.
+NAMES = {
+    "num_detections": "num_detections",
+    "detection_boxes": "boxes",
+    "detection_classes": "classes",
+    "box_scores": "box_scores",
+    "mask_ious": "mask_ious",
+    "mask_scores": "mask_scores",
+    "detection_masks": "masks",
+}
+
+
+def choose_canvas(params: Params) -> Params:
+    """The settings of the export: float32, one view, and the canvas of `--canvas`."""
+    canvas = params.train.canvas or params.data.canvases[0]
+    data = dataclasses.replace(params.data, canvases=(canvas,), test_scales=(1.0,), test_flip=False)
+    model = dataclasses.replace(params.model, precision="float32", jit_compile=False)
+    return dataclasses.replace(params, data=data, model=model)
+
+
+def describe(params: Params, categories: Sequence[Category]) -> dict[str, Any]:
+    """What metadata.json says."""
+    (canvas,) = params.data.canvas_sizes
+    values = settings_of(params)
+    return {
+        "input": {
+            "height": canvas[0],
+            "width": canvas[1],
+            "dtype": "uint8",
+            "colours": "RGB",
+            "pixel_mean": params.model.pixel_mean,
+            "around_the_picture": "pixel_mean, rounded; the picture lies at the top left",
+        },
+        "categories": [dict(category) for category in categories],
+        "settings": {
+            setting.name: values[setting.name]
+            for setting in list_settings()
+            if setting.room != "train" and not setting.is_path
+        },
+    }
+
+
+def read_metadata(folder: str) -> tuple[Params, tuple[Category, ...]]:
+    """Settings and classes of an exported SavedModel.
+
+    Raises:
+      UserError: there are none.
+    """
+    path = os.path.join(folder, ASSETS, FILE)
+    try:
+        with files.open_file(path) as file:
+            return parse_metadata(json.load(file))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{path} cannot be read ({error}): export the model again with --mode=export."
+        ) from None
+
+
+def parse_metadata(metadata: Mapping[str, Any]) -> tuple[Params, tuple[Category, ...]]:
+    """Settings and classes; raises KeyError, TypeError or ValueError where they are none."""
+    return choose_settings(metadata["settings"]), tuple(metadata["categories"])
+
+
+def is_saved_model(folder: str) -> bool:
+    """Whether a folder holds a SavedModel."""
+    return files.exists(os.path.join(folder, "saved_model.pb"))
+
+
+def open_saved_model(folder: str) -> tuple[Params, Callable, tuple[Category, ...]]:
+    """Settings, what finds objects on a canvas, and classes, as `trainer.predictor.Predictor` has.
+
+    Raises:
+      UserError: the folder is no export of this project.
+    """
+    import tensorflow as tf
+
+    params, categories = read_metadata(folder)
+    # Kept by the function: it owns the weights.
+    model = tf.saved_model.load(folder)
+
+    def detect(features: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+        found = model.signatures["serve_canvas"](**features)
+        return {inner: found[outer] for inner, outer in NAMES.items() if outer in found}
+
+    return params, detect, categories
+
+
+def add_metadata(content: bytes, metadata: Mapping[str, Any]) -> bytes:
+    """The content of a .tflite file with metadata.json at its end."""
+    file = io.BytesIO(content)
+    with zipfile.ZipFile(file, "a", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr(FILE, json.dumps(metadata, indent=1, ensure_ascii=False))
+    return file.getvalue()
+
+
+def open_tflite(path: str) -> tuple[Params, Callable, tuple[Category, ...]]:
+    """The same of a .tflite file, run by LiteRT, or by TensorFlow where that is not installed.
+
+    Raises:
+      UserError: the file is no export of this project.
+    """
+    try:
+        with files.open_file(path, "rb") as file:
+            content = file.read()
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:
+            params, categories = parse_metadata(json.loads(archive.read(FILE)))
+    except (OSError, zipfile.BadZipFile, KeyError, ValueError, TypeError) as error:
+        raise UserError(
+            f"{path} cannot be opened ({error}): it is no file of tools/export_tflite.py."
+        ) from None
+    run = make_runner(content)
+    mean = params.model.pixel_mean
+
+    def detect(features: Mapping[str, Any]) -> dict[str, np.ndarray]:
+        found = run(fill_canvas(features, mean))
+        outputs = {inner: found[outer] for inner, outer in NAMES.items() if outer in found}
+        # The network takes the whole canvas for the picture.
+        limits = np.tile(np.asarray(features["image_info"])[:, None, :2], 2)
+        outputs["detection_boxes"] = np.clip(outputs["detection_boxes"], 0.0, limits)
+        return _without_empty_boxes(outputs)
+
+    return params, detect, categories
+
+
+def _without_empty_boxes(outputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """What is found in one picture, without boxes that lay beside it."""
+    boxes = outputs["detection_boxes"][0]
+    kept = np.flatnonzero((boxes[:, 2:] > boxes[:, :2]).all(axis=1))
+    found = {name: value[:, kept] for name, value in outputs.items() if value.ndim > 1}
+    return found | {"num_detections": np.array([len(kept)], np.int32)}
+
+
+def make_runner(content: bytes) -> Callable[[np.ndarray], dict[str, np.ndarray]]:
+    """What runs a .tflite file on an image; one call at a time, as its interpreter has it."""
+    try:
+        from ai_edge_litert.interpreter import Interpreter
+    except ImportError:
+        import tensorflow as tf
+
+        warnings.filterwarnings("ignore", message=".*tf.lite.Interpreter is deprecated")
+        Interpreter = tf.lite.Interpreter
+    runner = Interpreter(model_content=content, num_threads=os.cpu_count()).get_signature_runner()
+    lock = threading.Lock()
+
+    def run(image: np.ndarray) -> dict[str, np.ndarray]:
+        with lock:
+            return {name: np.array(value) for name, value in runner(image=image).items()}
+
+    return run
+
+
+def fill_canvas(features: Mapping[str, Any], mean: Sequence[float]) -> np.ndarray:
+    """A picture on its canvas with the network's mean colour around it: uint8 [1, H, W, 3].
+
+    For `serving_default`, which is not told how much of the canvas the picture covers: what the
+    network subtracts its mean from becomes nearly 0, as what lies beyond a picture does otherwise.
+
+    Args:
+      features: `image` uint8 [1, H, W, 3] and `image_info` float32 [1, 5].
+      mean: of red, green and blue, 0 to 255.
+    """
+    image = np.array(features["image"])
+    height, width = np.asarray(features["image_info"])[0, :2].astype(int)
+    image[:, height:] = image[:, :, width:] = np.round(mean).astype(np.uint8)
+    return image
