@@ -8,8 +8,8 @@ that objects in front of each other are not lost.
 
 `CombinedNonMaxSuppression` is the fastest on CPU and GPU but has no XLA kernel. XLA compiles
 `non_max_suppression_padded` for one class, and a loop over the survivors for several classes, which
-needs no offsets between their boxes; soft suppression always uses that loop. Exported graphs have no
-loops: they use `NonMaxSuppressionV4` and `V5`, one op per image, which other runtimes have too.
+needs no offsets between their boxes; soft suppression always uses that loop. Exported graphs have
+no loops: they use `NonMaxSuppressionV4` and `V5`, one op per image, which other runtimes have too.
 Among equal scores the lower index comes first, as in torchvision. A box without area overlaps
 nothing, so it is kept.
 """

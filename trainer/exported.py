@@ -67,7 +67,7 @@ def describe(params: Params, categories: Sequence[Category]) -> dict[str, Any]:
         "settings": {
             setting.name: values[setting.name]
             for setting in list_settings()
-            if setting.room != "train" and not setting.is_path
+            if setting.part != "train" and not setting.is_path and setting.name != "data_service"
         },
     }
 
@@ -76,7 +76,7 @@ def read_metadata(folder: str) -> tuple[Params, tuple[Category, ...]]:
     """Settings and classes of an exported SavedModel.
 
     Raises:
-      UserError: there are none.
+        UserError: there are none.
     """
     path = os.path.join(folder, ASSETS, FILE)
     try:
@@ -102,7 +102,7 @@ def open_saved_model(folder: str) -> tuple[Params, Callable, tuple[Category, ...
     """Settings, what finds objects on a canvas, and classes, as `trainer.predictor.Predictor` has.
 
     Raises:
-      UserError: the folder is no export of this project.
+        UserError: the folder is no export of this project.
     """
     import tensorflow as tf
 
@@ -129,7 +129,7 @@ def open_tflite(path: str) -> tuple[Params, Callable, tuple[Category, ...]]:
     """The same of a .tflite file, run by LiteRT, or by TensorFlow where that is not installed.
 
     Raises:
-      UserError: the file is no export of this project.
+        UserError: the file is no export of this project.
     """
     try:
         with files.open_file(path, "rb") as file:
@@ -188,8 +188,8 @@ def fill_canvas(features: Mapping[str, Any], mean: Sequence[float]) -> np.ndarra
     network subtracts its mean from becomes nearly 0, as what lies beyond a picture does otherwise.
 
     Args:
-      features: `image` uint8 [1, H, W, 3] and `image_info` float32 [1, 5].
-      mean: of red, green and blue, 0 to 255.
+        features: `image` uint8 [1, H, W, 3] and `image_info` float32 [1, 5].
+        mean: of red, green and blue, 0 to 255.
     """
     image = np.array(features["image"])
     height, width = np.asarray(features["image_info"])[0, :2].astype(int)

@@ -149,3 +149,8 @@ def test_a_saved_model_of_others_is_refused(tmp_path):
     tf.saved_model.save(tf.Module(), str(tmp_path / "other"))
     with pytest.raises(UserError, match=r"metadata.json cannot be read .*--mode=export"):
         msrcnn.load(tmp_path / "other")
+
+
+def test_settings_of_an_export_are_fixed(saved_model):
+    with pytest.raises(UserError, match="saved_model is an exported model, whose settings"):
+        msrcnn.load(saved_model, score_threshold=0.5)
