@@ -98,7 +98,8 @@ def test_a_folder_that_can_be_written_is_made_and_left_empty(folder):
 def test_a_folder_that_cannot_be_made_is_named_with_its_flag(tmp_path, below):
     (tmp_path / "file").touch()
     path = tmp_path / below
-    with pytest.raises(UserError, match=f"^--model_dir={path} cannot be written to .*; make"):
+    message = rf"^--model_dir={path} cannot be written to \(.*\); free disk space, or choose"
+    with pytest.raises(UserError, match=message):
         files.require_writable(path, "model_dir")
     assert [entry.name for entry in tmp_path.iterdir()] == ["file"]
 

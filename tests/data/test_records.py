@@ -232,7 +232,7 @@ def test_polygons_are_parsed_and_records_without_them_are_as_ever():
 def test_missing_and_too_many_polygons_are_refused_in_words_but_not_of_crowds():
     _parse(_with_polygons(TRIANGLES[:1], ()), max_polygon_vertices=4)
     _parse(_with_polygons(TRIANGLES[:1], TRIANGLES), max_polygon_vertices=4)
-    missing = "objects without polygons, so train with --mask_target=bitmap. Image id:"
+    missing = "objects without polygons; train with --mask_target=bitmap. Image id:"
     for record in (_example(), _with_polygons((), TRIANGLES)):
         with pytest.raises(tf.errors.InvalidArgumentError, match=missing):
             parse_record(record, True, 9)

@@ -299,7 +299,7 @@ def test_polygon_targets_need_polygons_and_room_for_them(tmp_path):
 
     facts = {"num_without_polygons": 0, "max_polygon_vertices": 600}
     write_manifest(str(path), dataclasses.replace(load_manifest(str(path)), **facts))
-    with pytest.raises(UserError, match="600 polygon vertices .*=512: use .*vertices=600"):
+    with pytest.raises(UserError, match="600 polygon vertices, more .*=512: use .*=600"):
         complete(tmp_path, "train", **polygons)
     complete(tmp_path, "train", **polygons, max_polygon_vertices=600)
 
