@@ -173,39 +173,14 @@ def _take_in_turn(
         suppress_overlaps: maps the scores [B, N] of a class and their IoUs [B, N] with the box
             taken to its lowered scores.
     """
-    batch, num_boxes, num_classes = scores.shape
-    columns = boxes.shape[2]
+    batch = scores.shape[0]
     boxes = tf.transpose(boxes, [0, 2, 1, 3])
     scores = tf.transpose(scores, [0, 2, 1])
     scores = tf.where(scores > score_threshold, scores, _GONE)
-    images = tf.range(batch)
 
     def survivor(number, scores, best, first, kept):
-        # Among equal scores the first box wins, and among its classes the first.
-        place = tf.where(
-            best == tf.reduce_max(best, axis=1, keepdims=True),
-            first * num_classes + tf.range(num_classes),
-            num_boxes * num_classes,
-        )
-        label = tf.argmin(place, axis=1, output_type=tf.int32)
-        row = tf.gather(scores, label, batch_dims=1)
-        score = tf.gather(best, label, batch_dims=1)
-        row_boxes = tf.gather(boxes, label if columns > 1 else tf.zeros_like(label), batch_dims=1)
-        index = tf.gather(first, label, batch_dims=1)
-        box = tf.gather(row_boxes, index, batch_dims=1)
-        row = suppress_overlaps(row, box_ops.iou(box[:, None], row_boxes))
-        row = tf.where(tf.range(num_boxes) == index[:, None], _GONE, row)
-        changed = tf.stack([images, label], axis=1)
-        row_best, row_first = _first_of_best(row)
-        values = {"boxes": box, "scores": score, "classes": label}
-        kept = {name: kept[name].write(number, value) for name, value in values.items()}
-        return (
-            number + 1,
-            tf.tensor_scatter_nd_update(scores, changed, row),
-            tf.tensor_scatter_nd_update(best, changed, row_best),
-            tf.tensor_scatter_nd_update(first, changed, row_first),
-            kept,
-        )
+        taken, *left = _take_best(boxes, scores, best, first, suppress_overlaps)
+        return number + 1, *left, {name: kept[name].write(number, taken[name]) for name in kept}
 
     kept = {
         "boxes": tf.TensorArray(boxes.dtype, max_output, element_shape=[batch, 4]),
@@ -223,6 +198,45 @@ def _take_in_turn(
         tf.where(valid, kept_scores, 0.0),
         tf.where(valid, tf.transpose(kept["classes"].stack()), 0),
         valid,
+    )
+
+
+def _take_best(boxes, scores, best, first, suppress_overlaps):
+    """Takes the best box of each image.
+
+    Args:
+        boxes: float32 [B, Q, N, 4].
+        scores: float32 [B, K, N].
+        best, first: what `_first_of_best` finds in the scores, [B, K].
+        suppress_overlaps: as for `_take_in_turn`.
+
+    Returns:
+        What was taken: boxes [B, 4], scores [B] and classes [B]; and the last three arguments
+        before `suppress_overlaps` for what is left.
+    """
+    batch, num_classes, num_boxes = scores.shape
+    # Among equal scores the first box wins, and among its classes the first.
+    place = tf.where(
+        best == tf.reduce_max(best, axis=1, keepdims=True),
+        first * num_classes + tf.range(num_classes),
+        num_boxes * num_classes,
+    )
+    label = tf.argmin(place, axis=1, output_type=tf.int32)
+    row = tf.gather(scores, label, batch_dims=1)
+    score = tf.gather(best, label, batch_dims=1)
+    column = label if boxes.shape[1] > 1 else tf.zeros_like(label)
+    row_boxes = tf.gather(boxes, column, batch_dims=1)
+    index = tf.gather(first, label, batch_dims=1)
+    box = tf.gather(row_boxes, index, batch_dims=1)
+    row = suppress_overlaps(row, box_ops.iou(box[:, None], row_boxes))
+    row = tf.where(tf.range(num_boxes) == index[:, None], _GONE, row)
+    row_best, row_first = _first_of_best(row)
+    changed = tf.stack([tf.range(batch), label], axis=1)
+    return (
+        {"boxes": box, "scores": score, "classes": label},
+        tf.tensor_scatter_nd_update(scores, changed, row),
+        tf.tensor_scatter_nd_update(best, changed, row_best),
+        tf.tensor_scatter_nd_update(first, changed, row_first),
     )
 
 
@@ -250,11 +264,10 @@ def _suppress_each_image(
             )
         else:
             index, count = tf.raw_ops.NonMaxSuppressionV4(**limits, iou_threshold=iou_threshold)
-            kept_scores = None
+            kept_scores = tf.gather(limits["scores"], tf.maximum(index, 0))
         valid = tf.range(max_output) < count
+        # Runtimes pad the indices differently.
         index = tf.where(valid, index, 0)
-        if kept_scores is None:
-            kept_scores = tf.gather(limits["scores"], index)
         kept.append(
             Suppressed(
                 tf.where(valid[:, None], tf.gather(candidates, index), 0.0),

@@ -37,9 +37,7 @@ if __package__ is None:  # started as a script, perhaps without the package inst
 
 from absl import flags
 
-from data.errors import UserError
 from data.files import make_folder, whole_file
-from data.settings import SettingError
 from tools.benchmarks.peers import PEERS
 from tools.benchmarks.report import describe_figures, summarise
 from tools.benchmarks.stages import OURS, STAGES
@@ -47,7 +45,7 @@ from tools.benchmarks.turns import take_turns
 from tools.benchmarks.worker import Job
 from tools.benchmarks.workloads import define_flags, read_settings
 from trainer.config import Params
-from trainer.flags import parse_flags_with, refuse_flags, write_flagfile
+from trainer.flags import exit_status, parse_flags_with, refuse_flags, write_flagfile
 
 _SHOWN_SETTINGS = ("precision", "backbone", "norm", "freeze_at", "jit_compile")
 
@@ -61,7 +59,8 @@ def main(argv: Sequence[str]) -> int:
         refuse_flags(f"the first argument must be the stage to measure: {', '.join(STAGES)}.")
     if values.repeats < 1 or not values.json:
         refuse_flags("--json must name the file to write, and --repeats must be at least 1.")
-    try:
+
+    def work() -> int:
         # Fails here rather than after minutes of measuring.
         make_folder(os.path.dirname(values.json) or ".")
         with tempfile.TemporaryDirectory() as folder:
@@ -72,13 +71,10 @@ def main(argv: Sequence[str]) -> int:
         with whole_file(values.json) as file:
             json.dump(figures, file, indent=1)
             file.write("\n")
-    except SettingError as error:
-        refuse_flags(str(error))
-    except (UserError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    print(describe_figures(figures))
-    return 0
+        print(describe_figures(figures))
+        return 0
+
+    return exit_status(work)
 
 
 def run() -> None:

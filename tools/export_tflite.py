@@ -20,12 +20,11 @@ from absl import flags
 
 from data import files
 from data.errors import UserError
-from data.settings import SettingError
 from data.tensorflow_log import quieten_tensorflow
 from trainer.config import Params
 from trainer.exported import add_metadata, make_runner
-from trainer.flags import parse_command_line, refuse_flags
-from trainer.run_record import recall_params
+from trainer.flags import exit_status, parse_command_line, refuse_flags
+from trainer.run_record import load_params
 
 TYPES = ("float32", "float16", "dynamic")
 # How far scores may differ from TensorFlow's, by type; dynamic range rounds weights to 8 bits.
@@ -33,16 +32,16 @@ _TOLERANCES = {"float32": 1e-3, "float16": 2e-2, "dynamic": np.inf}
 _DESCRIPTION = "python tools/export_tflite.py --model=M --output=O"
 
 
-def convert(serving, kind: str) -> bytes:
-    """The content of a .tflite file, of built-in operations alone.
+def convert(function, serving, kind: str) -> bytes:
+    """Converts a network to a .tflite file of built-in operations alone, and returns its content.
 
     Args:
-        serving: `trainer.serving.Serving`.
+        function: the concrete function of a signature.
+        serving: the `trainer.serving.Serving` that has its weights.
         kind: one of `TYPES`.
     """
     import tensorflow as tf
 
-    function = serving.signature("serving_default")
     converter = tf.lite.TFLiteConverter.from_concrete_functions([function], serving)
     converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS]
     if kind != "float32":
@@ -80,9 +79,8 @@ def check(content: bytes, kind: str, image: np.ndarray, expected: dict[str, np.n
 
 def export(serving, metadata: dict, folder: str, kinds: Sequence[str], image: np.ndarray) -> None:
     """Writes and checks the files, each of which appears when it has passed."""
-    expected = {
-        name: value.numpy() for name, value in serving.signature("serving_default")(image).items()
-    }
+    function = serving.signature("serving_default")
+    expected = {name: value.numpy() for name, value in function(image).items()}
     if not expected["num_detections"].any():
         print(
             "Warning: TensorFlow finds nothing in the image that the files are compared on; name "
@@ -91,7 +89,7 @@ def export(serving, metadata: dict, folder: str, kinds: Sequence[str], image: np
         )
     files.make_folder(folder)
     for kind in kinds:
-        content = add_metadata(convert(serving, kind), metadata)
+        content = add_metadata(convert(function, serving, kind), metadata)
         difference = check(content, kind, image, expected)
         path = os.path.join(folder, f"model_{kind}.tflite")
         with files.whole_file(path, "wb") as file:
@@ -141,24 +139,19 @@ def main(argv: Sequence[str]) -> int:
     if unknown := set(values["types"].value) - set(TYPES):
         refuse_flags(f"--types={','.join(sorted(unknown))}: expected some of {', '.join(TYPES)}.")
     folder = files.expand(values["output"].value)
-    try:
+
+    def work() -> int:
         files.require_writable(folder, "output")
         quieten_tensorflow()
         from trainer.export import open_for_export
 
-        params = recall_params(values["model"].value, command.given)
+        params = load_params(values["model"].value, command.given)
         serving, params, metadata = open_for_export(params)
         image = read_image(values["check_image"].value, params)
         export(serving, metadata, folder, values["types"].value, image)
-    except SettingError as error:
-        refuse_flags(str(error))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except OSError as error:
-        print(f"error: {error.filename or folder}: {error.strerror or error}.", file=sys.stderr)
-        return 1
-    return 0
+        return 0
+
+    return exit_status(work)
 
 
 def run() -> None:

@@ -21,12 +21,10 @@ from absl import flags
 from PIL import Image
 
 from data import files
-from data.errors import UserError
 from data.progress import ProgressMeter
-from data.settings import SettingError
 from data.tensorflow_log import quieten_tensorflow
 from tools.pictures import Picture, find_pictures, is_video, read_pictures
-from trainer.flags import parse_command_line, refuse_flags
+from trainer.flags import exit_status, parse_command_line, refuse_flags
 
 _DESCRIPTION = "python tools/predict.py --model=M --input=FILES --output_dir=O"
 _RESULTS = "predictions.json"
@@ -75,10 +73,12 @@ def _entries(number: int, picture: Picture, found) -> list[dict]:
 def _names_of_drawings(paths: Sequence[str]) -> dict[str, str]:
     """Names the drawing of each file, numbering files with the same name."""
     names: dict[str, str] = {}
+    taken: set[str] = set()
     for path in paths:
         name = os.path.basename(path)
         candidates = (f"{name}{f'-{n}' if n > 1 else ''}" for n in itertools.count(1))
-        names[path] = next(each for each in candidates if each not in names.values())
+        names[path] = next(each for each in candidates if each not in taken)
+        taken.add(names[path])
     return names
 
 
@@ -117,7 +117,8 @@ def main(argv: Sequence[str]) -> int:
     for name in ("model", "input", "output_dir"):
         if not values[name].value:
             refuse_flags(f"--{name} is not set.")
-    try:
+
+    def work() -> int:
         paths = find_pictures(values["input"].value)
         files.require_writable(folder, "output_dir")
         quieten_tensorflow()
@@ -127,16 +128,10 @@ def main(argv: Sequence[str]) -> int:
         settings = {name: v for name, v in command.given.items() if name != "output_dir"}
         predictor = load(values["model"].value, batch_size=batch_size, **settings)
         count, refused = predict(predictor, paths, folder, values["min_score"].value)
-    except SettingError as error:
-        refuse_flags(str(error))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except OSError as error:
-        print(f"error: {error.filename or folder}: {error.strerror or error}.", file=sys.stderr)
-        return 1
-    print(f"The detections in {count} images are in {os.path.join(folder, _RESULTS)}.")
-    return 1 if refused else 0
+        print(f"The detections in {count} images are in {os.path.join(folder, _RESULTS)}.")
+        return 1 if refused else 0
+
+    return exit_status(work)
 
 
 def run() -> None:

@@ -22,12 +22,10 @@ if __package__ is None:  # started as a script, perhaps without the package inst
 
 from absl import flags
 
-from data.errors import UserError
-from data.settings import SettingError
 from data.tensorflow_log import quieten_tensorflow
 from tools.benchmarks import workloads
 from tools.benchmarks.stages import Workload
-from trainer.flags import parse_flags_with, refuse_flags
+from trainer.flags import exit_status, parse_flags_with, refuse_flags
 
 _PROFILED = ("train", "predict")
 _RUNS = 2
@@ -47,18 +45,16 @@ def main(argv: Sequence[str]) -> int:
     rest = list(argv[1 + (what in _PROFILED) :])
     params, values = parse_flags_with([argv[0], *rest], __doc__, _define_flags)
     quieten_tensorflow()
-    try:
-        work = workloads.make(what, params, workloads.read_settings(values))
-    except SettingError as error:
-        refuse_flags(str(error))
-    except (UserError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    with tempfile.TemporaryDirectory() as folder:
-        seconds = _profile(work, values.trace_dir or folder)
-    for title, position in ("part", 0), ("operation", 1):
-        print(_table(title, _sum_by(seconds, position)))
-    return 0
+
+    def work() -> int:
+        workload = workloads.make(what, params, workloads.read_settings(values))
+        with tempfile.TemporaryDirectory() as folder:
+            seconds = _profile(workload, values.trace_dir or folder)
+        for title, position in ("part", 0), ("operation", 1):
+            print(_table(title, _sum_by(seconds, position)))
+        return 0
+
+    return exit_status(work)
 
 
 def run() -> None:

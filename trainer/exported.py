@@ -61,7 +61,7 @@ def describe(params: Params, categories: Sequence[Category]) -> dict[str, Any]:
             "dtype": "uint8",
             "colours": "RGB",
             "pixel_mean": params.model.pixel_mean,
-            "around_the_picture": "pixel_mean, rounded; the picture lies at the top left",
+            "padding": "pixel_mean, rounded; the image lies at the top left",
         },
         "categories": [dict(category) for category in categories],
         "settings": {
@@ -102,7 +102,7 @@ def open_saved_model(folder: str) -> tuple[Params, Callable, tuple[Category, ...
     """Settings, what finds objects on a canvas, and classes, as `trainer.predictor.Predictor` has.
 
     Raises:
-        UserError: the folder is no export of this project.
+        UserError: the folder is not an export of this project.
     """
     import tensorflow as tf
 
@@ -129,7 +129,7 @@ def open_tflite(path: str) -> tuple[Params, Callable, tuple[Category, ...]]:
     """The same of a .tflite file, run by LiteRT, or by TensorFlow where that is not installed.
 
     Raises:
-        UserError: the file is no export of this project.
+        UserError: the file is not an export of this project.
     """
     try:
         with files.open_file(path, "rb") as file:
@@ -138,7 +138,7 @@ def open_tflite(path: str) -> tuple[Params, Callable, tuple[Category, ...]]:
             params, categories = parse_metadata(json.loads(archive.read(FILE)))
     except (OSError, zipfile.BadZipFile, KeyError, ValueError, TypeError) as error:
         raise UserError(
-            f"{path} cannot be opened ({error}): it is no file of tools/export_tflite.py."
+            f"{path} cannot be opened ({error}): it is not a file of tools/export_tflite.py."
         ) from None
     run = make_runner(content)
     mean = params.model.pixel_mean
@@ -146,7 +146,7 @@ def open_tflite(path: str) -> tuple[Params, Callable, tuple[Category, ...]]:
     def detect(features: Mapping[str, Any]) -> dict[str, np.ndarray]:
         found = run(fill_canvas(features, mean))
         outputs = {inner: found[outer] for inner, outer in NAMES.items() if outer in found}
-        # The network takes the whole canvas for the picture.
+        # The network takes the whole canvas for the image.
         limits = np.tile(np.asarray(features["image_info"])[:, None, :2], 2)
         outputs["detection_boxes"] = np.clip(outputs["detection_boxes"], 0.0, limits)
         return _without_empty_boxes(outputs)
@@ -155,7 +155,7 @@ def open_tflite(path: str) -> tuple[Params, Callable, tuple[Category, ...]]:
 
 
 def _without_empty_boxes(outputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """What is found in one picture, without boxes that lay beside it."""
+    """The detections in one image, without boxes that lay outside it."""
     boxes = outputs["detection_boxes"][0]
     kept = np.flatnonzero((boxes[:, 2:] > boxes[:, :2]).all(axis=1))
     found = {name: value[:, kept] for name, value in outputs.items() if value.ndim > 1}
@@ -182,10 +182,10 @@ def make_runner(content: bytes) -> Callable[[np.ndarray], dict[str, np.ndarray]]
 
 
 def fill_canvas(features: Mapping[str, Any], mean: Sequence[float]) -> np.ndarray:
-    """A picture on its canvas with the network's mean colour around it: uint8 [1, H, W, 3].
+    """Fills the canvas around an image with the network's mean colour: uint8 [1, H, W, 3].
 
-    For `serving_default`, which is not told how much of the canvas the picture covers: what the
-    network subtracts its mean from becomes nearly 0, as what lies beyond a picture does otherwise.
+    For `serving_default`, which is not told how much of the canvas the image covers: what the
+    network subtracts its mean from becomes nearly 0, as the padding of an image is otherwise.
 
     Args:
         features: `image` uint8 [1, H, W, 3] and `image_info` float32 [1, 5].

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import errno
 import re
 import sys
 import textwrap
@@ -20,6 +21,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from absl import flags
 
 from data import files
+from data.errors import UserError
+from data.settings import SettingError
 from trainer.config import Params
 from trainer.flagfiles import INCLUDE, Argument, expand_flagfiles, quote
 
@@ -293,6 +296,26 @@ def refuse_flags(sentence: str) -> typing.NoReturn:
     """Prints on stderr what is wrong with the flags, and exits with status 2."""
     print(f"error: {sentence}", file=sys.stderr)
     raise SystemExit(2)
+
+
+def exit_status(work: Callable[[], int]) -> int:
+    """Runs the work of a command and returns its exit status.
+
+    What is refused or fails becomes one sentence on stderr and status 1, and a setting that turns
+    out to be invalid ends the program with status 2.
+    """
+    try:
+        return work()
+    except SettingError as error:
+        refuse_flags(str(error))
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+    except OSError as error:
+        full = error.errno == errno.ENOSPC
+        advice = "; free disk space and run the same command again" if full else ""
+        place, reason = error.filename or "a file", error.strerror or error
+        print(f"error: {place}: {reason}{advice}.", file=sys.stderr)
+    return 1
 
 
 def write_flagfile(params: Params, path: str) -> None:

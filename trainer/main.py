@@ -10,7 +10,6 @@ imported after the flags have been checked, so that --help and errors appear at 
 from __future__ import annotations
 
 import contextlib
-import errno
 import functools
 import os
 import sys
@@ -19,12 +18,11 @@ from collections.abc import Callable, Sequence
 from data import files
 from data.errors import UserError
 from data.progress import with_progress
-from data.settings import SettingError
 from data.tensorflow_log import quieten_tensorflow
 from trainer import categories
 from trainer.completion import Completion, complete_from_manifests, complete_from_records
 from trainer.config import Params
-from trainer.flags import Places, Values, parse_command_line, refuse_flags
+from trainer.flags import Places, Values, exit_status, parse_command_line, refuse_flags
 from trainer.known_classes import evaluated_categories, predicted_categories
 from trainer.lock import exclusive_training
 from trainer.run_record import load_params, recall_settings, require_checkpoint, write_record
@@ -44,37 +42,21 @@ def run() -> None:
 
 def main(argv: Sequence[str]) -> int:
     """Runs one command line (`argv[0]` is the program's name) and returns the exit status."""
-    try:
+
+    def work() -> int:
         command = parse_command_line(argv, _DESCRIPTION, recall=_recall)
         check_required(command.params)
         params = resolve_schedule(command.params, command.literal)
         execute(params if params.train.mode == "export" else complete_from_manifests(params))
-    except SettingError as error:
-        refuse_flags(str(error))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except OSError as error:
-        advice = (
-            "; free disk space and run the same command again"
-            if error.errno == errno.ENOSPC
-            else ""
-        )
-        print(
-            f"error: {error.filename or 'a file'}: {error.strerror or error}{advice}.",
-            file=sys.stderr,
-        )
-        return 1
+        return 0
+
+    try:
+        return exit_status(work)
     except Stopped as stop:
         print(stop, file=sys.stderr)
-        return 1
     except KeyboardInterrupt:
-        print(
-            "Interrupted; run the same command again to continue.",
-            file=sys.stderr,
-        )
-        return 1
-    return 0
+        print("Interrupted; run the same command again to continue.", file=sys.stderr)
+    return 1
 
 
 def _recall(values: Values, places: Places) -> tuple[Values, Places]:

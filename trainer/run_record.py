@@ -77,26 +77,21 @@ def load_record(folder: str) -> Values:
     return _load_with_places(folder)[0]
 
 
-def load_params(folder: str) -> Params:
+def load_params(model_dir: str, given: Values | None = None) -> Params:
     """Reads the recorded settings, with defaults for those that are not recorded.
 
-    Raises:
-        UserError: they cannot be read.
-    """
-    defaults = {setting.name: setting.default for setting in list_settings()}
-    return make_params(defaults | load_record(folder))
-
-
-def recall_params(model_dir: str, given: Values) -> Params:
-    """The settings given, and for the others those recorded in a model_dir.
+    Args:
+        model_dir: of the training.
+        given: settings that replace the recorded ones.
 
     Raises:
-      UserError: the record cannot be read.
-      ValueError: a setting has a value that it cannot have.
+        UserError: the record cannot be read.
+        ValueError: a given setting has an invalid value.
     """
     model_dir = files.expand(model_dir)
     defaults = {setting.name: setting.default for setting in list_settings()}
-    return make_params(defaults | load_record(model_dir) | given | {"model_dir": model_dir})
+    values = defaults | load_record(model_dir) | (given or {})
+    return make_params(values | {"model_dir": model_dir})
 
 
 def recall_settings(values: Values, places: Places) -> tuple[Values, Places]:

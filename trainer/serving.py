@@ -22,18 +22,18 @@ from trainer.exported import NAMES
 class Serving(tf.Module):
     """Signatures over a network.
 
-    All give `num_detections` int32 [B] and, for D slots of which those behind it are empty: `boxes`
+    All give `num_detections` int32 [B] and, for D slots, the rest of which is empty: `boxes`
     float32 [B, D, 4] (y1, x1, y2, x2), `classes` int32 [B, D], `box_scores`, and as far as the
     network has such heads `mask_ious`, `mask_scores` and `masks` float32 [B, D, M, M],
     probabilities over the boxes. Slots are in order of falling box score.
 
-    - `serving_default`: `image` uint8 [1, H, W, 3], a picture that fills the canvas. Only
+    - `serving_default`: `image` uint8 [1, H, W, 3], an image that fills the canvas. Only
       operations that LiteRT and OpenVINO have as well.
-    - `serve_canvas`: a picture on a canvas, `image` and `image_info` float32 [1, 5], see
+    - `serve_canvas`: an image on a canvas, `image` and `image_info` float32 [1, 5], see
       `data.examples.lay_out`.
     - `serve_bytes`: `images` string [B], JPEG or PNG files of any size, turned as their EXIF
-      orientation says. Boxes are in pixels of the files' pictures; beside them stand `names` string
-      [B, D] and `sizes` int32 [B, 2], the pictures' h and w.
+      orientation says. Boxes are in pixels of these images; further outputs are `names` string
+      [B, D] and `sizes` int32 [B, 2], their h and w.
     - `serve_examples`: the same of `examples` string [B], serialised tf.train.Example messages with
       the file under `image/encoded`.
     - `serve_rle`: as `serve_bytes`, and `rle_counts` string [B, D], COCO's compressed run lengths.
@@ -112,7 +112,7 @@ class Serving(tf.Module):
         return paste_masks(found["masks"], found["boxes"], size, self._paste_rule)
 
     def _for_each(self, images: tf.Tensor, add: Callable) -> Tensors:
-        """Finds in each file of a batch, one after another, since each picture has its size."""
+        """Finds in each file of a batch, one after another, because each image has its own size."""
         find = tf.function(lambda file: self._find(file, add), autograph=False)
         find_one = find.get_concrete_function(tf.TensorSpec([], tf.string))
         signature = {
@@ -122,7 +122,7 @@ class Serving(tf.Module):
         return tf.map_fn(find_one, images, fn_output_signature=signature)
 
     def _find(self, file: tf.Tensor, add: Callable[[Tensors, tf.Tensor], Tensors]) -> Tensors:
-        """What is found in a file, in pixels of its picture, and what `add` makes of it."""
+        """Detects in a file, in pixels of its image, and adds what `add` makes of it."""
         features = lay_out(decode_file(file, self._data.exif), self._data)
         info = features["image_info"]
         outputs = self._detect({name: value[None] for name, value in features.items()})

@@ -14,7 +14,7 @@ from small_model import CATEGORIES, make_model_dir, photograph, save
 import msrcnn
 from data.errors import UserError
 from trainer.export import export
-from trainer.run_record import recall_params
+from trainer.run_record import load_params
 
 CANVAS = "64x96"
 
@@ -22,7 +22,7 @@ CANVAS = "64x96"
 @pytest.fixture(scope="module")
 def model_dir(tmp_path_factory):
     folder = make_model_dir(tmp_path_factory.mktemp("model") / "run")
-    export(recall_params(str(folder), {"mode": "export", "canvas": CANVAS}))
+    export(load_params(str(folder), {"mode": "export", "canvas": CANVAS}))
     return folder
 
 
@@ -141,7 +141,7 @@ def test_classes_and_settings_travel_with_it(model_dir):
 
 def test_without_a_checkpoint_nothing_is_written(tmp_path):
     with pytest.raises(UserError, match="There is no checkpoint in --model_dir"):
-        export(recall_params(str(tmp_path), {"mode": "export"}))
+        export(load_params(str(tmp_path), {"mode": "export"}))
     assert not list(tmp_path.iterdir())
 
 
