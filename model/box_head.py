@@ -19,7 +19,7 @@ from model.nms import suppress
 from model.norms import ConvNorm
 from model.proposals import Proposals
 from model.roi_sampling import SampledRoIs
-from model.scopes import in_scope
+from model.scopes import OUTPUTS, in_scope
 from model.view import View
 
 ROI_SIZE = 7
@@ -58,6 +58,7 @@ class BoxHead(Part):
         hidden: width of the fully connected layers.
         num_classes: K.
         num_convs: number of 3×3 convolutions before them.
+        separable: whether these are `SeparableConv`s.
         num_fcs: number of fully connected layers.
         norm: normalisation after each convolution, or "none".
         box_loss_beta: see `box_losses`.
@@ -74,6 +75,7 @@ class BoxHead(Part):
         num_classes: int,
         *,
         num_convs: int = 0,
+        separable: bool = False,
         num_fcs: int = 2,
         norm: str = "none",
         box_loss_beta: float = 0.0,
@@ -85,7 +87,7 @@ class BoxHead(Part):
         dtype: str = "float32",
     ):
         super().__init__(dtype=dtype, autocast=False)
-        kwargs = {"norm": norm, "dtype": dtype}
+        kwargs = {"norm": norm, "separable": separable, "dtype": dtype}
         self.convs = LayerList(
             [ConvNorm(rng, channels, channels, 3, **kwargs) for _ in range(num_convs)]
         )
@@ -112,6 +114,10 @@ class BoxHead(Part):
         x = tf.reshape(x, [-1, int(np.prod(x.shape[1:]))])
         for fc in self.fcs:
             x = tf.nn.relu(fc(x))
+        return self._outputs(x)
+
+    @in_scope(OUTPUTS)
+    def _outputs(self, x: tf.Tensor) -> BoxOutputs:
         return BoxOutputs(
             class_logits=self.classes(x),
             box_deltas=tf.reshape(self.deltas(x), [-1, self.num_classes, 4]),

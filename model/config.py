@@ -102,6 +102,10 @@ class ModelConfig:
         "Normalisation after the convolutions of the feature pyramid, or none.",
         one_of("none", *NORMS),
     )
+    separable_convs: bool = predictive_setting(
+        False,
+        "Make the 3x3 convolutions of the feature pyramid and the heads depthwise separable.",
+    )
     pixel_mean: tuple[float, ...] = predictive_setting(
         (), "Mean that is subtracted from RGB; if empty, the backbone's own.", each(ANYTHING, 3)
     )

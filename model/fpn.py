@@ -22,6 +22,7 @@ class FPN(Part):
         in_channels: channels of C2 … C5.
         channels: channels of every output.
         norm: normalisation after each convolution, or "none".
+        separable: whether the 3×3 convolutions are `SeparableConv`s.
         dtype: Keras dtype policy.
     """
 
@@ -32,13 +33,17 @@ class FPN(Part):
         channels: int,
         *,
         norm: str = "none",
+        separable: bool = False,
         dtype: str = "float32",
     ):
         super().__init__(dtype=dtype, autocast=False)
         kwargs = {"norm": norm, "kernel_init": kaiming_uniform, "dtype": dtype}
         self.laterals = LayerList([ConvNorm(rng, n, channels, 1, **kwargs) for n in in_channels])
         self.outputs = LayerList(
-            [ConvNorm(rng, channels, channels, 3, **kwargs) for _ in in_channels]
+            [
+                ConvNorm(rng, channels, channels, 3, separable=separable, **kwargs)
+                for _ in in_channels
+            ]
         )
         self.built = True
 

@@ -167,6 +167,7 @@ class DepthwiseConv(Parameterised):
         channels: C.
         size: side of the square kernel.
         stride: of both axes.
+        kernel_init: draws the kernel.
         dtype: Keras dtype policy.
     """
 
@@ -177,10 +178,11 @@ class DepthwiseConv(Parameterised):
         size: int,
         *,
         stride: int = 1,
+        kernel_init: Initializer = kaiming_normal,
         dtype: str = "float32",
     ):
         super().__init__(dtype)
-        self.kernel = self._variable("kernel", kaiming_normal(rng, (size, size, channels, 1)))
+        self.kernel = self._variable("kernel", kernel_init(rng, (size, size, channels, 1)))
         self.stride = stride
 
     def call(self, x: tf.Tensor, scale: tf.Tensor | None = None, offset: tf.Tensor | None = None):
@@ -189,6 +191,41 @@ class DepthwiseConv(Parameterised):
         strides = [1, self.stride, self.stride, 1]
         y = tf.nn.depthwise_conv2d(self._cast(x), self._cast(kernel), strides, "SAME")
         return y if offset is None else tf.nn.bias_add(y, self._cast(offset))
+
+
+class SeparableConv(keras.layers.Layer):
+    """A depthwise and a 1×1 convolution in place of a `Conv` (Howard et al., MobileNets, 2017).
+
+    Args:
+        rng, in_channels, out_channels, size, stride, bias, dtype: as for `Conv`; the padding is
+            TensorFlow's "SAME".
+        kernel_init: draws the 1×1 kernel; the depthwise one preserves the variance.
+    """
+
+    def __init__(
+        self,
+        rng: np.random.Generator,
+        in_channels: int,
+        out_channels: int,
+        size: int,
+        *,
+        stride: int = 1,
+        bias: bool = True,
+        kernel_init: Initializer = kaiming_normal,
+        dtype: str = "float32",
+    ):
+        super().__init__(dtype=dtype, autocast=False)
+        self.depthwise = DepthwiseConv(
+            rng, in_channels, size, stride=stride, kernel_init=normal(1 / size), dtype=dtype
+        )
+        self.pointwise = Conv(
+            rng, in_channels, out_channels, 1, bias=bias, kernel_init=kernel_init, dtype=dtype
+        )
+        self.built = True
+
+    def call(self, x: tf.Tensor, scale: tf.Tensor | None = None, offset: tf.Tensor | None = None):
+        """Convolves [B, H, W, in_channels]; `scale`, `offset` [out_channels] fold a norm in."""
+        return self.pointwise(self.depthwise(x), scale=scale, offset=offset)
 
 
 class ConvTranspose(Parameterised):

@@ -17,7 +17,7 @@ from model.norms import ConvNorm
 from model.polygon_masks import polygon_targets
 from model.roi_align import ends_in_cells, sample_weights
 from model.roi_sampling import SampledRoIs
-from model.scopes import in_scope
+from model.scopes import OUTPUTS, in_scope
 from model.slots import Slots, choose_slots
 from model.view import View
 
@@ -64,6 +64,7 @@ class MaskHead(Part):
         max_rois: maximum number of positive RoIs per image in training.
         target: "bitmap" or "soft", see `mask_targets`, or "polygon", see `polygon_targets`.
         norm: normalisation after each 3×3 convolution, or "none".
+        separable: whether the 3×3 convolutions are `SeparableConv`s.
         dtype: Keras dtype policy.
     """
 
@@ -77,10 +78,11 @@ class MaskHead(Part):
         max_rois: int = 128,
         target: str = "bitmap",
         norm: str = "none",
+        separable: bool = False,
         dtype: str = "float32",
     ):
         super().__init__(dtype=dtype, autocast=False)
-        kwargs = {"norm": norm, "dtype": dtype}
+        kwargs = {"norm": norm, "separable": separable, "dtype": dtype}
         self.convs = LayerList(
             [ConvNorm(rng, channels, channels, 3, **kwargs) for _ in range(NUM_CONVS)]
         )
@@ -106,12 +108,16 @@ class MaskHead(Part):
         x = features
         for conv in self.convs:
             x = tf.nn.relu(conv(x))
-        height, width = x.shape[1:3]
-        x = tf.nn.relu(self.deconv(x))
+        logits = self._outputs(tf.nn.relu(self.deconv(x)), classes)
+        return interleave(logits, *x.shape[1:3])
+
+    @in_scope(OUTPUTS)
+    def _outputs(self, x: tf.Tensor, classes: tf.Tensor) -> tf.Tensor:
+        """Applies the filter of each RoI's class to [N, M M, C]: float32 [N, M M]."""
         filters = tf.gather(tf.transpose(self.logits.kernel[0, 0]), classes)
         bias = tf.gather(tf.convert_to_tensor(self.logits.bias), classes)
         logits = tf.matmul(tf.cast(x, OUTPUT_DTYPE), filters[:, :, None])[:, :, 0]
-        return interleave(logits + bias[:, None], height, width)
+        return logits + bias[:, None]
 
     def compute_losses(
         self, view: View, rois: SampledRoIs, labels: Tensors

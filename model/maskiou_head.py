@@ -12,11 +12,11 @@ import math
 import numpy as np
 import tensorflow as tf
 
-from model.layers import OUTPUT_DTYPE, Conv, Dense, LayerList, Part, normal
+from model.layers import OUTPUT_DTYPE, Conv, Dense, LayerList, Part, SeparableConv, normal
 from model.losses import global_sum
 from model.mask_head import HALF, MaskBranch, matched_masks
 from model.roi_align import ends_in_cells
-from model.scopes import in_scope
+from model.scopes import OUTPUTS, in_scope
 from model.view import View
 
 # mmdetection's epsilon, in both denominators of `ratio_full_areas`.
@@ -37,6 +37,7 @@ class MaskIoUHead(Part):
         stop_gradient: whether to stop the gradient of the loss before the mask head.
         loss_weight: weight of `maskiou_loss`.
         rescore: see `mask_scores`.
+        separable: whether the convolutions are `SeparableConv`s.
         dtype: Keras dtype policy.
     """
 
@@ -53,15 +54,17 @@ class MaskIoUHead(Part):
         stop_gradient: bool = False,
         loss_weight: float = 1.0,
         rescore: bool = True,
+        separable: bool = False,
         dtype: str = "float32",
     ):
         super().__init__(dtype=dtype, autocast=False)
+        conv = SeparableConv if separable else Conv
         self.convs = LayerList(
             [
-                Conv(rng, channels + 1, channels, 3, dtype=dtype),
-                Conv(rng, channels, channels, 3, dtype=dtype),
-                Conv(rng, channels, channels, 3, dtype=dtype),
-                Conv(rng, channels, channels, 3, stride=2, dtype=dtype),
+                conv(rng, channels + 1, channels, 3, dtype=dtype),
+                conv(rng, channels, channels, 3, dtype=dtype),
+                conv(rng, channels, channels, 3, dtype=dtype),
+                conv(rng, channels, channels, 3, stride=2, dtype=dtype),
             ]
         )
         side = mask_size // 4
@@ -92,13 +95,16 @@ class MaskIoUHead(Part):
 
     def predict_all_classes(self, features: tf.Tensor, mask_logits: tf.Tensor) -> tf.Tensor:
         """Predicts the IoU for every class: float32 [N, K]."""
-        masks = tf.cast(tf.sigmoid(mask_logits), features.dtype)[..., None]
-        x = tf.concat([features, _pool(masks)], axis=-1)
+        x = _append_masks(features, mask_logits)
         for conv in self.convs:
             x = tf.nn.relu(conv(x))
         x = tf.reshape(x, [-1, int(np.prod(x.shape[1:]))])
         for fc in self.fcs:
             x = tf.nn.relu(fc(x))
+        return self._outputs(x)
+
+    @in_scope(OUTPUTS)
+    def _outputs(self, x: tf.Tensor) -> tf.Tensor:
         return self.maskiou(x)
 
     def compute_losses(
@@ -149,6 +155,13 @@ def mask_scores(box_scores: tf.Tensor, mask_ious: tf.Tensor, rescore: bool) -> t
         float32 [B, D].
     """
     return box_scores * mask_ious if rescore else box_scores
+
+
+@in_scope(OUTPUTS)
+def _append_masks(features: tf.Tensor, mask_logits: tf.Tensor) -> tf.Tensor:
+    """Appends the mask head's probabilities to the features as one more channel."""
+    masks = tf.cast(tf.sigmoid(mask_logits), features.dtype)[..., None]
+    return tf.concat([features, _pool(masks)], axis=-1)
 
 
 def _pool(masks: tf.Tensor) -> tf.Tensor:

@@ -5,11 +5,20 @@ Axes: B images (or RoIs), H W rows and columns, C channels.
 
 from __future__ import annotations
 
+import functools
+
 import keras
 import numpy as np
 import tensorflow as tf
 
-from model.layers import Conv, DepthwiseConv, Initializer, Parameterised, kaiming_normal
+from model.layers import (
+    Conv,
+    DepthwiseConv,
+    Initializer,
+    Parameterised,
+    SeparableConv,
+    kaiming_normal,
+)
 
 BATCH_NORM_EPSILON = 1e-5
 GROUP_NORM_EPSILON = 1e-5
@@ -124,6 +133,7 @@ class ConvNorm(keras.layers.Layer):
         rng, in_channels, out_channels, size, stride, padding, kernel_init, dtype: as for `Conv`.
         norm: see `make_norm`; "none" leaves it out and gives the convolution a bias.
         depthwise: whether the convolution is a `DepthwiseConv`.
+        separable: whether it is a `SeparableConv`, which has no choice of `padding`.
     """
 
     def __init__(
@@ -138,19 +148,20 @@ class ConvNorm(keras.layers.Layer):
         norm: str,
         kernel_init: Initializer = kaiming_normal,
         depthwise: bool = False,
+        separable: bool = False,
         dtype: str = "float32",
     ):
         super().__init__(dtype=dtype, autocast=False)
         if depthwise:
             self.conv = DepthwiseConv(rng, in_channels, size, stride=stride, dtype=dtype)
         else:
-            self.conv = Conv(
+            make = SeparableConv if separable else functools.partial(Conv, padding=padding)
+            self.conv = make(
                 rng,
                 in_channels,
                 out_channels,
                 size,
                 stride=stride,
-                padding=padding,
                 bias=norm == "none",
                 kernel_init=kernel_init,
                 dtype=dtype,

@@ -11,10 +11,10 @@ import numpy as np
 import tensorflow as tf
 
 from data.anchors import AnchorGrid
-from model.layers import OUTPUT_DTYPE, Conv, LayerList, Part, normal
+from model.layers import OUTPUT_DTYPE, Conv, LayerList, Part, SeparableConv, normal
 from model.losses import global_sum, num_replicas, smooth_l1
 from model.proposals import Proposals, RPNOutputs, generate_proposals
-from model.scopes import in_scope
+from model.scopes import OUTPUTS, in_scope
 
 
 class RPNHead(Part):
@@ -26,6 +26,7 @@ class RPNHead(Part):
         make_grid: makes the anchors of a canvas (H, W).
         anchors_per_cell: number of anchors at each cell.
         num_convs: number of 3×3 convolutions.
+        separable: whether they are `SeparableConv`s.
         pre_nms, post_nms: see `generate_proposals`; in training and at test.
         nms_iou, clip_below: see `generate_proposals`.
         box_loss_beta, loss_normaliser: see `rpn_losses`.
@@ -40,6 +41,7 @@ class RPNHead(Part):
         anchors_per_cell: int,
         *,
         num_convs: int = 1,
+        separable: bool = False,
         pre_nms: tuple[int, int] = (2000, 1000),
         post_nms: tuple[int, int] = (1000, 1000),
         nms_iou: float = 0.7,
@@ -50,8 +52,9 @@ class RPNHead(Part):
     ):
         super().__init__(dtype=dtype, autocast=False)
         kwargs = {"kernel_init": normal(0.01)}
+        make = SeparableConv if separable else Conv
         self.convs = LayerList(
-            [Conv(rng, channels, channels, 3, dtype=dtype, **kwargs) for _ in range(num_convs)]
+            [make(rng, channels, channels, 3, dtype=dtype, **kwargs) for _ in range(num_convs)]
         )
         self.objectness = Conv(rng, channels, anchors_per_cell, 1, dtype=OUTPUT_DTYPE, **kwargs)
         self.deltas = Conv(rng, channels, anchors_per_cell * 4, 1, dtype=OUTPUT_DTYPE, **kwargs)
@@ -101,6 +104,10 @@ class RPNHead(Part):
         hidden = list(pyramid)
         for conv in self.convs:
             hidden = [tf.nn.relu(conv(level)) for level in hidden]
+        return self._outputs(hidden)
+
+    @in_scope(OUTPUTS)
+    def _outputs(self, hidden: Sequence[tf.Tensor]) -> RPNOutputs:
         batch = tf.shape(hidden[0])[0]
 
         def flatten(maps: list[tf.Tensor], shape: list[int]) -> tf.Tensor:

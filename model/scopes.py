@@ -7,6 +7,10 @@ from collections.abc import Callable
 
 import tensorflow as tf
 
+# What follows a head's hidden layers. An export to 8 bits leaves it in float32, because 256 levels
+# are too few for scores and boxes.
+OUTPUTS = "outputs"
+
 
 def in_scope(name: str) -> Callable[[Callable], Callable]:
     """Decorates a function so that its operations are named `name/…`."""

@@ -59,7 +59,12 @@ class System(NamedTuple):
 def _fpn(settings: Settings, in_channels: tuple[int, ...]) -> FPN:
     model = settings.model
     return FPN(
-        settings.rng, in_channels, model.fpn_channels, norm=model.fpn_norm, dtype=model.precision
+        settings.rng,
+        in_channels,
+        model.fpn_channels,
+        norm=model.fpn_norm,
+        separable=model.separable_convs,
+        dtype=model.precision,
     )
 
 
@@ -71,6 +76,7 @@ def _rpn(settings: Settings) -> RPNHead:
         functools.partial(AnchorGrid.from_config, data),
         len(data.anchor_ratios),
         num_convs=model.rpn_num_convs,
+        separable=model.separable_convs,
         pre_nms=(model.rpn_pre_nms_train, model.rpn_pre_nms_test),
         post_nms=(model.rpn_post_nms_train, model.rpn_post_nms_test),
         nms_iou=model.rpn_nms_iou,
@@ -103,6 +109,7 @@ def _box_head(settings: Settings) -> BoxHead:
         model.head_dim,
         model.num_classes,
         num_convs=model.box_num_convs,
+        separable=model.separable_convs,
         num_fcs=model.box_num_fcs,
         norm=model.head_norm,
         box_loss_beta=model.box_loss_beta,
@@ -124,6 +131,7 @@ def _mask_head(settings: Settings) -> MaskHead:
         mask_size=model.mask_size,
         max_rois=int(model.rois_per_image * model.roi_positive_fraction),
         target=model.mask_target,
+        separable=model.separable_convs,
         norm=model.head_norm,
         dtype=model.precision,
     )
@@ -142,6 +150,7 @@ def _maskiou_head(settings: Settings) -> MaskIoUHead:
         stop_gradient=model.maskiou_stop_gradient,
         loss_weight=model.maskiou_loss_weight,
         rescore=model.rescore,
+        separable=model.separable_convs,
         dtype=model.precision,
     )
 

@@ -9,6 +9,7 @@ from model.layers import (
     Conv,
     ConvTranspose,
     Dense,
+    SeparableConv,
     interleave,
     kaiming_normal,
     kaiming_uniform,
@@ -48,6 +49,29 @@ def test_strided_convolution_pads_both_sides():
     x = tf.reshape(tf.range(16, dtype=tf.float32), [1, 4, 4, 1])
     # Windows centred on cells 0 and 2 of each axis; "SAME" would centre them on 1 and 3.
     np.testing.assert_array_equal(conv(x)[0, :, :, 0], [[10, 24], [51, 90]])
+
+
+@pytest.mark.parametrize("norm", ["none", "frozen_bn", "gn"])
+@pytest.mark.parametrize("stride", [1, 2])
+def test_separable_convolution_equals_tensorflows(norm, stride):
+    layer = ConvNorm(rng(), 3, 8, 3, stride=stride, norm=norm, separable=True)
+    if norm == "frozen_bn":
+        random_statistics(layer.norm)
+    x = randn(2, 11, 8, 3)
+    kernels = layer.conv.depthwise.kernel, layer.conv.pointwise.kernel
+    expected = tf.nn.separable_conv2d(x, *kernels, [1, stride, stride, 1], "SAME")
+    if norm == "frozen_bn":
+        scale, offset = layer.norm.affine()
+        expected = expected * scale + offset
+    elif norm == "gn":
+        expected = layer.norm(expected)
+    np.testing.assert_allclose(layer(x), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_separable_convolution_preserves_the_variance_before_a_relu():
+    layer = SeparableConv(rng(), 256, 256, 3)
+    y = tf.nn.relu(layer(tf.nn.relu(randn(1, 32, 32, 256))))
+    assert 0.3 < float(tf.reduce_mean(y**2)) < 0.7  # of the input it is one half
 
 
 @pytest.mark.parametrize("size, stride", [(1, 1), (1, 2), (3, 1), (3, 2), (7, 2)])

@@ -3,6 +3,7 @@
 import ast
 import pathlib
 
+import numpy as np
 import pytest
 from toy_batch import toy_features, toy_params
 
@@ -24,6 +25,21 @@ def test_a_system_has_the_outputs_of_its_heads(name):
     found = network.detect(toy_features(batch=1))
     assert ("detection_masks" in found) == ("mask_head" in network.head_names)
     assert ("mask_ious" in found) == ("maskiou_head" in network.head_names)
+
+
+def test_separable_convolutions_replace_all_of_the_pyramid_and_the_heads():
+    network = systems.build_network(toy_params(separable_convs=True, box_num_convs=1))
+    kernels = {
+        path: tuple(variable.shape)
+        for part in (network.fpn, network.rpn_head, *network.heads)
+        for path, variable in ((v.path, v) for v in part.decayed_variables)
+        if len(variable.shape) == 4
+    }
+    assert sum(shape[:2] == (3, 3) for shape in kernels.values()) == 4 + 1 + 1 + 4 + 4
+    for path, shape in kernels.items():
+        assert shape[:2] != (3, 3) or shape[3] == 1, path
+    losses = network.detect(toy_features(batch=1))
+    assert np.isfinite(losses["mask_ious"]).all()
 
 
 def test_only_systems_reads_the_settings_of_the_network():
