@@ -12,6 +12,7 @@ import math
 import numpy as np
 import tensorflow as tf
 
+from model.gather import gather_rows
 from model.layers import OUTPUT_DTYPE, Conv, Dense, LayerList, Part, SeparableConv, normal
 from model.losses import global_sum
 from model.mask_head import HALF, MaskBranch, matched_masks
@@ -91,7 +92,8 @@ class MaskIoUHead(Part):
         Returns:
             maskiou_pred, float32 [N], linear (not clipped to 0..1).
         """
-        return tf.gather(self.predict_all_classes(features, mask_logits), classes, batch_dims=1)
+        predicted = self.predict_all_classes(features, mask_logits)
+        return gather_rows(predicted, classes[:, None])[:, 0]
 
     def predict_all_classes(self, features: tf.Tensor, mask_logits: tf.Tensor) -> tf.Tensor:
         """Predicts the IoU for every class: float32 [N, K]."""

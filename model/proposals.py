@@ -11,6 +11,7 @@ import tensorflow as tf
 
 from data import boxes as box_ops
 from data.anchors import AnchorGrid
+from model.gather import gather_rows
 from model.nms import suppress
 from model.scopes import in_scope
 
@@ -75,7 +76,7 @@ def generate_proposals(
     boxes = tf.reshape(kept.boxes, [batch, -1, 4])
     scores, best = tf.math.top_k(scores, min(post_nms, scores.shape[1]))
     return Proposals(
-        boxes=tf.gather(boxes, best, batch_dims=1),
+        boxes=gather_rows(boxes, best),
         scores=scores,
         valid=scores > EMPTY_SCORE / 2,
     )
@@ -93,7 +94,7 @@ def _best_of_each_level(logits, deltas, grid, image_info, pre_nms, clip_below):
         count = min(pre_nms, grid.level_sizes[level])
         scores, best = tf.math.top_k(logits[level], count)
         boxes = box_ops.decode(
-            tf.gather(deltas[level], best, batch_dims=1),
+            gather_rows(deltas[level], best),
             tf.gather(anchors[level], best),
             clip_below=clip_below,
         )
