@@ -1,8 +1,9 @@
-# make install     create .venv with all dependencies and the packages in editable mode
-# make test        run the whole test suite
-# make lint        check style, code and types
-# make proofs      run the slow checks of docs/RESULTS.md (hours)
-# make quickstart  generate a small synthetic dataset, convert, train, evaluate, export, predict
+# make install         create .venv with all dependencies and the packages in editable mode
+# make install-extras  add the optional packages: LiteRT, OpenVINO, JAX, the demo page, test tools
+# make test            run the whole test suite; tests of packages that are missing are skipped
+# make lint            check style, code and types
+# make proofs          run the slow checks of docs/RESULTS.md (hours)
+# make quickstart      generate a small synthetic dataset, convert, train, evaluate, export, predict
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 
@@ -10,6 +11,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+EXTRAS_STAMP := $(VENV)/.installed-extras
 ROOMS := data model trainer tools tests setup.py msrcnn.py
 
 RUN := runs/quickstart
@@ -18,7 +20,7 @@ RECORDS := $(RUN)/records
 # Without AVX-512, 16-bit arithmetic is emulated and several times slower than float32.
 PRECISION := $(shell grep -qs avx512bw /proc/cpuinfo && echo mixed_bfloat16 || echo float32)
 
-.PHONY: help install test lint proofs quickstart
+.PHONY: help install install-extras test lint proofs quickstart
 
 help:
 	@sed -n 's/^# make/make/p' Makefile
@@ -32,6 +34,12 @@ $(STAMP): requirements.lock setup.py pyproject.toml
 	$(BIN)/python -m pip install --quiet --no-deps --requirement requirements.lock
 	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
 	touch $(STAMP)
+
+install-extras: $(EXTRAS_STAMP)
+
+$(EXTRAS_STAMP): requirements-extras.lock $(STAMP)
+	$(BIN)/python -m pip install --quiet --no-deps --requirement requirements-extras.lock
+	touch $(EXTRAS_STAMP)
 
 test: install
 	$(BIN)/python -m pytest --numprocesses=auto --maxprocesses=4 --dist=worksteal $(PYTEST_ARGS)
