@@ -8,6 +8,7 @@ import os
 import tensorflow as tf
 
 from data import files
+from data.tfrecords import write_shard
 from model.systems import build_network
 from trainer.categories import load_categories
 from trainer.checkpoints import find_checkpoint, load_network
@@ -15,6 +16,8 @@ from trainer.config import Params
 from trainer.exported import ASSETS, FILE, choose_canvas, describe
 from trainer.run_record import home_of, require_checkpoint
 from trainer.serving import Serving
+from trainer.warmup import FILE as WARMUP_FILE
+from trainer.warmup import make_warmup_request
 
 
 def export(params: Params) -> str:
@@ -28,7 +31,7 @@ def export(params: Params) -> str:
     Raises:
         UserError: there is no checkpoint, or it is of another network.
     """
-    serving, _, metadata = open_for_export(params)
+    serving, params, metadata = open_for_export(params)
     folder = os.path.join(params.train.output_dir or params.train.model_dir, "export")
     target = os.path.join(folder, "saved_model")
     unfinished = f"{target}.tmp"
@@ -38,12 +41,18 @@ def export(params: Params) -> str:
     options = tf.saved_model.SaveOptions(experimental_custom_gradients=False)
     with files.os_errors(target):
         tf.saved_model.save(serving, unfinished, serving.signatures(), options)
-    files.make_folder(os.path.join(unfinished, ASSETS))
-    with files.whole_file(os.path.join(unfinished, ASSETS, FILE)) as file:
-        json.dump(metadata, file, indent=1, ensure_ascii=False)
+    _write_assets(os.path.join(unfinished, ASSETS), params, metadata)
     _clear(target)
     files.rename(unfinished, target)
     return target
+
+
+def _write_assets(folder: str, params: Params, metadata: dict) -> None:
+    files.make_folder(folder)
+    with files.whole_file(os.path.join(folder, FILE)) as file:
+        json.dump(metadata, file, indent=1, ensure_ascii=False)
+    (canvas,) = params.data.canvas_sizes
+    write_shard(os.path.join(folder, WARMUP_FILE), [make_warmup_request(*canvas)])
 
 
 def _clear(folder: str) -> None:

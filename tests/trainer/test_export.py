@@ -17,6 +17,7 @@ from trainer.export import export
 from trainer.run_record import load_params
 
 CANVAS = "64x96"
+SERVING_API = "needs tensorflow-serving-api (make install-extras)"
 
 
 @pytest.fixture(scope="module")
@@ -137,6 +138,40 @@ def test_classes_and_settings_travel_with_it(model_dir):
     assert (metadata["input"]["height"], metadata["input"]["width"]) == (64, 96)
     assert metadata["settings"]["canvases"] == [CANVAS]
     assert metadata["settings"]["detections_per_image"] == 6
+
+
+def test_tensorflow_serving_finds_a_warm_up_request_that_runs(saved_model, signatures):
+    log = pytest.importorskip("tensorflow_serving.apis.prediction_log_pb2", reason=SERVING_API)
+    path = f"{saved_model}/assets.extra/tf_serving_warmup_requests"
+    (record,) = tf.data.TFRecordDataset(path).as_numpy_iterator()
+    found = _answer(signatures[1], log.PredictionLog.FromString(record).predict_log.request)
+    np.testing.assert_array_equal(found["sizes"], [[64, 96]])
+
+
+def test_a_request_of_a_client_is_answered(signatures, checkpoint, tmp_path):
+    predict = pytest.importorskip("tensorflow_serving.apis.predict_pb2", reason=SERVING_API)
+    paths = [save(tmp_path, f"{seed}.jpg", photograph(seed=seed), quality=100) for seed in (1, 2)]
+    request = predict.PredictRequest()
+    request.model_spec.name, request.model_spec.signature_name = "mask_rcnn", "serve_bytes"
+    images = tf.make_tensor_proto([path.read_bytes() for path in paths])
+    request.inputs["images"].CopyFrom(images)
+    found = _answer(signatures[1], predict.PredictRequest.FromString(request.SerializeToString()))
+    response = predict.PredictResponse()
+    for name, value in found.items():
+        response.outputs[name].CopyFrom(tf.make_tensor_proto(value))
+    received = predict.PredictResponse.FromString(response.SerializeToString())
+    outputs = {name: tf.make_ndarray(value) for name, value in received.outputs.items()}
+    for row, path in enumerate(paths):
+        names = sorted(name.decode() for name in outputs["names"][row])
+        assert names == sorted(checkpoint(path).names)
+
+
+def _answer(signatures, request):
+    """What TensorFlow Serving does with a `PredictRequest`."""
+    serve = signatures[request.model_spec.signature_name]
+    return serve(
+        **{name: tf.constant(tf.make_ndarray(tensor)) for name, tensor in request.inputs.items()}
+    )
 
 
 def test_without_a_checkpoint_nothing_is_written(tmp_path):
