@@ -58,11 +58,12 @@ class Detector(Part):
     ):
         super().__init__(dtype=dtype, autocast=False)
         self.pixels, self.sampler, self.regions = pixels, sampler, regions
-        # Attributes that hold layers have their names in checkpoints.
-        self.backbone, self.fpn, self.rpn_head = backbone, neck, proposer
         self.head_names = tuple(heads)
-        for name, head in heads.items():
-            setattr(self, name, head)
+        parts = {"backbone": backbone, "fpn": neck, "rpn_head": proposer, **heads}
+        for name, part in parts.items():
+            # Checkpoints have the attributes' names, and graphs those of the layers.
+            setattr(self, name, part)
+            part.name = name
         self.built = True
 
     @property

@@ -22,9 +22,10 @@ from data import files
 from data.errors import UserError
 from data.tensorflow_log import quieten_tensorflow
 from trainer.config import Params
-from trainer.exported import add_metadata, make_runner
+from trainer.exported import add_metadata
 from trainer.flags import exit_status, parse_command_line, refuse_flags
 from trainer.run_record import load_params
+from trainer.runtimes import run_tflite as make_runner
 
 TYPES = ("float32", "float16", "dynamic")
 # How far scores may differ from TensorFlow's, by type; dynamic range rounds weights to 8 bits.

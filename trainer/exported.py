@@ -1,7 +1,7 @@
 """What travels with an exported model: its settings and classes, as metadata.json.
 
-In a SavedModel the file lies in assets.extra/, in a .tflite file at its end, as a zip archive that
-LiteRT passes over.
+In a SavedModel the file lies in assets.extra/, beside an OpenVINO model in its folder, in a .tflite
+file at its end, as a zip archive that LiteRT passes over.
 """
 
 from __future__ import annotations
@@ -10,11 +10,9 @@ import dataclasses
 import io
 import json
 import os
-import threading
-import warnings
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -24,9 +22,6 @@ from trainer.categories import Category
 from trainer.config import Params
 from trainer.flags import list_settings, settings_of
 from trainer.named_settings import choose_settings
-
-if TYPE_CHECKING:
-    import tensorflow as tf
 
 FILE = "metadata.json"
 ASSETS = "assets.extra"
@@ -72,16 +67,18 @@ def describe(params: Params, categories: Sequence[Category]) -> dict[str, Any]:
     }
 
 
-def read_metadata(folder: str) -> tuple[Params, tuple[Category, ...]]:
-    """Settings and classes of an exported SavedModel.
+def read_metadata(folder: str) -> dict[str, Any]:
+    """Reads the metadata.json of a folder.
 
     Raises:
-        UserError: there are none.
+        UserError: it is missing or not one of this project.
     """
-    path = os.path.join(folder, ASSETS, FILE)
+    path = os.path.join(folder, FILE)
     try:
         with files.open_file(path) as file:
-            return parse_metadata(json.load(file))
+            metadata = json.load(file)
+        parse_metadata(metadata)
+        return metadata
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
             f"{path} cannot be read ({error}): export the model again with --mode=export."
@@ -93,30 +90,6 @@ def parse_metadata(metadata: Mapping[str, Any]) -> tuple[Params, tuple[Category,
     return choose_settings(metadata["settings"]), tuple(metadata["categories"])
 
 
-def is_saved_model(folder: str) -> bool:
-    """Whether a folder holds a SavedModel."""
-    return files.exists(os.path.join(folder, "saved_model.pb"))
-
-
-def open_saved_model(folder: str) -> tuple[Params, Callable, tuple[Category, ...]]:
-    """Settings, what finds objects on a canvas, and classes, as `trainer.predictor.Predictor` has.
-
-    Raises:
-        UserError: the folder is not an export of this project.
-    """
-    import tensorflow as tf
-
-    params, categories = read_metadata(folder)
-    # Kept by the function: it owns the weights.
-    model = tf.saved_model.load(folder)
-
-    def detect(features: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-        found = model.signatures["serve_canvas"](**features)
-        return {inner: found[outer] for inner, outer in NAMES.items() if outer in found}
-
-    return params, detect, categories
-
-
 def add_metadata(content: bytes, metadata: Mapping[str, Any]) -> bytes:
     """The content of a .tflite file with metadata.json at its end."""
     file = io.BytesIO(content)
@@ -125,23 +98,15 @@ def add_metadata(content: bytes, metadata: Mapping[str, Any]) -> bytes:
     return file.getvalue()
 
 
-def open_tflite(path: str) -> tuple[Params, Callable, tuple[Category, ...]]:
-    """The same of a .tflite file, run by LiteRT, or by TensorFlow where that is not installed.
+def find_on_canvas(
+    run: Callable[[np.ndarray], Mapping[str, np.ndarray]], mean: Sequence[float]
+) -> Callable[[Mapping[str, Any]], dict[str, np.ndarray]]:
+    """What finds the objects in one image on a canvas by a network that takes whole canvases.
 
-    Raises:
-        UserError: the file is not an export of this project.
+    Args:
+        run: maps uint8 [1, H, W, 3] to the outputs of `serving_default`.
+        mean: as for `fill_canvas`.
     """
-    try:
-        with files.open_file(path, "rb") as file:
-            content = file.read()
-        with zipfile.ZipFile(io.BytesIO(content)) as archive:
-            params, categories = parse_metadata(json.loads(archive.read(FILE)))
-    except (OSError, zipfile.BadZipFile, KeyError, ValueError, TypeError) as error:
-        raise UserError(
-            f"{path} cannot be opened ({error}): it is not a file of tools/export_tflite.py."
-        ) from None
-    run = make_runner(content)
-    mean = params.model.pixel_mean
 
     def detect(features: Mapping[str, Any]) -> dict[str, np.ndarray]:
         found = run(fill_canvas(features, mean))
@@ -151,7 +116,7 @@ def open_tflite(path: str) -> tuple[Params, Callable, tuple[Category, ...]]:
         outputs["detection_boxes"] = np.clip(outputs["detection_boxes"], 0.0, limits)
         return _without_empty_boxes(outputs)
 
-    return params, detect, categories
+    return detect
 
 
 def _without_empty_boxes(outputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -160,25 +125,6 @@ def _without_empty_boxes(outputs: Mapping[str, np.ndarray]) -> dict[str, np.ndar
     kept = np.flatnonzero((boxes[:, 2:] > boxes[:, :2]).all(axis=1))
     found = {name: value[:, kept] for name, value in outputs.items() if value.ndim > 1}
     return found | {"num_detections": np.array([len(kept)], np.int32)}
-
-
-def make_runner(content: bytes) -> Callable[[np.ndarray], dict[str, np.ndarray]]:
-    """What runs a .tflite file on an image; one call at a time, as its interpreter has it."""
-    try:
-        from ai_edge_litert.interpreter import Interpreter
-    except ImportError:
-        import tensorflow as tf
-
-        warnings.filterwarnings("ignore", message=".*tf.lite.Interpreter is deprecated")
-        Interpreter = tf.lite.Interpreter
-    runner = Interpreter(model_content=content, num_threads=os.cpu_count()).get_signature_runner()
-    lock = threading.Lock()
-
-    def run(image: np.ndarray) -> dict[str, np.ndarray]:
-        with lock:
-            return {name: np.array(value) for name, value in runner(image=image).items()}
-
-    return run
 
 
 def fill_canvas(features: Mapping[str, Any], mean: Sequence[float]) -> np.ndarray:

@@ -28,10 +28,10 @@ from trainer.categories import load_categories
 from trainer.checkpoints import find_checkpoint, load_network
 from trainer.coco_results import boxes_in_original, scores_of, to_coco_box
 from trainer.config import Params
-from trainer.exported import is_saved_model, open_saved_model, open_tflite
 from trainer.named_settings import choose_settings
 from trainer.overlays import Instance, draw_instances
 from trainer.run_record import has_checkpoint, load_record
+from trainer.runtimes import find_opener
 
 _PER_DETECTION = "detection_classes", "box_scores", "mask_ious", "mask_scores", "detection_masks"
 Photograph = np.ndarray | str | os.PathLike[str]
@@ -258,8 +258,8 @@ def load(
     """Opens a trained model.
 
     Args:
-        folder: a model_dir, or the folder `best` in one; a SavedModel of --mode=export; or a file
-            of `tools/export_tflite.py`.
+        folder: a model_dir, or the folder `best` in one; a SavedModel or OpenVINO model of
+            --mode=export; or a file of `tools/export_tflite.py`.
         batch_size: see `Predictor`.
         checkpoint: a checkpoint in the folder; by default the latest.
         settings: settings that replace the recorded ones, by the names of their flags, such as
@@ -272,15 +272,14 @@ def load(
         ValueError: a setting has an invalid value.
     """
     folder = files.expand(folder)
-    is_tflite = folder.endswith(".tflite")
-    if is_tflite or is_saved_model(folder):
+    if open_export := find_opener(folder):
         if settings or checkpoint:
             raise UserError(
                 f"{folder} is an exported model, whose settings and weights are fixed: open its "
                 f"model_dir instead, or export it again with other settings."
             )
         # Exports process one image at a time.
-        return Predictor(*(open_tflite if is_tflite else open_saved_model)(folder))
+        return Predictor(*open_export(folder))
     home = os.path.dirname(folder) if os.path.basename(folder) == "best" else folder
     recorded = load_record(home)
     if not recorded or not (checkpoint or has_checkpoint(folder)):
