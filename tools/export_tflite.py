@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from absl import flags
@@ -53,13 +53,19 @@ def convert(function, serving, kind: str) -> bytes:
 
 
 def check(content: bytes, kind: str, image: np.ndarray, expected: dict[str, np.ndarray]) -> float:
-    """Runs a file and compares it with TensorFlow.
+    """Runs a file of one of `TYPES` on uint8 [1, H, W, 3], and compares as `compare` does."""
+    return compare(make_runner(content)(image), expected, kind, _TOLERANCES[kind])
+
+
+def compare(
+    found: dict[str, np.ndarray], expected: dict[str, np.ndarray], kind: str, tolerance: float
+) -> float:
+    """Compares what an exported file finds in an image with what TensorFlow finds.
 
     Args:
-        content: of the file.
-        kind: one of `TYPES`.
-        image: uint8 [1, H, W, 3].
-        expected: what TensorFlow finds in it, by the names of the outputs.
+        found, expected: by the names of the outputs.
+        kind: of the file, for messages.
+        tolerance: how far box scores may differ.
 
     Returns:
         The largest difference of a box score.
@@ -67,13 +73,12 @@ def check(content: bytes, kind: str, image: np.ndarray, expected: dict[str, np.n
     Raises:
         UserError: it finds nothing where TensorFlow does, lacks an output, or differs too much.
     """
-    found = make_runner(content)(image)
     if missing := expected.keys() - found.keys():
         raise UserError(f"the {kind} file lacks the outputs {', '.join(sorted(missing))}.")
     if expected["num_detections"].any() and not found["num_detections"].any():
         raise UserError(f"the {kind} file finds nothing where TensorFlow finds something.")
     difference = float(np.abs(found["box_scores"] - expected["box_scores"]).max())
-    if not difference <= _TOLERANCES[kind]:
+    if not difference <= tolerance:
         raise UserError(f"the {kind} file's scores differ from TensorFlow's by {difference:.2g}.")
     return difference
 
@@ -81,13 +86,7 @@ def check(content: bytes, kind: str, image: np.ndarray, expected: dict[str, np.n
 def export(serving, metadata: dict, folder: str, kinds: Sequence[str], image: np.ndarray) -> None:
     """Writes and checks the files, each of which appears when it has passed."""
     function = serving.signature("serving_default")
-    expected = {name: value.numpy() for name, value in function(image).items()}
-    if not expected["num_detections"].any():
-        print(
-            "Warning: TensorFlow finds nothing in the image that the files are compared on; name "
-            "one with objects by --check_image.",
-            file=sys.stderr,
-        )
+    expected = find_expected(function, image)
     files.make_folder(folder)
     for kind in kinds:
         content = add_metadata(convert(function, serving, kind), metadata)
@@ -100,6 +99,18 @@ def export(serving, metadata: dict, folder: str, kinds: Sequence[str], image: np
             f"{difference:.1g}.",
             flush=True,
         )
+
+
+def find_expected(function: Callable, image: np.ndarray) -> dict[str, np.ndarray]:
+    """What TensorFlow finds in an image; warns where that is nothing."""
+    expected = {name: value.numpy() for name, value in function(image).items()}
+    if not expected["num_detections"].any():
+        print(
+            "Warning: TensorFlow finds nothing in the image that the files are compared on; name "
+            "one with objects by --check_image.",
+            file=sys.stderr,
+        )
+    return expected
 
 
 def read_image(path: str, params: Params) -> np.ndarray:

@@ -9,8 +9,9 @@ import tensorflow as tf
 
 from data import files
 from data.tfrecords import write_shard
+from model.detector import Detector
 from model.systems import build_network
-from trainer.categories import load_categories
+from trainer.categories import Category, load_categories
 from trainer.checkpoints import find_checkpoint, load_network
 from trainer.config import Params
 from trainer.exported import ASSETS, FILE, choose_canvas, describe
@@ -61,11 +62,17 @@ def _clear(folder: str) -> None:
 
 
 def open_for_export(params: Params) -> tuple[Serving, Params, dict]:
-    """The network of `--model_dir` or `--init_checkpoint`, its settings and its metadata."""
+    """The signatures of `open_network`'s network, its settings and its metadata."""
+    network, params, categories = open_network(params)
+    return Serving(params, network, categories), params, describe(params, categories)
+
+
+def open_network(params: Params) -> tuple[Detector, Params, tuple[Category, ...]]:
+    """The network of `--model_dir` or `--init_checkpoint`, its settings and its classes."""
     require_checkpoint(params)
     params = choose_canvas(params)
     network = build_network(params)
     checkpoint = params.train.init_checkpoint or params.train.model_dir
     load_network(network, find_checkpoint(checkpoint))
     categories = load_categories(home_of(params.train.model_dir, params.train.init_checkpoint))
-    return Serving(params, network, categories), params, describe(params, categories)
+    return network, params, categories

@@ -84,10 +84,7 @@ class Serving(tf.Module):
         } | (pasted if self._has_masks else {})
 
     def _serve_filled(self, image: tf.Tensor) -> Tensors:
-        height, width = (float(side) for side in image.shape[1:3])
-        image_info = tf.constant([[height, width, 1.0, height, width]])
-        features = {"image": image, "image_info": image_info}
-        return _rename(self._detect(features, static=Static.PORTABLE))
+        return serve_filled(self._detect, image, Static.PORTABLE)
 
     def _serve_canvas(self, image: tf.Tensor, image_info: tf.Tensor) -> Tensors:
         return _rename(self._detect({"image": image, "image_info": image_info}))
@@ -132,6 +129,19 @@ class Serving(tf.Module):
         found["names"] = tf.gather(tf.constant(self._names), found["classes"])
         found["sizes"] = size
         return found | add(found, size)
+
+
+def serve_filled(detect: Callable[..., Tensors], image: tf.Tensor, static: Static) -> Tensors:
+    """Detects in an image that fills its canvas.
+
+    Args:
+        detect: `model.detector.Detector.detect`.
+        image: uint8 [1, H, W, 3].
+        static: see `model.static.Static`.
+    """
+    height, width = (float(side) for side in image.shape[1:3])
+    image_info = tf.constant([[height, width, 1.0, height, width]])
+    return _rename(detect({"image": image, "image_info": image_info}, static=static))
 
 
 def _rename(outputs: Tensors) -> Tensors:

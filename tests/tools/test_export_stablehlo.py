@@ -1,0 +1,120 @@
+"""A StableHLO module: what it finds under JAX against TensorFlow, and what it is refused for."""
+
+import json
+import pathlib
+import sys
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import msrcnn
+from data.errors import UserError
+from tools.export_stablehlo import main
+from trainer.predictor import Predictor
+from trainer.stablehlo import open_stablehlo
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "trainer"))
+from small_model import CATEGORIES, make_model_dir, photograph  # noqa: E402
+
+CANVAS = "64x96"
+
+
+@pytest.fixture(scope="module")
+def jax():
+    return pytest.importorskip("jax", reason="needs JAX, the extra `stablehlo`")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("stablehlo")
+    make_model_dir(folder / "run")
+    arguments = [f"--model={folder}/run", f"--output={folder}/out", f"--canvas={CANVAS}"]
+    assert main(["export_stablehlo.py", *arguments]) == 0
+    return folder
+
+
+@pytest.fixture(scope="module")
+def exported(folder, jax):
+    return Predictor(*open_stablehlo(str(folder / "out" / "model.stablehlo")))
+
+
+def test_outputs_classes_and_settings_lie_beside_it(folder):
+    metadata = json.loads((folder / "out" / "metadata.json").read_text())
+    shapes = {output["name"]: (output["dtype"], *output["shape"]) for output in metadata["outputs"]}
+    assert shapes == {
+        "boxes": ("float32", 1, 6, 4),
+        "box_scores": ("float32", 1, 6),
+        "classes": ("int32", 1, 6),
+        "mask_ious": ("float32", 1, 6),
+        "mask_scores": ("float32", 1, 6),
+        "masks": ("float32", 1, 6, 8, 8),
+        "num_detections": ("int32", 1),
+    }
+    assert metadata["categories"] == CATEGORIES
+    assert metadata["settings"]["canvases"] == [CANVAS]
+
+
+def test_weights_are_inside(folder):
+    shapes = tf.train.load_checkpoint(str(folder / "run")).get_variable_to_shape_map()
+    weights = 4 * sum(np.prod(shape) for name, shape in shapes.items() if "network" in name)
+    assert weights < (folder / "out" / "model.stablehlo").stat().st_size < weights + 1e6
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_it_finds_the_same_under_jax(folder, exported, seed):
+    image = photograph(64, 96, seed)
+    expected = msrcnn.load(folder / "run", canvases=[CANVAS])(image)
+    found = exported(image)
+    assert found.names == expected.names and len(found) == 6
+    for name in ("boxes", "box_scores", "mask_ious", "mask_scores", "probabilities"):
+        np.testing.assert_allclose(
+            getattr(found, name), getattr(expected, name), rtol=1e-4, atol=1e-4, err_msg=name
+        )
+
+
+def test_boxes_stay_inside_an_image_that_does_not_fill_the_canvas(exported):
+    found = exported(photograph(96, 64))
+    assert (found.height, found.width) == (96, 64)
+    assert (found.boxes >= 0).all() and (found.boxes <= [96, 64, 96, 64]).all()
+
+
+@pytest.mark.parametrize(
+    "damage", ["other bytes", "cut short", "no metadata", "other metadata", "other outputs"]
+)
+def test_what_is_no_export_is_one_sentence(folder, jax, tmp_path, damage):
+    content = (folder / "out" / "model.stablehlo").read_bytes()
+    metadata = json.loads((folder / "out" / "metadata.json").read_text())
+    if damage == "other bytes":
+        content = b"ML\xefR"
+    elif damage == "cut short":
+        content = content[:-1000]
+    elif damage == "other metadata":
+        metadata = {}
+    elif damage == "other outputs":
+        metadata["outputs"][0]["shape"] = [1, 7]
+    (tmp_path / "model.stablehlo").write_bytes(content)
+    if damage != "no metadata":
+        (tmp_path / "metadata.json").write_text(json.dumps(metadata))
+    with pytest.raises(UserError, match=r"model.stablehlo cannot be opened .*stablehlo.py") as info:
+        open_stablehlo(str(tmp_path / "model.stablehlo"))
+    assert "\n" not in str(info.value)
+
+
+def test_jax_is_asked_for_where_it_is_missing(folder, monkeypatch):
+    monkeypatch.setitem(sys.modules, "jax", None)
+    with pytest.raises(UserError, match="are run by JAX; pip install jax"):
+        open_stablehlo(str(folder / "out" / "model.stablehlo"))
+
+
+@pytest.mark.parametrize("arguments", [[], ["--model=x"], ["--output=y"]])
+def test_bad_flags_exit_with_2(arguments):
+    with pytest.raises(SystemExit) as exit_status:
+        main(["export_stablehlo.py", *arguments])
+    assert exit_status.value.code == 2
+
+
+def test_without_a_checkpoint_nothing_is_written(tmp_path, capsys):
+    assert main(["export_stablehlo.py", f"--model={tmp_path}", f"--output={tmp_path}/out"]) == 1
+    assert capsys.readouterr().err.startswith("error: There is no checkpoint in --model_dir")
+    assert not list(tmp_path.glob("out/*"))

@@ -1,0 +1,109 @@
+"""Exports prediction as StableHLO, for JAX and other runtimes that are built on XLA.
+
+    python tools/export_stablehlo.py --model=M --output=O
+
+writes O/model.stablehlo, which contains the weights, and O/metadata.json with the outputs, the
+classes and the settings. The module takes one uint8 image of the canvas that --canvas names. Where
+JAX is installed, the module is run beside TensorFlow before it is written. Every setting that
+changes predictions is a flag here too, such as --detections_per_image=20.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import json
+import os
+import sys
+from collections.abc import Sequence
+
+from absl import flags
+
+from data import files
+from data.tensorflow_log import quieten_tensorflow
+from tools.export_tflite import compare, find_expected, read_image
+from trainer.config import Params
+from trainer.exported import FILE as METADATA
+from trainer.exported import describe
+from trainer.flags import exit_status, parse_command_line, refuse_flags
+from trainer.run_record import load_params
+
+FILE = "model.stablehlo"
+_TOLERANCE = 1e-3
+_DESCRIPTION = "python tools/export_stablehlo.py --model=M --output=O"
+
+
+def export(params: Params, folder: str, check_image: str) -> None:
+    """Writes the files, which appear when they are complete and checked.
+
+    Raises:
+        UserError: there is no checkpoint, the check image cannot be read, or the module finds
+            something else than TensorFlow.
+    """
+    from model.static import Static
+    from trainer.export import open_network
+    from trainer.serving import serve_filled
+    from trainer.stablehlo import lower, make_runner
+
+    network, params, categories = open_network(params)
+    image = read_image(check_image, params)
+    content, outputs = lower(network, *params.data.canvas_sizes)
+    metadata = describe(params, categories) | {"outputs": outputs}
+    message = "not run, because JAX is not installed."
+    if importlib.util.find_spec("jax"):
+        detect = functools.partial(serve_filled, network.detect, static=Static.NO)
+        expected = find_expected(detect, image)
+        found = make_runner(content, metadata)(image)
+        difference = compare(found, expected, "StableHLO", _TOLERANCE)
+        message = f"box scores differ from TensorFlow's by at most {difference:.1g}."
+    path = _write(folder, content, metadata)
+    print(f"{path}: {len(content) / 1e6:.1f} MB; {message}", flush=True)
+
+
+def _write(folder: str, content: bytes, metadata: dict) -> str:
+    path = os.path.join(folder, FILE)
+    files.make_folder(folder)
+    if files.exists(path):  # A module never lies beside the metadata of another.
+        files.remove(path)
+    with files.whole_file(os.path.join(folder, METADATA)) as file:
+        json.dump(metadata, file, indent=1, ensure_ascii=False)
+    with files.whole_file(path, "wb") as file:
+        file.write(content)
+    return path
+
+
+def _define_flags(flag_values: flags.FlagValues) -> None:
+    flags.DEFINE_string("model", "", "model_dir of a training.", flag_values=flag_values)
+    flags.DEFINE_string("output", "", "Folder for the files.", flag_values=flag_values)
+    flags.DEFINE_string(
+        "check_image", "", "Image with objects to compare on; empty: noise.",
+        flag_values=flag_values,
+    )  # fmt: skip
+
+
+def main(argv: Sequence[str]) -> int:
+    """Runs one command line and returns the exit status."""
+    command = parse_command_line(argv, _DESCRIPTION, _define_flags)
+    values = command.flag_values
+    for name in ("model", "output"):
+        if not values[name].value:
+            refuse_flags(f"--{name} is not set.")
+    folder = files.expand(values["output"].value)
+
+    def work() -> int:
+        files.require_writable(folder, "output")
+        quieten_tensorflow()
+        params = load_params(values["model"].value, command.given)
+        export(params, folder, values["check_image"].value)
+        return 0
+
+    return exit_status(work)
+
+
+def run() -> None:
+    """Console script."""
+    sys.exit(main(sys.argv))
+
+
+if __name__ == "__main__":
+    run()

@@ -1,0 +1,111 @@
+"""A trained network as a StableHLO module, which JAX and other users of XLA run without TensorFlow.
+
+The module is a file of MLIR bytecode that contains the weights. Its function `main` takes uint8
+[1, H, W, 3], an image that fills the canvas, and returns what metadata.json beside it lists under
+"outputs", in that order.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from data import files
+from data.errors import UserError
+from model.detector import Detector
+from model.static import Static
+from trainer.categories import Category
+from trainer.config import Params
+from trainer.exported import FILE as METADATA
+from trainer.exported import find_on_canvas, parse_metadata
+from trainer.serving import serve_filled
+
+
+def lower(network: Detector, canvas: Sequence[int]) -> tuple[bytes, list[dict]]:
+    """Lowers prediction on one canvas to StableHLO.
+
+    Returns:
+        The module, and {"name", "dtype", "shape"} of each output.
+    """
+    weights = [(variable, variable.numpy()) for variable in network.variables]
+
+    def predict(image: tf.Tensor) -> dict[str, tf.Tensor]:
+        # Variables would become arguments of the module, and constants become part of it.
+        constants = [(variable, tf.constant(value)) for variable, value in weights]
+        with keras.StatelessScope(constants):
+            return serve_filled(network.detect, image, Static.XLA)
+
+    image = tf.TensorSpec([1, *canvas, 3], tf.uint8, "image")
+    function = tf.function(predict, [image], autograph=False, jit_compile=True)
+    content = function.experimental_get_compiler_ir(image)(stage="stablehlo_serialized")
+    outputs = function.get_concrete_function().structured_outputs
+    return content, [
+        # TensorFlow orders the values of a dict by their keys.
+        {"name": name, "dtype": value.dtype.name, "shape": value.shape.as_list()}
+        for name, value in sorted(outputs.items())
+    ]
+
+
+def open_stablehlo(path: str) -> tuple[Params, Callable, tuple[Category, ...]]:
+    """Opens a module that is to run under JAX, as `trainer.exported.open_tflite` opens its files.
+
+    Raises:
+        UserError: JAX is not installed, or the file is not an export of this project.
+    """
+    beside = os.path.join(os.path.dirname(path), METADATA)
+    try:
+        with files.open_file(path, "rb") as file:
+            content = file.read()
+        with files.open_file(beside) as file:
+            metadata = json.load(file)
+        params, categories = parse_metadata(metadata)
+        run = make_runner(content, metadata)
+    except (OSError, KeyError, ValueError, TypeError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(
+            f"{path} cannot be opened ({reason}): it is not a file of tools/export_stablehlo.py "
+            f"with its {METADATA} beside it."
+        ) from None
+    return params, find_on_canvas(run, params.model.pixel_mean), categories
+
+
+def make_runner(
+    content: bytes, metadata: Mapping[str, Any]
+) -> Callable[[np.ndarray], dict[str, np.ndarray]]:
+    """Compiles a module, and returns what runs it on an image on JAX's default device.
+
+    Raises:
+        UserError: JAX is not installed.
+        ValueError: `content` is not a StableHLO module that this version of JAX can read.
+    """
+    try:
+        import jax.export
+    except ImportError:
+        raise UserError("StableHLO files are run by JAX; pip install jax.") from None
+    sides = metadata["input"]
+    image = jax.ShapeDtypeStruct([1, sides["height"], sides["width"], 3], np.uint8)
+    outputs = metadata["outputs"]
+
+    def same_signature(image):
+        return [jax.numpy.zeros(output["shape"], output["dtype"]) for output in outputs]
+
+    # JAX's way of reading a module is to export one: that of another function is exchanged.
+    exported = jax.export.export(jax.jit(same_signature, keep_unused=True))(image)
+    exported = dataclasses.replace(exported, mlir_module_serialized=content)
+    try:
+        compiled = jax.jit(exported.call).lower(image).compile()
+    except jax.errors.JaxRuntimeError as error:
+        raise ValueError(str(error)) from None
+
+    def run(image: np.ndarray) -> dict[str, np.ndarray]:
+        names = [output["name"] for output in outputs]
+        return dict(zip(names, map(np.asarray, compiled(image)), strict=True))
+
+    return run
