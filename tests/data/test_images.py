@@ -2,13 +2,14 @@
 
 import io
 import pathlib
+import zlib
 
 import numpy as np
 import pytest
 import tensorflow as tf
 from PIL import Image
 
-from data.images import ImageFacts, InvalidImage, inspect_image
+from data.images import ImageFacts, InvalidImage, inspect_image, stated_size
 
 _SHARED_DATA = pathlib.Path(__file__).parents[2].parent / "shared" / "data"
 
@@ -161,3 +162,20 @@ def test_real_photographs_pass_and_their_stumps_do_not():
         for cut in (1, 2, 10, 1000, len(encoded) // 2):
             with pytest.raises(InvalidImage):
                 inspect_image(encoded[:-cut])
+
+
+def test_the_stated_size_needs_only_the_header():
+    encoded = _encode("JPEG")
+    assert stated_size(encoded) == stated_size(_encode("PNG")) == (33, 45)
+    assert stated_size(encoded[:-200]) == (33, 45)
+    with pytest.raises(InvalidImage, match="neither JPEG nor PNG"):
+        stated_size(b"BM" + encoded)
+    for broken in (encoded[:50], b"\xff\xd8\xff"):
+        with pytest.raises(InvalidImage, match="truncated or broken") as refusal:
+            stated_size(broken)
+        assert "object at" not in str(refusal.value)
+    large = bytearray(_encode("PNG"))
+    large[16:24] = (20000).to_bytes(4, "big") * 2
+    large[29:33] = zlib.crc32(large[12:29]).to_bytes(4, "big")
+    with pytest.raises(InvalidImage, match="too large: it has more than 178956970 pixels"):
+        stated_size(bytes(large))

@@ -1,0 +1,1 @@
+"""A web page that shows a model's detections, and its server."""
