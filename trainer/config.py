@@ -13,6 +13,7 @@ from data.settings import (
     SHARE_BELOW_ONE,
     Check,
     check_settings,
+    each,
     one_of,
     path_setting,
     require,
@@ -21,6 +22,7 @@ from data.settings import (
 from model.config import ModelConfig
 
 MODES = ("train", "eval", "train_and_eval", "predict", "export")
+EXPORT_FORMATS = ("saved_model", "openvino")
 OPTIMIZERS = ("sgd", "adamw")
 DISTRIBUTIONS = ("auto", "one_device", "mirrored")
 SCHEDULES = ("step", "cosine", "constant")
@@ -51,6 +53,14 @@ class TrainConfig:
         "",
         "HEIGHTxWIDTH that --mode=export exports the network for; empty: the first of --canvases.",
         Check(f"empty or {CANVAS.expected}", lambda canvas: not canvas or CANVAS.holds(canvas)),
+    )
+    export_formats: tuple[str, ...] = setting(
+        ("saved_model",),
+        "Formats that --mode=export writes: saved_model, openvino.",
+        each(one_of(*EXPORT_FORMATS)),
+    )
+    calibration_file_pattern: str = path_setting(
+        "Records whose images give the ranges of int8 exports; the default is the training records."
     )
     distribution: str = setting(
         "auto",

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import json
+import contextlib
 import os
+from collections.abc import Iterator
 
 import tensorflow as tf
 
@@ -11,10 +12,13 @@ from data import files
 from data.tfrecords import write_shard
 from model.detector import Detector
 from model.systems import build_network
+from trainer.calibration import read_calibration_images
 from trainer.categories import Category, load_categories
 from trainer.checkpoints import find_checkpoint, load_network
 from trainer.config import Params
-from trainer.exported import ASSETS, FILE, choose_canvas, describe
+from trainer.export_check import find_expected
+from trainer.exported import ASSETS, choose_canvas, describe, write_metadata
+from trainer.openvino_export import export_openvino, require_openvino
 from trainer.run_record import home_of, require_checkpoint
 from trainer.serving import Serving
 from trainer.warmup import FILE as WARMUP_FILE
@@ -22,38 +26,57 @@ from trainer.warmup import make_warmup_request
 
 
 def export(params: Params) -> str:
-    """Writes the network of `--model_dir` to export/saved_model there, or in `--output_dir`.
+    """Writes the network of `--model_dir` to the folder export/ there, or in `--output_dir`.
 
-    The folder appears when it is complete.
+    saved_model/ is always written, because the other formats are made from it. Each format's folder
+    appears when it is complete.
 
     Returns:
-        Its path.
+        The path of export/.
 
     Raises:
-        UserError: there is no checkpoint, or it is of another network.
+        UserError: there is no checkpoint, or it is of another network, or a package is missing.
     """
-    serving, params, metadata = open_for_export(params)
+    openvino = "openvino" in params.train.export_formats
     folder = os.path.join(params.train.output_dir or params.train.model_dir, "export")
-    target = os.path.join(folder, "saved_model")
-    unfinished = f"{target}.tmp"
-    _clear(unfinished)
-    files.make_folder(folder)
-    # Nobody trains an export, and the gradients would be traced one by one.
-    options = tf.saved_model.SaveOptions(experimental_custom_gradients=False)
-    with files.os_errors(target):
-        tf.saved_model.save(serving, unfinished, serving.signatures(), options)
-    _write_assets(os.path.join(unfinished, ASSETS), params, metadata)
-    _clear(target)
-    files.rename(unfinished, target)
-    return target
+    if openvino:
+        require_openvino(folder)
+    serving, params, metadata = open_for_export(params)
+    images = read_calibration_images(params) if openvino else []
+    saved_model = os.path.join(folder, "saved_model")
+    with _whole_folder(saved_model) as unfinished:
+        # Nobody trains an export, and the gradients would be traced one by one.
+        options = tf.saved_model.SaveOptions(experimental_custom_gradients=False)
+        with files.os_errors(saved_model):
+            tf.saved_model.save(serving, unfinished, serving.signatures(), options)
+        _write_assets(os.path.join(unfinished, ASSETS), params, metadata)
+    if openvino:
+        expected = find_expected(serving.signature("serving_default"), images[0])
+        with _whole_folder(os.path.join(folder, "openvino")) as unfinished:
+            export_openvino(saved_model, unfinished, metadata, expected, images)
+    return folder
 
 
 def _write_assets(folder: str, params: Params, metadata: dict) -> None:
     files.make_folder(folder)
-    with files.whole_file(os.path.join(folder, FILE)) as file:
-        json.dump(metadata, file, indent=1, ensure_ascii=False)
+    write_metadata(folder, metadata)
     (canvas,) = params.data.canvas_sizes
     write_shard(os.path.join(folder, WARMUP_FILE), [make_warmup_request(*canvas)])
+
+
+@contextlib.contextmanager
+def _whole_folder(target: str) -> Iterator[str]:
+    """Yields an empty folder that takes the place of `target` when it is complete."""
+    unfinished = f"{target}.tmp"
+    _clear(unfinished)
+    files.make_folder(unfinished)
+    try:
+        yield unfinished
+    except BaseException:
+        _clear(unfinished)
+        raise
+    _clear(target)
+    files.rename(unfinished, target)
 
 
 def _clear(folder: str) -> None:

@@ -17,7 +17,6 @@ from typing import Any
 import numpy as np
 
 from data import files
-from data.errors import UserError
 from trainer.categories import Category
 from trainer.config import Params
 from trainer.flags import list_settings, settings_of
@@ -67,22 +66,16 @@ def describe(params: Params, categories: Sequence[Category]) -> dict[str, Any]:
     }
 
 
-def read_metadata(folder: str) -> dict[str, Any]:
-    """Reads the metadata.json of a folder.
+def write_metadata(folder: str, metadata: Mapping[str, Any]) -> None:
+    """Writes metadata.json into a folder."""
+    with files.whole_file(os.path.join(folder, FILE)) as file:
+        json.dump(metadata, file, indent=1, ensure_ascii=False)
 
-    Raises:
-        UserError: it is missing or not one of this project.
-    """
-    path = os.path.join(folder, FILE)
-    try:
-        with files.open_file(path) as file:
-            metadata = json.load(file)
-        parse_metadata(metadata)
-        return metadata
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(
-            f"{path} cannot be read ({error}): export the model again with --mode=export."
-        ) from None
+
+def read_metadata(folder: str) -> dict[str, Any]:
+    """Reads the metadata.json of a folder."""
+    with files.open_file(os.path.join(folder, FILE)) as file:
+        return json.load(file)
 
 
 def parse_metadata(metadata: Mapping[str, Any]) -> tuple[Params, tuple[Category, ...]]:

@@ -128,7 +128,7 @@ def _execute(params: Params) -> None:
 def _export(params: Params) -> None:
     from trainer.export import export
 
-    print(f"Exported to {export(params)}: `msrcnn.load` opens it, and so does plain TensorFlow.")
+    print(f"Exported to {export(params)}: `msrcnn.load` opens what lies there.")
 
 
 def _train(estimator, input_fn: Callable, completion: Completion) -> None:

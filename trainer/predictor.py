@@ -31,7 +31,7 @@ from trainer.config import Params
 from trainer.named_settings import choose_settings
 from trainer.overlays import Instance, draw_instances
 from trainer.run_record import has_checkpoint, load_record
-from trainer.runtimes import find_opener
+from trainer.runtimes import Opened, is_export, open_export
 
 _PER_DETECTION = "detection_classes", "box_scores", "mask_ious", "mask_scores", "detection_masks"
 Photograph = np.ndarray | str | os.PathLike[str]
@@ -272,7 +272,8 @@ def load(
         ValueError: a setting has an invalid value.
     """
     folder = files.expand(folder)
-    if open_export := find_opener(folder):
+    # StableHLO is for other programs.
+    if is_export(folder) and not folder.endswith(".stablehlo"):
         if settings or checkpoint:
             raise UserError(
                 f"{folder} is an exported model, whose settings and weights are fixed: open its "
@@ -280,6 +281,13 @@ def load(
             )
         # Exports process one image at a time.
         return Predictor(*open_export(folder))
+    return Predictor(*open_checkpoint(folder, checkpoint, settings), batch_size)
+
+
+def open_checkpoint(
+    folder: str, checkpoint: str | os.PathLike[str] = "", settings: Mapping[str, object] = {}
+) -> Opened:
+    """Opens the weights in a model_dir, with the arguments of `load`."""
     home = os.path.dirname(folder) if os.path.basename(folder) == "best" else folder
     recorded = load_record(home)
     if not recorded or not (checkpoint or has_checkpoint(folder)):
@@ -290,8 +298,7 @@ def load(
     network = build_network(params)
     load_network(network, find_checkpoint(checkpoint or folder))
     # One trace for each canvas and number of images: one, or a full batch.
-    detect = tf.function(network.detect, autograph=False)
-    return Predictor(params, detect, load_categories(home), batch_size)
+    return Opened(params, tf.function(network.detect, autograph=False), load_categories(home))
 
 
 def _batch_by_canvas(

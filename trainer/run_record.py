@@ -80,6 +80,9 @@ def load_record(folder: str) -> Values:
 def load_params(model_dir: str, given: Values | None = None) -> Params:
     """Reads the recorded settings, with defaults for those that are not recorded.
 
+    The checkpoint that the training began from is left out, because its weights are not the
+    model_dir's.
+
     Args:
         model_dir: of the training.
         given: settings that replace the recorded ones.
@@ -90,7 +93,7 @@ def load_params(model_dir: str, given: Values | None = None) -> Params:
     """
     model_dir = files.expand(model_dir)
     defaults = {setting.name: setting.default for setting in list_settings()}
-    values = defaults | load_record(model_dir) | (given or {})
+    values = defaults | load_record(model_dir) | {"init_checkpoint": ""} | (given or {})
     return make_params(values | {"model_dir": model_dir})
 
 

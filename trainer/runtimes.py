@@ -1,19 +1,19 @@
-"""Opens exported models: SavedModel, LiteRT, OpenVINO.
+"""Opens exported models, and runs them by the packages that they are for.
 
-Each function returns the settings, what finds the objects in a batch of one image on a canvas, and
-the classes, as `trainer.predictor.Predictor` takes them.
+All process one image on a canvas at a time.
 """
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import os
 import threading
 import warnings
 import zipfile
-from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -37,59 +37,102 @@ OPENVINO_FILE = "model.xml"
 
 
 class Opened(NamedTuple):
-    """An exported model."""
+    """An exported model, or a checkpoint."""
 
     params: Params
     detect: Callable[[Mapping], Mapping]
     categories: tuple[Category, ...]
 
 
-def find_opener(path: str) -> Callable[[str], Opened] | None:
-    """Returns what opens the export at a path, None where there is none."""
-    if path.endswith(".tflite"):
-        return open_tflite
-    if files.exists(os.path.join(path, "saved_model.pb")):
-        return open_saved_model
-    if files.exists(os.path.join(path, OPENVINO_FILE)):
-        return open_openvino
-    return None
+class About(NamedTuple):
+    """What an exported model says about itself."""
+
+    params: Params
+    categories: tuple[Category, ...]
+    metadata: Mapping[str, Any]
 
 
-def open_saved_model(folder: str) -> Opened:
-    """Opens a SavedModel.
+class Format(NamedTuple):
+    """A format of exported models, whose functions take the path of one.
+
+    Attributes:
+        holds: whether there is one.
+        metadata: reads its metadata.json.
+        open: returns what finds objects in the features of one image.
+    """
+
+    holds: Callable[[str], bool]
+    metadata: Callable[[str], Mapping[str, Any]]
+    open: Callable[[str, About], Callable[[Mapping], Mapping]]
+
+
+def is_export(path: str) -> bool:
+    """Whether there is an exported model at a path."""
+    return any(kind.holds(path) for kind in _FORMATS)
+
+
+def read_export(path: str) -> About:
+    """Reads the settings and classes of an exported model.
 
     Raises:
-        UserError: the folder is not an export of this project.
+        UserError: there is none.
     """
+    with _refusals(path):
+        metadata = _format_of(path).metadata(path)
+        return About(*parse_metadata(metadata), metadata)
+
+
+def open_export(path: str) -> Opened:
+    """Opens an exported model.
+
+    Raises:
+        UserError: there is none, or the package that runs it is not installed.
+    """
+    about = read_export(path)
+    with _refusals(path):
+        return Opened(about.params, _format_of(path).open(path, about), about.categories)
+
+
+@contextlib.contextmanager
+def _refusals(path: str) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, zipfile.BadZipFile, KeyError, ValueError, TypeError) as error:
+        reason = str(error).partition("\n")[0]
+        raise UserError(
+            f"{path} cannot be opened ({reason}): it is not an export of this project."
+        ) from None
+
+
+def _format_of(path: str) -> Format:
+    for kind in _FORMATS:
+        if kind.holds(path):
+            return kind
+    raise UserError(f"There is no exported model in {path}.")
+
+
+def _open_saved_model(folder: str, about: About) -> Callable[[Mapping], Mapping]:
     import tensorflow as tf
 
-    params, categories = parse_metadata(read_metadata(os.path.join(folder, ASSETS)))
     # Kept by the function: it owns the weights.
     model = tf.saved_model.load(folder)
 
     def detect(features: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-        found = model.signatures["serve_canvas"](**features)
+        found = model.signatures["serve_canvas"](
+            **{name: tf.convert_to_tensor(value) for name, value in features.items()}
+        )
         return {inner: found[outer] for inner, outer in NAMES.items() if outer in found}
 
-    return Opened(params, detect, categories)
+    return detect
 
 
-def open_tflite(path: str) -> Opened:
-    """Opens a .tflite file, run by LiteRT, or by TensorFlow where that is not installed.
+def _zipped_metadata(path: str) -> Mapping[str, Any]:
+    with zipfile.ZipFile(io.BytesIO(read_bytes(path))) as archive:
+        return json.loads(archive.read(FILE))
 
-    Raises:
-        UserError: the file is not an export of this project.
-    """
-    try:
-        with files.open_file(path, "rb") as file:
-            content = file.read()
-        with zipfile.ZipFile(io.BytesIO(content)) as archive:
-            params, categories = parse_metadata(json.loads(archive.read(FILE)))
-    except (OSError, zipfile.BadZipFile, KeyError, ValueError, TypeError) as error:
-        raise UserError(
-            f"{path} cannot be opened ({error}): it is not a file of tools/export_tflite.py."
-        ) from None
-    return Opened(params, find_on_canvas(run_tflite(content), params.model.pixel_mean), categories)
+
+def _open_tflite(path: str, about: About) -> Callable[[Mapping], Mapping]:
+    return find_on_canvas(run_tflite(read_bytes(path)), about.params.model.pixel_mean)
 
 
 def run_tflite(content: bytes) -> Callable[[np.ndarray], dict[str, np.ndarray]]:
@@ -111,20 +154,12 @@ def run_tflite(content: bytes) -> Callable[[np.ndarray], dict[str, np.ndarray]]:
     return run
 
 
-def open_openvino(folder: str) -> Opened:
-    """Opens an OpenVINO model.
-
-    Raises:
-        UserError: the folder is not an export of this project, or OpenVINO is not installed.
-    """
-    metadata = read_metadata(folder)
-    params, categories = parse_metadata(metadata)
-    parts = []
-    for name in (OPENVINO_FILE, OPENVINO_FILE.replace(".xml", ".bin")):
-        with files.os_errors(folder), files.open_file(os.path.join(folder, name), "rb") as file:
-            parts.append(file.read())
-    run = run_openvino(import_openvino().Core().read_model(*parts), metadata["precision"])
-    return Opened(params, find_on_canvas(run, params.model.pixel_mean), categories)
+def _open_openvino(folder: str, about: About) -> Callable[[Mapping], Mapping]:
+    names = OPENVINO_FILE, OPENVINO_FILE.replace(".xml", ".bin")
+    parts = [read_bytes(os.path.join(folder, name)) for name in names]
+    model = import_openvino().Core().read_model(*parts)
+    run = run_openvino(model, about.metadata["precision"])
+    return find_on_canvas(run, about.params.model.pixel_mean)
 
 
 def run_openvino(model, precision: str) -> Callable[[np.ndarray], dict[str, np.ndarray]]:
@@ -137,8 +172,12 @@ def run_openvino(model, precision: str) -> Callable[[np.ndarray], dict[str, np.n
     """
     # By itself OpenVINO computes in bfloat16 on CPUs with AMX.
     hint = "bf16" if precision == "bfloat16" else "f32"
-    compiled = import_openvino().Core().compile_model(
-        model, "CPU", {"INFERENCE_PRECISION_HINT": hint, "PERFORMANCE_HINT": "LATENCY"}
+    compiled = (
+        import_openvino()
+        .Core()
+        .compile_model(
+            model, "CPU", {"INFERENCE_PRECISION_HINT": hint, "PERFORMANCE_HINT": "LATENCY"}
+        )
     )
     request = compiled.create_infer_request()
     lock = threading.Lock()
@@ -160,3 +199,40 @@ def import_openvino():
             "OpenVINO is not installed: pip install 'mask-scoring-rcnn[openvino]'."
         ) from None
     return openvino
+
+
+def _open_stablehlo(path: str, about: About) -> Callable[[Mapping], Mapping]:
+    from trainer.stablehlo import make_runner
+
+    run = make_runner(read_bytes(path), about.metadata)
+    return find_on_canvas(run, about.params.model.pixel_mean)
+
+
+def read_bytes(path: str) -> bytes:
+    """The content of a file."""
+    with files.open_file(path, "rb") as file:
+        return file.read()
+
+
+_FORMATS = (
+    Format(
+        lambda path: path.endswith(".tflite"),
+        _zipped_metadata,
+        _open_tflite,
+    ),
+    Format(
+        lambda path: path.endswith(".stablehlo"),
+        lambda path: read_metadata(os.path.dirname(path)),
+        _open_stablehlo,
+    ),
+    Format(
+        lambda path: files.exists(os.path.join(path, "saved_model.pb")),
+        lambda path: read_metadata(os.path.join(path, ASSETS)),
+        _open_saved_model,
+    ),
+    Format(
+        lambda path: files.exists(os.path.join(path, OPENVINO_FILE)),
+        read_metadata,
+        _open_openvino,
+    ),
+)

@@ -8,8 +8,6 @@ The module is a file of MLIR bytecode that contains the weights. Its function `m
 from __future__ import annotations
 
 import dataclasses
-import json
-import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -17,14 +15,9 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from data import files
 from data.errors import UserError
 from model.detector import Detector
 from model.static import Static
-from trainer.categories import Category
-from trainer.config import Params
-from trainer.exported import FILE as METADATA
-from trainer.exported import find_on_canvas, parse_metadata
 from trainer.serving import serve_filled
 
 
@@ -53,29 +46,6 @@ def lower(network: Detector, canvas: Sequence[int]) -> tuple[bytes, list[dict]]:
     ]
 
 
-def open_stablehlo(path: str) -> tuple[Params, Callable, tuple[Category, ...]]:
-    """Opens a module that is to run under JAX, as `trainer.exported.open_tflite` opens its files.
-
-    Raises:
-        UserError: JAX is not installed, or the file is not an export of this project.
-    """
-    beside = os.path.join(os.path.dirname(path), METADATA)
-    try:
-        with files.open_file(path, "rb") as file:
-            content = file.read()
-        with files.open_file(beside) as file:
-            metadata = json.load(file)
-        params, categories = parse_metadata(metadata)
-        run = make_runner(content, metadata)
-    except (OSError, KeyError, ValueError, TypeError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(
-            f"{path} cannot be opened ({reason}): it is not a file of tools/export_stablehlo.py "
-            f"with its {METADATA} beside it."
-        ) from None
-    return params, find_on_canvas(run, params.model.pixel_mean), categories
-
-
 def make_runner(
     content: bytes, metadata: Mapping[str, Any]
 ) -> Callable[[np.ndarray], dict[str, np.ndarray]]:
@@ -102,7 +72,8 @@ def make_runner(
     try:
         compiled = jax.jit(exported.call).lower(image).compile()
     except jax.errors.JaxRuntimeError as error:
-        raise ValueError(str(error)) from None
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"JAX {jax.__version__} cannot read it: {reason}") from None
 
     def run(image: np.ndarray) -> dict[str, np.ndarray]:
         names = [output["name"] for output in outputs]

@@ -12,7 +12,7 @@ import msrcnn
 from data.errors import UserError
 from tools.export_stablehlo import main
 from trainer.predictor import Predictor
-from trainer.stablehlo import open_stablehlo
+from trainer.runtimes import open_export
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "trainer"))
 from small_model import CATEGORIES, make_model_dir, photograph  # noqa: E402
@@ -22,7 +22,8 @@ CANVAS = "64x96"
 
 @pytest.fixture(scope="module")
 def jax():
-    return pytest.importorskip("jax", reason="needs JAX, the extra `stablehlo`")
+    reason = "needs JAX 0.10, the extra `stablehlo`"
+    return pytest.importorskip("jax", minversion="0.10", reason=reason)
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +37,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def exported(folder, jax):
-    return Predictor(*open_stablehlo(str(folder / "out" / "model.stablehlo")))
+    return Predictor(*open_export(str(folder / "out" / "model.stablehlo")))
 
 
 def test_outputs_classes_and_settings_lie_beside_it(folder):
@@ -96,15 +97,27 @@ def test_what_is_no_export_is_one_sentence(folder, jax, tmp_path, damage):
     (tmp_path / "model.stablehlo").write_bytes(content)
     if damage != "no metadata":
         (tmp_path / "metadata.json").write_text(json.dumps(metadata))
-    with pytest.raises(UserError, match=r"model.stablehlo cannot be opened .*stablehlo.py") as info:
-        open_stablehlo(str(tmp_path / "model.stablehlo"))
+    with pytest.raises(
+        UserError, match=r"model.stablehlo cannot be opened .*not an export"
+    ) as info:
+        open_export(str(tmp_path / "model.stablehlo"))
     assert "\n" not in str(info.value)
 
 
 def test_jax_is_asked_for_where_it_is_missing(folder, monkeypatch):
     monkeypatch.setitem(sys.modules, "jax", None)
     with pytest.raises(UserError, match="are run by JAX; pip install jax"):
-        open_stablehlo(str(folder / "out" / "model.stablehlo"))
+        open_export(str(folder / "out" / "model.stablehlo"))
+
+
+def test_a_module_that_does_not_run_is_not_written(folder, jax, monkeypatch, capsys):
+    outputs = [{"name": "boxes", "dtype": "float32", "shape": [1, 6, 4]}]
+    monkeypatch.setattr("trainer.stablehlo.lower", lambda *_: (b"ML\xefR", outputs))
+    arguments = [f"--model={folder}/run", f"--output={folder}/broken", f"--canvas={CANVAS}"]
+    assert main(["export_stablehlo.py", *arguments]) == 1
+    error = capsys.readouterr().err
+    assert "error: The StableHLO module was not written (JAX" in error and "Traceback" not in error
+    assert not list((folder / "broken").glob("*"))
 
 
 @pytest.mark.parametrize("arguments", [[], ["--model=x"], ["--output=y"]])

@@ -2,6 +2,7 @@
 
 import collections
 import pathlib
+import shutil
 import sys
 import zipfile
 
@@ -11,10 +12,11 @@ import tensorflow as tf
 
 import msrcnn
 from data.errors import UserError
-from tools.export_tflite import check, main
+from tools.export_tflite import main
+from trainer.run_record import load_params
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "trainer"))
-from small_model import make_model_dir, photograph  # noqa: E402
+from small_model import make_model_dir, photograph, write_records  # noqa: E402
 
 CANVAS = "64x96"
 
@@ -23,8 +25,10 @@ CANVAS = "64x96"
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("litert")
     make_model_dir(folder / "run")
+    records = write_records(folder / "train-00000.tfrecord")
     arguments = [f"--model={folder}/run", f"--output={folder}/out", f"--canvas={CANVAS}"]
-    assert main(["export_tflite.py", *arguments, "--types=float32,dynamic"]) == 0
+    arguments += [f"--calibration_file_pattern={records}", "--types=float32,dynamic,int8"]
+    assert main(["export_tflite.py", *arguments]) == 0
     return folder
 
 
@@ -63,17 +67,35 @@ def test_weights_of_8_bits_take_a_fraction_of_the_room(folder):
         assert archive.namelist() == ["metadata.json"]
 
 
-def test_a_file_that_finds_nothing_does_not_count(folder, monkeypatch):
-    scores, nothing = np.float32([[0.5, 0.0]]), np.zeros((1, 2), np.float32)
-    expected = {"num_detections": np.int32([1]), "box_scores": scores}
-    for found, message in (
-        ({"num_detections": np.int32([0]), "box_scores": nothing}, "finds nothing"),
-        ({"num_detections": np.int32([1])}, "lacks the outputs box_scores"),
-        ({"num_detections": np.int32([1]), "box_scores": scores + 0.1}, "differ .* by 0.1"),
-    ):
-        monkeypatch.setattr("tools.export_tflite.make_runner", lambda _, f=found: lambda _: f)
-        with pytest.raises(UserError, match=message):
-            check(b"", "float32", np.zeros((1, 64, 96, 3), np.uint8), expected)
+def test_the_weights_are_the_model_dirs_and_not_those_it_began_with(folder, tmp_path):
+    """config.flags also records the checkpoint that a fine-tuning began from."""
+    trained = shutil.copytree(folder / "run", tmp_path / "trained")
+    with open(trained / "config.flags", "a") as flags:
+        flags.write(f"--init_checkpoint={tmp_path}/begun\n")
+    assert load_params(str(trained)).train.init_checkpoint == ""
+
+
+def test_int8_computes_convolutions_in_8_bits_and_selects_in_float32(folder):
+    interpreter = tf.lite.Interpreter(str(folder / "out" / "model_int8.tflite"))
+    dtypes = {each["index"]: each["dtype"] for each in interpreter.get_tensor_details()}
+    inputs = collections.defaultdict(set)
+    for operation in interpreter._get_ops_details():
+        inputs[operation["op_name"]].add(dtypes[operation["inputs"][0]])
+    assert np.int8 in inputs["CONV_2D"] and np.int8 in inputs["FULLY_CONNECTED"]
+    for name in ("NON_MAX_SUPPRESSION_V4", "TOPK_V2", "SOFTMAX", "EXP", "RSQRT"):
+        assert inputs[name] == {np.float32}, name
+    sizes = [(folder / "out" / f"model_{kind}.tflite").stat().st_size
+             for kind in ("float32", "int8")]  # fmt: skip
+    assert sizes[1] < 0.9 * sizes[0]
+
+
+def test_int8_gives_nearly_the_same_features(folder):
+    image = photograph(64, 96)
+    found = [
+        msrcnn.load(folder / "out" / f"model_{kind}.tflite")(image) for kind in ("float32", "int8")
+    ]
+    assert len(found[1]) == len(found[0])
+    np.testing.assert_allclose(found[1].box_scores, found[0].box_scores, atol=0.03)
 
 
 @pytest.mark.parametrize(
@@ -89,5 +111,5 @@ def test_what_is_no_model_is_one_sentence(tmp_path, capsys):
     assert main(["export_tflite.py", f"--model={tmp_path}", f"--output={tmp_path}/out"]) == 1
     assert capsys.readouterr().err.startswith("error: There is no checkpoint in --model_dir")
     (tmp_path / "other.tflite").write_bytes(b"TFL3")
-    with pytest.raises(UserError, match=r"other.tflite cannot be opened .*export_tflite.py"):
+    with pytest.raises(UserError, match=r"other.tflite cannot be opened .*not an export"):
         msrcnn.load(tmp_path / "other.tflite")

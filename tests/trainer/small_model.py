@@ -1,17 +1,23 @@
 """A small Mask Scoring R-CNN with random weights in a model_dir, and pictures to call it on."""
 
 import dataclasses
+import pathlib
+import sys
 
 import numpy as np
 import tensorflow as tf
 from PIL import Image
 
 from data.config import DataConfig
+from data.tfrecords import write_shard
 from model.config import ModelConfig
 from model.systems import build_network
 from trainer.categories import write_categories
 from trainer.config import Params
 from trainer.flags import write_flagfile
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "data"))
+from sample_records import make_record  # noqa: E402
 
 DATA = DataConfig(
     canvases=("64x96", "96x64"),
@@ -57,4 +63,10 @@ def photograph(height=40, width=60, seed=0):
 def save(folder, name, pixels, **options):
     path = folder / name
     Image.fromarray(pixels).save(path, **options)
+    return path
+
+
+def write_records(path, count=4):
+    records = [make_record(photograph(seed=number), image_id=number + 1) for number in range(count)]
+    write_shard(str(path), records)
     return path
