@@ -19,7 +19,7 @@ from absl import flags
 
 from data.errors import UserError
 from data.tensorflow_log import quieten_tensorflow
-from trainer.flags import exit_status, parse_command_line, refuse_flags
+from trainer.flags import exit_status, parse_command_line, require_flags
 
 _DESCRIPTION = "python tools/demo.py --model=M"
 _OWN = (
@@ -132,8 +132,7 @@ def main(argv: Sequence[str]) -> int:
     """Runs one command line and returns the exit status."""
     command = parse_command_line(argv, _DESCRIPTION, _define_flags)
     given = {name: command.flag_values[name].value for name in _OWN}
-    if not given["model"]:
-        refuse_flags("--model is not set.")
+    require_flags(command.flag_values, "model")
 
     def work() -> int:
         _require_packages()

@@ -7,7 +7,7 @@ prints a row for the checkpoint and for each export: COCO AP of boxes, of masks 
 and of masks ranked by class score; the median time per image; the peak memory of a process that
 does nothing else; the size on disk; and the time from its start to its first result. An export is a
 SavedModel, a .tflite file, the folder of an OpenVINO model, or a .stablehlo file. The checkpoint is
-evaluated as its exports are: in float32, on their canvas, one image at a time.
+evaluated as its exports are: with their settings, on their canvas, in float32, one image at a time.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ from absl import flags
 from data import files
 from data.tensorflow_log import quieten_tensorflow
 from trainer.config import Params
-from trainer.flags import exit_status, parse_command_line, refuse_flags
+from trainer.flags import exit_status, parse_command_line, require_flags
 from trainer.run_record import has_checkpoint
-from trainer.runtimes import is_export, open_export, read_export
+from trainer.runtimes import About, is_export, open_export, read_export
 
 _DESCRIPTION = "python tools/evaluate_export.py --model=M --exports=E --eval_file_pattern=R"
 _KINDS = {"bbox": "bbox AP", "segm": "segm AP", "segm_class_score": "by class score"}
@@ -49,30 +49,34 @@ def evaluate(model: str, exports: Sequence[str], given: Mapping[str, Any]) -> li
             records, `eval_annotation_file`.
 
     Returns:
-        The rows, those of one canvas together and the checkpoint's before its exports'.
+        The rows, those of the same settings together and the checkpoint's before its exports'.
 
     Raises:
         UserError: one of them cannot be opened, or does not know the classes of the records.
     """
-    by_canvas: dict[str, list[str]] = {}
-    for path in exports:
-        by_canvas.setdefault(read_export(path).params.data.canvases[0], []).append(path)
+    from trainer.coco_ground_truth import load_ground_truth
+
+    abouts = {path: read_export(path) for path in exports}
+    by_settings: dict[str, list[str]] = {}
+    for path, about in abouts.items():
+        by_settings.setdefault(json.dumps(about.metadata["settings"]), []).append(path)
+    truth = load_ground_truth(given["eval_annotation_file"], given["eval_file_pattern"])
     rows = []
-    for canvas, paths in by_canvas.items():
-        settings = {"canvases": (canvas,), "precision": "float32"}
-        rows.append(_evaluate_one(model, settings, read_export(paths[0]), given))
-        rows += [_evaluate_one(path, {}, read_export(path), given) for path in paths]
+    for paths in by_settings.values():
+        about = abouts[paths[0]]
+        rows.append(_evaluate_one(model, about, truth, given, about.metadata["settings"]))
+        rows += [_evaluate_one(path, abouts[path], truth, given) for path in paths]
     return rows
 
 
-def _evaluate_one(path: str, settings: Mapping, about, given: Mapping[str, Any]) -> dict:
+def _evaluate_one(
+    path: str, about: About, truth: Mapping, given: Mapping[str, Any], settings: Mapping = {}
+) -> dict:
     """Evaluates one model, which runs in a process of its own."""
-    from trainer.coco_ground_truth import load_ground_truth
     from trainer.coco_metrics import CocoEvaluator
     from trainer.known_classes import evaluated_categories
 
     params = _with_records(about.params, given)
-    truth = load_ground_truth(params.train.eval_annotation_file, params.data.eval_file_pattern)
     categories = evaluated_categories(params, about.categories, truth)
     limit = params.model.detections_per_image
     evaluator = CocoEvaluator(truth, categories, params.model.mask_paste, max_detections=limit)
@@ -204,9 +208,7 @@ def main(argv: Sequence[str]) -> int:
     """Runs one command line and returns the exit status."""
     command = parse_command_line(argv, _DESCRIPTION, _define_flags)
     values = command.flag_values
-    for name in ("model", "exports", "eval_file_pattern"):
-        if not values[name].value:
-            refuse_flags(f"--{name} is not set.")
+    require_flags(values, "model", "exports", "eval_file_pattern")
 
     def work() -> int:
         quieten_tensorflow()

@@ -23,7 +23,7 @@ from data.errors import UserError
 from data.tensorflow_log import quieten_tensorflow
 from trainer.config import Params
 from trainer.exported import describe, write_metadata
-from trainer.flags import exit_status, parse_command_line, refuse_flags
+from trainer.flags import exit_status, parse_command_line, require_flags
 from trainer.run_record import load_params
 
 FILE = "model.stablehlo"
@@ -86,9 +86,7 @@ def main(argv: Sequence[str]) -> int:
     """Runs one command line and returns the exit status."""
     command = parse_command_line(argv, _DESCRIPTION, _define_flags)
     values = command.flag_values
-    for name in ("model", "output"):
-        if not values[name].value:
-            refuse_flags(f"--{name} is not set.")
+    require_flags(values, "model", "output")
     folder = files.expand(values["output"].value)
 
     def work() -> int:

@@ -14,14 +14,14 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from absl import flags
 
 from data import files
 from data.tensorflow_log import quieten_tensorflow
 from trainer.config import Params
-from trainer.flags import exit_status, parse_command_line, refuse_flags
+from trainer.flags import exit_status, parse_command_line, refuse_flags, require_flags
 from trainer.run_record import load_params
 
 TYPES = ("float32", "float16", "dynamic", "int8")
@@ -38,21 +38,35 @@ def export(params: Params, folder: str, kinds: Sequence[str], check_image: str) 
     from trainer.export import open_for_export
     from trainer.export_check import compare, find_expected, read_image
     from trainer.exported import add_metadata
-    from trainer.litert import convert
     from trainer.runtimes import run_tflite
 
     serving, params, metadata = open_for_export(params)
     images = read_calibration_images(params) if "int8" in kinds else []
     image = images[0] if images and not check_image else read_image(check_image, params)
-    expected = find_expected(serving.signature("serving_default"), image)
+    function = serving.signature("serving_default")
+    expected = find_expected(function, image)
     files.make_folder(folder)
-    for kind in kinds:
-        content = add_metadata(convert(serving, kind, images), metadata)
+    for kind, converted in _convert_all(function, serving, kinds, images):
+        content = add_metadata(converted, metadata)
         path = os.path.join(folder, f"model_{kind}.tflite")
         message = compare(run_tflite(content)(image), expected, kind, path)
         with files.whole_file(path, "wb") as file:
             file.write(content)
         print(f"{path}: {len(content) / 1e6:.1f} MB; {message}", flush=True)
+
+
+def _convert_all(function, serving, kinds: Sequence[str], images) -> Iterator[tuple[str, bytes]]:
+    """Yields each type with its file, as `trainer.litert` makes them."""
+    from trainer.litert import convert, quantise
+
+    float32 = convert(function, serving, "float32") if {"float32", "int8"} & set(kinds) else b""
+    for kind in kinds:
+        if kind == "float32":
+            yield kind, float32
+        elif kind == "int8":
+            yield kind, quantise(float32, images)
+        else:
+            yield kind, convert(function, serving, kind)
 
 
 def _define_flags(flag_values: flags.FlagValues) -> None:
@@ -70,9 +84,7 @@ def main(argv: Sequence[str]) -> int:
     """Runs one command line and returns the exit status."""
     command = parse_command_line(argv, _DESCRIPTION, _define_flags)
     values = command.flag_values
-    for name in ("model", "output"):
-        if not values[name].value:
-            refuse_flags(f"--{name} is not set.")
+    require_flags(values, "model", "output")
     kinds = values["types"].value
     if unknown := set(kinds) - set(TYPES):
         refuse_flags(f"--types={','.join(sorted(unknown))}: expected some of {', '.join(TYPES)}.")

@@ -24,7 +24,7 @@ from data import files
 from data.progress import ProgressMeter
 from data.tensorflow_log import quieten_tensorflow
 from tools.pictures import Picture, find_pictures, is_video, read_pictures
-from trainer.flags import exit_status, parse_command_line, refuse_flags
+from trainer.flags import exit_status, parse_command_line, require_flags
 
 _DESCRIPTION = "python tools/predict.py --model=M --input=FILES --output_dir=O"
 _RESULTS = "predictions.json"
@@ -114,9 +114,7 @@ def main(argv: Sequence[str]) -> int:
     command = parse_command_line(argv, _DESCRIPTION, _define_flags)
     values = command.flag_values
     folder = files.expand(values["output_dir"].value)
-    for name in ("model", "input", "output_dir"):
-        if not values[name].value:
-            refuse_flags(f"--{name} is not set.")
+    require_flags(values, "model", "input", "output_dir")
 
     def work() -> int:
         paths = find_pictures(values["input"].value)

@@ -25,7 +25,7 @@ def read_calibration_images(params: Params) -> list[np.ndarray]:
         At most `COUNT` uint8 [1, H, W, 3].
 
     Raises:
-        UserError: no pattern is known, or it matches nothing.
+        UserError: no pattern is known, it matches nothing, or its records have no images.
     """
     train = params.train
     recorded = load_record(home_of(train.model_dir, train.init_checkpoint))
@@ -39,4 +39,7 @@ def read_calibration_images(params: Params) -> list[np.ndarray]:
     )
     batches = input_fn("predict", dataclasses.replace(params, data=data)).take(COUNT)
     mean = params.model.pixel_mean
-    return [fill_canvas(features, mean) for features in batches.as_numpy_iterator()]
+    images = [fill_canvas(features, mean) for features in batches.as_numpy_iterator()]
+    if not images:
+        raise UserError(f"int8 is calibrated on images, and {pattern} has none.")
+    return images

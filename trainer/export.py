@@ -1,4 +1,4 @@
-"""--mode=export: a trained network as a SavedModel."""
+"""--mode=export: a trained network as a SavedModel, and as OpenVINO models."""
 
 from __future__ import annotations
 
@@ -42,16 +42,17 @@ def export(params: Params) -> str:
     if openvino:
         require_openvino(folder)
     serving, params, metadata = open_for_export(params)
+    signatures = serving.signatures()
     images = read_calibration_images(params) if openvino else []
     saved_model = os.path.join(folder, "saved_model")
     with _whole_folder(saved_model) as unfinished:
         # Nobody trains an export, and the gradients would be traced one by one.
         options = tf.saved_model.SaveOptions(experimental_custom_gradients=False)
         with files.os_errors(saved_model):
-            tf.saved_model.save(serving, unfinished, serving.signatures(), options)
+            tf.saved_model.save(serving, unfinished, signatures, options)
         _write_assets(os.path.join(unfinished, ASSETS), params, metadata)
     if openvino:
-        expected = find_expected(serving.signature("serving_default"), images[0])
+        expected = find_expected(signatures["serving_default"], images[0])
         with _whole_folder(os.path.join(folder, "openvino")) as unfinished:
             export_openvino(saved_model, unfinished, metadata, expected, images)
     return folder

@@ -298,6 +298,13 @@ def refuse_flags(sentence: str) -> typing.NoReturn:
     raise SystemExit(2)
 
 
+def require_flags(flag_values: flags.FlagValues, *names: str) -> None:
+    """Exits with status 2 if one of these flags has no value."""
+    for name in names:
+        if not flag_values[name].value:
+            refuse_flags(f"--{name} is not set.")
+
+
 def exit_status(work: Callable[[], int]) -> int:
     """Runs the work of a command and returns its exit status.
 

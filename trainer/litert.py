@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import tensorflow as tf
@@ -18,24 +18,17 @@ from trainer.serving import Serving
 _QUANTISED = ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED", "ADD", "PAD", "MAX_POOL_2D")
 
 
-def convert(serving: Serving, kind: str, images: Sequence[np.ndarray] = ()) -> bytes:
-    """Converts `serving_default` to a .tflite file of built-in operations alone.
+def convert(function: Callable, serving: Serving, kind: str) -> bytes:
+    """Converts a network to a .tflite file of built-in operations alone.
 
     Args:
-        serving: the network.
-        kind: "float32"; "float16" and "dynamic" store the weights in 16 and 8 bits; "int8" also
-            computes in 8 bits as far as `model.quantisation` says.
-        images: uint8 [1, H, W, 3] each, whose activations give the ranges for "int8".
+        function: the concrete function of a signature.
+        serving: the network, which has the weights.
+        kind: "float32"; "float16" and "dynamic" store the weights in 16 and 8 bits.
 
     Returns:
         The content of the file.
-
-    Raises:
-        UserError: "int8" without the package that it needs.
     """
-    if kind == "int8":
-        return _quantise(convert(serving, "float32"), images)
-    function = serving.signature("serving_default")
     converter = tf.lite.TFLiteConverter.from_concrete_functions([function], serving)
     converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS]
     if kind != "float32":
@@ -45,11 +38,18 @@ def convert(serving: Serving, kind: str, images: Sequence[np.ndarray] = ()) -> b
     return converter.convert()
 
 
-def _quantise(float32: bytes, images: Sequence[np.ndarray]) -> bytes:
-    """Quantises the operations of a float32 file that may be, by the names of their outputs.
+def quantise(float32: bytes, images: Sequence[np.ndarray]) -> bytes:
+    """Converts a float32 file to one that computes in 8 bits as far as `model.quantisation` says.
 
     Not by TensorFlow's own quantiser: where it is told to leave operations in float32, it still
     rounds some of their inputs, such as the positions of RoIAlign's samples.
+
+    Args:
+        float32: content of the file.
+        images: uint8 [1, H, W, 3] each, whose activations give the ranges.
+
+    Raises:
+        UserError: the package that it needs is not installed.
     """
     try:
         from ai_edge_litert.interpreter import Interpreter
