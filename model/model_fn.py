@@ -48,7 +48,7 @@ def model_fn(
             (valid height, valid width, scale, original height, original width).
         labels: as from `data.input_fn` in training; None in the other modes.
         mode: `TRAIN`, `EVAL` or `PREDICT`.
-        params: `trainer.config.Params`, of which `data` and `model` are read.
+        params: `trainer.config.Params`, of which `model` and `static_shapes` are read.
         network: the layers to use; built from `params` when None.
 
     Returns:
@@ -58,7 +58,7 @@ def model_fn(
         ValueError: `mode` is unknown.
     """
     network = network or build_network(params)
-    static = params.model.jit_compile
+    static = params.static_shapes
     if mode == TRAIN:
         losses, metrics = network.compute_losses(features, labels, static)
         return EstimatorSpec(mode, tf.add_n(list(losses.values())), losses, metrics, None, network)

@@ -12,12 +12,15 @@ only.
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 import re
+import sys
 from collections.abc import Callable
 
 import tensorflow as tf
+from google.protobuf.message import DecodeError
 
 from data import files
 from data.errors import UserError
@@ -26,8 +29,14 @@ from trainer.optimizer import Updater
 
 _SUFFIX = "/.ATTRIBUTES/VARIABLE_VALUE"
 _MISMATCHES_NAMED = 3
+# What TensorFlow raises for damaged files, depending on where the damage is.
+_UNREADABLE = (tf.errors.OpError, IndexError, RuntimeError, ValueError, DecodeError)
 # Files that an interrupted save leaves behind.
 _UNFINISHED = re.compile(r"ckpt-\d+(_temp|\..*\.tempstate\d+)")
+
+
+class DamagedCheckpoint(UserError):
+    """Files of a checkpoint are missing, cut off or changed."""
 
 
 class Checkpoints:
@@ -43,6 +52,7 @@ class Checkpoints:
         self._network = network
         self.step = step
         self.loaded = ""
+        self._damaged: set[str] = set()
         require_every_variable(network)
         self._checkpoint = tf.train.Checkpoint(
             network=network, optimizer=updater.state(), step=step
@@ -68,8 +78,7 @@ class Checkpoints:
     ) -> int:
         """Restores the latest checkpoint, or in a fresh folder the network of `init_checkpoint`.
 
-        It removes the files of interrupted saves, so only the training that owns the model_dir may
-        call it.
+        Damaged checkpoints are passed over with a warning.
 
         Args:
             init_checkpoint: a checkpoint or a folder.
@@ -79,34 +88,43 @@ class Checkpoints:
             The number of steps taken so far; 0 in a fresh folder.
 
         Raises:
-            UserError: the checkpoint does not fit, or `init_checkpoint` is not a checkpoint.
+            UserError: the checkpoint does not fit, all are damaged, or `init_checkpoint` is not a
+                checkpoint.
         """
-        for folder in (self._model_dir, os.path.join(self._model_dir, "best")):
-            _remove_unfinished(folder)
         if self._recent.latest_checkpoint:
-            self.loaded = self._recent.latest_checkpoint
-            restore(self._checkpoint, self.loaded)
+            self.loaded = self._load_latest(functools.partial(restore, self._checkpoint))
         elif init_checkpoint:
             self.loaded = find_checkpoint(init_checkpoint)
             (load or load_network)(self._network, init_checkpoint)
         return self._steps()
 
+    def remove_unfinished(self) -> None:
+        """Removes the files of interrupted saves; only the owner of the model_dir may call it."""
+        for folder in (self._model_dir, os.path.join(self._model_dir, "best")):
+            _remove_unfinished(folder)
+
     def load_for_evaluation(self, init_checkpoint: str = "") -> int:
         """Loads the network of `init_checkpoint`, or if it is empty of the latest checkpoint.
+
+        Damaged checkpoints of the model_dir are passed over with a warning.
 
         Returns:
             The step at which it was saved; 0 for weights without a step.
 
         Raises:
-            UserError: there is no checkpoint, or it does not fit the network.
+            UserError: there is no checkpoint, it does not fit the network, or all are damaged.
         """
-        path = find_checkpoint(init_checkpoint) or self._recent.latest_checkpoint
-        if not path:
+        load = functools.partial(load_network, self._network)
+        path = find_checkpoint(init_checkpoint)
+        if path:
+            load(path)
+        elif self._recent.latest_checkpoint:
+            path = self._load_latest(load)
+        else:
             raise UserError(
                 f"There is no checkpoint in --model_dir={self._model_dir}: train first "
                 "(--mode=train), or give weights with --init_checkpoint."
             )
-        load_network(self._network, path)
         self.loaded = path
         shapes = read_shapes(path)
         if "step" in shapes:
@@ -127,8 +145,9 @@ class Checkpoints:
 
     def is_saved(self) -> bool:
         """Whether the current step is the latest checkpoint's."""
-        latest = os.path.basename(self._recent.latest_checkpoint or "")
-        return latest == f"ckpt-{self._steps()}"
+        latest = self._recent.latest_checkpoint or ""
+        is_latest = os.path.basename(latest) == f"ckpt-{self._steps()}"
+        return is_latest and latest not in self._damaged
 
     def record_evaluation(self, metric: float) -> bool:
         """Records that the current step was evaluated, and saves it in `best/` if it is the best.
@@ -153,6 +172,20 @@ class Checkpoints:
     def is_evaluated(self) -> bool:
         """Whether `record_evaluation` was called at the current step."""
         return _read_record(self._record_path).get("evaluated_step") == self._steps()
+
+    def _load_latest(self, load: Callable[[str], None]) -> str:
+        """Loads the latest checkpoint that is not damaged, and returns its path."""
+        for path in reversed(self._recent.checkpoints):
+            try:
+                load(path)
+                return path
+            except DamagedCheckpoint as error:
+                print(f"Warning: {error} Trying the one before it.", file=sys.stderr)
+                self._damaged.add(path)
+        raise UserError(
+            f"All checkpoints in --model_dir={self._model_dir} are damaged: copy one from a "
+            "backup, or train again in another folder."
+        )
 
     @property
     def _record_path(self) -> str:
@@ -206,9 +239,14 @@ def restore(checkpoint: tf.train.Checkpoint, path: str) -> None:
 
     Raises:
         UserError: names or shapes differ between the file and the parts of `checkpoint`.
+        DamagedCheckpoint: the files cannot be read. Some variables may have been restored.
     """
     check_fit(list_shapes(checkpoint), read_shapes(path), path)
-    checkpoint.read(path).assert_existing_objects_matched().expect_partial()
+    try:
+        found = checkpoint.read(path)
+    except _UNREADABLE as error:
+        raise _damage(path, error) from error
+    found.assert_existing_objects_matched().expect_partial()
 
 
 def check_fit(wanted: dict[str, list[int]], found: dict[str, list[int]], path: str) -> None:
@@ -259,11 +297,13 @@ def read_shapes(path: str) -> dict[str, list[int]]:
     """Reads names and shapes of a checkpoint's tensors.
 
     Raises:
-        UserError: there is no checkpoint at `path`.
+        UserError: there is no checkpoint at `path`, or a damaged one.
     """
     try:
         shapes = _reader(path).get_variable_to_shape_map()
-    except (tf.errors.OpError, ValueError) as error:
+    except _UNREADABLE as error:
+        if files.exists(f"{path}.index"):
+            raise _damage(path, error) from error
         foreign = files.is_file(path)
         raise UserError(
             f"There is no readable checkpoint at {path}: "
@@ -278,6 +318,11 @@ def read_shapes(path: str) -> dict[str, list[int]]:
         for name, shape in shapes.items()
         if name.endswith(_SUFFIX) and not name.startswith("save_counter/")
     }
+
+
+def _damage(path: str, error: Exception) -> DamagedCheckpoint:
+    reason = str(getattr(error, "message", error)).splitlines()[0]
+    return DamagedCheckpoint(f"Checkpoint {path} is damaged ({reason}).")
 
 
 def read_variable(path: str, name: str):

@@ -70,6 +70,14 @@ class CocoEvaluator:
             )
         self.results.add(prediction)
 
+    def dump(self) -> bytes:
+        """Returns the predictions added, for `extend` in another process."""
+        return self.results.dump()
+
+    def extend(self, dumped: bytes) -> None:
+        """Adds the predictions of another process; see `CocoResults.extend`."""
+        self.results.extend(dumped)
+
     def evaluate(self) -> dict:
         """Measures the predictions added, over the images added.
 

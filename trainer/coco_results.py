@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from data import files
+from data.errors import UserError
 from model.paste import paste_rle
 
 _SCORES = {"box_score": "box_scores", "mask_iou": "mask_ious", "mask_score": "mask_scores"}
@@ -81,6 +82,28 @@ class CocoResults:
                 # No bbox here, because pycocotools would compute the area from it instead of the
                 # mask.
                 self.masks.append({**entry, "score": scores["mask_score"], "segmentation": rle})
+
+    def dump(self) -> bytes:
+        """Returns what was added, for `extend` in another process."""
+        added = {"image_ids": sorted(self.image_ids), "boxes": self.boxes, "masks": self.masks}
+        return json.dumps({**added, "have_masks": self.have_masks}).encode()
+
+    def extend(self, dumped: bytes) -> None:
+        """Adds what `dump` returned in another process.
+
+        Raises:
+            UserError: an image was added in both.
+        """
+        added = json.loads(dumped)
+        if twice := self.image_ids.intersection(added["image_ids"]):
+            raise UserError(
+                f"image {min(twice)} was predicted by two workers: its id occurs twice in the "
+                "records, or the workers see different records."
+            )
+        self.image_ids.update(added["image_ids"])
+        self.boxes += added["boxes"]
+        self.masks += added["masks"]
+        self.have_masks |= added["have_masks"]
 
     def _category_id(self, label: int) -> int | None:
         """Returns COCO's id of a label; None if the class has no category of its own."""

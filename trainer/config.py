@@ -24,7 +24,7 @@ from model.config import ModelConfig
 MODES = ("train", "eval", "train_and_eval", "predict", "export")
 EXPORT_FORMATS = ("saved_model", "openvino")
 OPTIMIZERS = ("sgd", "adamw")
-DISTRIBUTIONS = ("auto", "one_device", "mirrored")
+DISTRIBUTIONS = ("auto", "one_device", "mirrored", "multi_worker", "tpu")
 SCHEDULES = ("step", "cosine", "constant")
 
 ASCENDING = Check(
@@ -64,9 +64,13 @@ class TrainConfig:
     )
     distribution: str = setting(
         "auto",
-        "Use of devices: one_device, mirrored (all devices), or auto, which mirrors if there are "
-        "several.",
+        "Use of devices: one_device, mirrored (all of this machine), multi_worker (of all machines "
+        "in TF_CONFIG), tpu, or auto, which chooses by TF_CONFIG and the number of devices.",
         one_of(*DISTRIBUTIONS),
+    )
+    tpu: str = setting(
+        "local",
+        "Name or address of the TPU of --distribution=tpu; local is the one of this TPU VM.",
     )
     num_logical_cpus: int = setting(
         0,
@@ -159,6 +163,24 @@ class Params:
             "no copy_paste if the system has no masks or with --mask_target=polygon, because "
             "polygons cannot describe partly covered objects",
         )
+        on_tpu = self.train.distribution == "tpu"
+        require(
+            not on_tpu or self.model.roi_sampling_ratio > 0,
+            "roi_sampling_ratio",
+            self.model.roi_sampling_ratio,
+            "at least 1 with --distribution=tpu, which needs static shapes",
+        )
+        require(
+            not on_tpu or not self.model.jit_compile,
+            "jit_compile",
+            self.model.jit_compile,
+            "false with --distribution=tpu, which compiles everything by itself",
+        )
+
+    @property
+    def static_shapes(self) -> bool:
+        """Whether the network needs static shapes, as XLA and TPUs do."""
+        return self.model.jit_compile or self.train.distribution == "tpu"
 
     @property
     def patterns(self) -> list[str]:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Protocol
@@ -22,22 +21,35 @@ from data.errors import UserError
 from data.progress import with_progress
 from trainer.ahead import ahead
 from trainer.checkpoints import Checkpoints
+from trainer.cluster import ALONE, Cluster
 from trainer.config import Params
-from trainer.hooks import OVERFLOWS_ENDURED, FiniteGuard, Progress, Stopwatch, Summaries, TrainLog
+from trainer.exchange import Workers
+from trainer.hooks import OVERFLOWS_ENDURED, FiniteGuard
 from trainer.optimizer import Updater
 from trainer.steps import PredictStep, StepResult, TrainStep, group_batches, split_images
 from trainer.stopping import Stopped, StopSignals
+from trainer.train_report import TrainReport
 
 # (mode, params, input_context, start_step), the last of which is passed in training only.
 InputFn = Callable[..., tf.data.Dataset]
 Prediction = dict[str, np.ndarray]
 
 
-class Evaluator(Protocol):
-    """The evaluator that `Estimator.evaluate` passes predictions to."""
+class Collector(Protocol):
+    """What `Estimator.collect` passes predictions to."""
 
     def add(self, prediction: Mapping[str, np.ndarray]) -> None:
         """Adds the predictions of one image."""
+
+    def dump(self) -> bytes:
+        """Returns what was added."""
+
+    def extend(self, dumped: bytes) -> None:
+        """Adds what another worker's collector dumped."""
+
+
+class Evaluator(Collector, Protocol):
+    """A collector that measures predictions."""
 
     def evaluate(self) -> dict:
         """Measures the predictions added."""
@@ -78,13 +90,20 @@ class Estimator:
         params: settings; those of `params.data` and `params.model` are only passed on, except for
             batch sizes, precision and jit_compile.
         strategy: distributes batches over replicas.
+        cluster: this process's place among the workers; only the chief writes files.
     """
 
     def __init__(
-        self, model_fn: Callable, network, params: Params, strategy: tf.distribute.Strategy
+        self,
+        model_fn: Callable,
+        network,
+        params: Params,
+        strategy: tf.distribute.Strategy,
+        cluster: Cluster = ALONE,
     ):
         self._params = params
         self._strategy = strategy
+        self._workers = Workers(strategy, cluster)
         with strategy.scope():
             step = tf.Variable(0, dtype=tf.int64, trainable=False, name="step")
             self._updater = Updater(network, params)
@@ -99,6 +118,11 @@ class Estimator:
     def strategy(self) -> tf.distribute.Strategy:
         """The strategy that distributes batches over replicas."""
         return self._strategy
+
+    @property
+    def is_chief(self) -> bool:
+        """Whether this worker writes the files."""
+        return self._workers.is_chief
 
     @property
     def step(self) -> int:
@@ -120,37 +144,41 @@ class Estimator:
             evaluate: called with the step after every `--eval_every_steps` steps and after the
                 last; also for the step that a run continues from, if it was due there and did not
                 finish.
-            begin: called with the number of steps so far, once a checkpoint fits and there is
-                something to train.
+            begin: called by the chief with the number of steps so far, once a checkpoint fits and
+                there is something to train.
             load: as for `Checkpoints.resume`.
 
         Returns:
             The number of steps taken; 0 if the run was already complete.
 
         Raises:
-            UserError: a loss or gradient is not finite, the input ends, or a checkpoint does not
-                fit.
-            Stopped: requested by Ctrl-C, SIGTERM or SIGHUP; the steps taken are saved.
+            UserError: a loss or gradient is not finite, the input ends, a checkpoint does not fit,
+                or the workers have different settings or checkpoints.
+            Stopped: requested by Ctrl-C, SIGTERM or SIGHUP, of any worker; the steps taken are
+                saved.
         """
         config = self._params.train
+        if self.is_chief:
+            self.checkpoints.remove_unfinished()
         start = self.checkpoints.resume(config.init_checkpoint, load)
+        self._require_agreement(start)
         if start >= config.train_steps:
             print(
                 f"{config.model_dir} has {start} steps of --train_steps={config.train_steps}: "
                 "nothing is left to train; raise --train_steps to continue."
             )
             return 0
-        begin(start)
-        report = TrainReport(self._params, self._updater, start)
+        report = TrainReport(self._params, self._updater)
         untimed = report.stopwatch.untimed
-        actions = [
-            Action(report.write, config.log_every_steps),
-            Action(
-                untimed(lambda step: self.checkpoints.save()),
-                config.save_every_steps,
-                config.save_every_minutes,
-            ),
-        ]
+        actions = []
+        if self.is_chief:
+            begin(start)
+            report.open(start)
+            save = untimed(lambda step: self.checkpoints.save())
+            actions += [
+                Action(report.write, config.log_every_steps),
+                Action(save, config.save_every_steps, config.save_every_minutes),
+            ]
         with StopSignals() as self._signals:
             if evaluate is not None:
                 evaluation = Action(untimed(evaluate), config.eval_every_steps)
@@ -178,17 +206,45 @@ class Estimator:
     ) -> dict:
         """Passes the predictions of all images to the evaluator; returns its metrics, and the step.
 
-        `num_images` is their number, for the progress output.
+        All workers of a cluster call it; those that are not the chief return an empty dict.
+        `num_images` is the number of images, for the progress output.
         """
-        predictions = self.predict(input_fn, mode="eval")
-        for prediction in with_progress(predictions, "Evaluating", num_images):
-            evaluator.add(prediction)
-        return {"step": self.step, **evaluator.evaluate()}
+        self.collect(input_fn, evaluator, "eval", "Evaluating", num_images)
+        return {"step": self.step, **evaluator.evaluate()} if self.is_chief else {}
+
+    def collect(
+        self,
+        input_fn: InputFn,
+        collector: Collector,
+        mode: str,
+        what: str,
+        num_images: int | None = None,
+    ) -> None:
+        """Passes the predictions of all images to the chief's collector.
+
+        Every worker predicts its share of the images.
+
+        Args:
+            input_fn, mode: as for `predict`.
+            collector: this worker's.
+            what: what is being done, for the progress output.
+            num_images: number of all images, for the progress output.
+        """
+        predictions = self.predict(input_fn, mode)
+        if self.is_chief:
+            total = num_images if self._workers.count == 1 else None
+            predictions = with_progress(predictions, what, total)
+        for prediction in predictions:
+            collector.add(prediction)
+        shares = self._workers.gather(b"" if self.is_chief else collector.dump())
+        if self.is_chief:
+            for dumped in shares[1:]:
+                collector.extend(dumped)
 
     def predict(
         self, input_fn: InputFn, mode: str = "predict", num_images_shown: int = 0
     ) -> Iterator[Prediction]:
-        """Yields the predictions of each image, padding left out, in no particular order.
+        """Yields the predictions of this worker's images, padding left out, in no particular order.
 
         Args:
             input_fn: `(mode, params, input_context)` to a finite dataset of features.
@@ -200,13 +256,16 @@ class Estimator:
             NumPy arrays by name: image_id [], image_info [5], num_detections [], and N detections'
             detection_boxes [N, 4], detection_classes [N] and so on.
         """
-        replicas = self._strategy.num_replicas_in_sync
-        context = tf.distribute.InputContext(num_replicas_in_sync=replicas)
+        workers = self._workers
+        context = tf.distribute.InputContext(
+            workers.count, workers.index, self._strategy.num_replicas_in_sync
+        )
         shown = 0
-        groups = group_batches(input_fn(mode, self._params, context), replicas)
+        groups = group_batches(input_fn(mode, self._params, context), workers.replicas)
         # The devices then do not wait for the use of a prediction, such as pasting its masks.
         for group, results in ahead((group, self._predict_step(group)) for group in groups):
-            if self._signals.requested:
+            # Workers cannot stop alone, because the others would wait for their predictions.
+            if self._signals.requested and workers.count == 1:
                 raise _Cut
             for features, predictions in zip(group, results, strict=True):
                 for image in split_images(features, predictions, num_images_shown > 0):
@@ -214,6 +273,10 @@ class Estimator:
                     shown += 1
                     if shown == num_images_shown:
                         return
+
+    def wait_for_all(self) -> None:
+        """Waits until every worker has come here; a worker that leaves early is taken for dead."""
+        self._workers.wait()
 
     def _run_steps(
         self,
@@ -230,16 +293,31 @@ class Estimator:
             fetched = time.perf_counter()
             features, labels = _next_batch(batches, step)
             report.stopwatch.count(time.perf_counter() - fetched)
-            report.result = self._train_step(features, labels)
+            previous = report.result
+            report.result = self._train_step(features, labels, bool(self._signals.requested))
             self.checkpoints.step.assign(step)
             guard.keep(step, report.result, features["image_id"])
             due = [action for action in actions if action.is_due(step, last)]
-            if due or self._signals.requested:
+            request = self._agreed_request(previous)
+            if due or request:
                 guard.check()
-            self._run_unless_stopped(due, step)
+            self._run_unless_stopped(due, step, request)
 
-    def _run_unless_stopped(self, actions: Sequence[Action], step: int) -> None:
-        """Acts after a step; if a signal requests it, saves everything and stops.
+    def _agreed_request(self, previous: StepResult | None) -> str:
+        """Returns what asks the training to stop, the same on all workers; "" if nothing does.
+
+        Args:
+            previous: result of the step before the latest. Reading the latest one's would make the
+                program wait for it.
+        """
+        if self._workers.count == 1:
+            return self._signals.requested
+        if previous is None or not float(previous.stops):
+            return ""
+        return self._signals.requested or "another worker"
+
+    def _run_unless_stopped(self, actions: Sequence[Action], step: int, request: str = "") -> None:
+        """Acts after a step; if the workers have agreed or a signal requests it, saves and stops.
 
         Raises:
             Stopped: the message names the step that was saved.
@@ -247,54 +325,28 @@ class Estimator:
         with contextlib.suppress(_Cut):
             for action in actions:
                 action.run(step)
-        if self._signals.requested:
-            path = self.checkpoints.save()
+        if self._workers.count == 1:
+            request = self._signals.requested
+        if request:
+            saved = self.checkpoints.save() if self.is_chief else "the chief's checkpoint"
+            self._workers.wait()  # No worker leaves before it is saved.
             raise Stopped(
-                f"Stopped by {self._signals.requested} after step {step}, which is saved in "
-                f"{path}; run the same command again to continue from there."
+                f"Stopped by {request} after step {step}, which is saved in {saved}; run the same "
+                "command again to continue from there."
             )
+
+    def _require_agreement(self, start: int) -> None:
+        """Refuses workers that would train different things together."""
+        facts = {
+            f"the checkpoint in --model_dir={self._params.train.model_dir}": start,
+            "their flags": self._params,
+        }
+        self._workers.require_agreement(facts)
 
     def _lacks_evaluation(self, evaluation: Action) -> bool:
         """Whether an evaluation was due at the restored step but was interrupted."""
         is_due = evaluation.is_due(self.step, self._params.train.train_steps)
         return self.step > 0 and is_due and not self.checkpoints.is_evaluated()
-
-
-class TrainReport:
-    """Writes a logged step to train.jsonl, the progress line and TensorBoard.
-
-    Attributes:
-        result: the latest step's scalars.
-        stopwatch: times the steps since the latest report.
-    """
-
-    def __init__(self, params: Params, updater: Updater, start: int):
-        model_dir = params.train.model_dir
-        self.result: StepResult | None = None
-        self.stopwatch = Stopwatch(params.data.train_batch_size)
-        self._updater = updater
-        self._log = TrainLog(model_dir, start)
-        self._progress = Progress(params.train.train_steps)
-        self._summaries = Summaries(os.path.join(model_dir, "summaries", "train"))
-
-    def write(self, step: int) -> None:
-        """Reports the latest step's own values, not averages, so that reruns are comparable."""
-        timing = self.stopwatch.report()
-        steps_per_second = timing.pop("steps_per_second")
-        losses = {name: float(value) for name, value in self.result.losses.items()}
-        scalars = {
-            "loss": float(self.result.loss),
-            **losses,
-            "learning_rate": self._updater.latest_learning_rate(),
-            **timing,
-            "gradient_norm": float(self.result.gradient_norm),
-            **{name: float(value) for name, value in self.result.metrics.items()},
-        }
-        record = {"step": step, **scalars}
-        self._log.write(record)
-        self._progress.write(record, list(losses), steps_per_second)
-        self._summaries.write_scalars(step, scalars)
-        self.stopwatch.restart()
 
 
 def _next_batch(batches: Iterator, step: int) -> tuple:

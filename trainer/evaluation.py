@@ -58,7 +58,10 @@ class Evaluation:
         self._max_detections = max_detections
 
     def run(self) -> dict:
-        """Evaluates, writes and prints the results, and returns the metrics with the step."""
+        """Evaluates, writes and prints the results, and returns the metrics with the step.
+
+        The workers of a cluster that are not the chief only predict; their result is empty.
+        """
         evaluator = CocoEvaluator(
             self._ground_truth,
             self._categories,
@@ -67,6 +70,8 @@ class Evaluation:
         )
         num_images = len(self._ground_truth["images"])
         metrics = self._estimator.evaluate(self._input_fn, evaluator, num_images)
+        if not metrics:
+            return {}
         evaluator.results.write(self._folder)
         write_json(metrics, os.path.join(self._folder, "metrics.json"))
         self._summaries.write_scalars(metrics["step"], flatten_metrics(metrics))
@@ -78,7 +83,10 @@ class Evaluation:
 
     def run_in_training(self, step: int) -> None:
         """Evaluates at `step` and keeps the checkpoint if it is the best so far."""
-        average_precision = ranking_metric(self.run())
+        metrics = self.run()
+        if not metrics:
+            return
+        average_precision = ranking_metric(metrics)
         measured = average_precision if average_precision >= 0 else math.nan
         if self._estimator.checkpoints.record_evaluation(measured):
             print(f"Step {step} is the best so far: AP {average_precision:.4f}.", flush=True)

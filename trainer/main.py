@@ -11,15 +11,16 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import io
 import os
 import sys
 from collections.abc import Callable, Sequence
 
 from data import files
 from data.errors import UserError
-from data.progress import with_progress
 from data.tensorflow_log import quieten_tensorflow
 from trainer import categories
+from trainer.cluster import Cluster, describe_loss, find_cluster
 from trainer.completion import Completion, complete_from_manifests, complete_from_records
 from trainer.config import Params
 from trainer.flags import Places, Values, exit_status, parse_command_line, refuse_flags
@@ -85,16 +86,21 @@ def execute(params: Params) -> None:
     Raises:
         UserError: something in the flags, the records or the model_dir cannot be used.
     """
-    _require_folders(params)
-    training = params.train.trains
-    with exclusive_training(params.train.model_dir) if training else contextlib.nullcontext():
-        _execute(params)
+    cluster = find_cluster(params.train.distribution)
+    with contextlib.ExitStack() as stack:
+        if cluster.is_chief:
+            _require_folders(params)
+            if params.train.trains:
+                stack.enter_context(exclusive_training(params.train.model_dir))
+        else:
+            stack.enter_context(contextlib.redirect_stdout(io.StringIO()))
+        _execute(params, cluster)
 
 
-def _execute(params: Params) -> None:
+def _execute(params: Params, cluster: Cluster) -> None:
     quieten_tensorflow()
     if params.train.mode == "export":
-        return _export(params)
+        return _export(params) if cluster.is_chief else None
     import tensorflow as tf
 
     from data.input_fn import input_fn
@@ -105,14 +111,15 @@ def _execute(params: Params) -> None:
     from trainer.strategy import make_strategy, prepare_runtime
 
     prepare_runtime(params)
+    strategy = make_strategy(params, cluster)
     completion = complete_from_records(params)
     params = completion.params
-    strategy = make_strategy(params)
     with strategy.scope():
         network = build_network(params)
-    estimator = Estimator(model_fn, network, params, strategy)
+    estimator = Estimator(model_fn, network, params, strategy, cluster)
     try:
         _MODES[params.train.mode](estimator, relabel(input_fn, completion.label_map), completion)
+        estimator.wait_for_all()
     except (tf.errors.InvalidArgumentError, tf.errors.DataLossError):
         _raise_if_a_record_is_broken(params)
         raise
@@ -123,6 +130,15 @@ def _execute(params: Params) -> None:
             f"the workers of --data_service={params.data.data_service} lost images, so the "
             "evaluation would be incomplete; restart the workers and evaluate again."
         ) from error
+    except (
+        tf.errors.UnavailableError,
+        tf.errors.AbortedError,
+        tf.errors.CancelledError,
+        tf.errors.DeadlineExceededError,
+    ) as error:
+        if cluster.num_workers == 1:
+            raise
+        raise describe_loss(cluster, error.message) from error
 
 
 def _export(params: Params) -> None:
@@ -198,9 +214,9 @@ def _predict(estimator, input_fn: Callable, completion: Completion) -> None:
     _say_what_runs(estimator, completion)
     file_names = read_file_names(params.data.eval_file_pattern)
     results = CocoResults(found, params.model.mask_paste, file_names)
-    predictions = estimator.predict(input_fn)
-    for prediction in with_progress(predictions, "Predicting", len(file_names)):
-        results.add(prediction)
+    estimator.collect(input_fn, results, "predict", "Predicting", len(file_names))
+    if not estimator.is_chief:
+        return
     folder = os.path.join(_output_dir(params), "predictions")
     results.write(folder)
     print(f"Predictions in COCO results format are in {folder}.")

@@ -24,12 +24,16 @@ Features = dict[str, tf.Tensor]
 
 
 class StepResult(NamedTuple):
-    """Scalars of one training step over all replicas, still on the device."""
+    """Scalars of one training step over all replicas, still on the device.
+
+    `stops` is above 0 if the training has to stop because one of the workers was asked to.
+    """
 
     loss: tf.Tensor
     losses: dict[str, tf.Tensor]
     metrics: dict[str, tf.Tensor]
     gradient_norm: tf.Tensor
+    stops: tf.Tensor
 
 
 class TrainStep:
@@ -52,12 +56,17 @@ class TrainStep:
             self._step, autograph=False, jit_compile=params.model.jit_compile or None
         )
 
-    def __call__(self, features: Features, labels: Features) -> StepResult:
-        """Takes one step; each replica has its own `[B, ...]` of features and labels."""
-        return self._function(features, labels)
+    def __call__(self, features: Features, labels: Features, stop: bool = False) -> StepResult:
+        """Takes one step; each replica has its own `[B, ...]` of features and labels.
 
-    def _step(self, features: Features, labels: Features) -> StepResult:
-        shares, gradients, norms = self._strategy.run(self._differentiate, args=(features, labels))
+        `stop` tells all workers that this one was asked to stop.
+        """
+        return self._function(features, labels, tf.constant(stop, tf.float32))
+
+    def _step(self, features: Features, labels: Features, stop: tf.Tensor) -> StepResult:
+        shares, gradients, norms = self._strategy.run(
+            self._differentiate, args=(features, labels, stop)
+        )
         norm = self._strategy.experimental_local_results(norms)[0]
         self._updater.apply(self._strategy, gradients, norm)
         totals = tf.nest.map_structure(
@@ -65,12 +74,13 @@ class TrainStep:
         )
         return StepResult(**totals, gradient_norm=norm)
 
-    def _differentiate(self, features: Features, labels: Features):
+    def _differentiate(self, features: Features, labels: Features, stop: tf.Tensor):
         with tf.GradientTape() as tape:
             spec = self._model_fn(features, labels, "train", self._params, self._network)
             loss = self._updater.scaled(spec.loss)
         gradients, norm = self._updater.gradients(tape, loss)
         shares = {"loss": spec.loss, "losses": dict(spec.losses), "metrics": dict(spec.metrics)}
+        shares["stops"] = tf.identity(stop)  # each replica its own, so that it can be summed
         return shares, gradients, norm
 
 
@@ -89,12 +99,15 @@ class PredictStep:
         )
 
     def __call__(self, group: list[Features]) -> list[dict[str, np.ndarray]]:
-        """Computes the predictions of each batch of the group, in its order."""
+        """Computes the predictions of each batch of the group, in its order.
+
+        The group has a batch for each replica of this process. Other workers are not involved.
+        """
         if len(group) == 1:
             features = group[0]
         else:
             features = self._strategy.experimental_distribute_values_from_function(
-                lambda context: group[context.replica_id_in_sync_group]
+                lambda context: group[context.replica_id_in_sync_group % len(group)]
             )
         results = self._function(features)
         local = {

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import sys
-
 import keras
 import tensorflow as tf
 
 from data.errors import UserError
 from model.roi_align import make_gradient_exact
+from trainer.cluster import ALONE, Cluster
 from trainer.config import Params
 
 
@@ -37,26 +35,53 @@ def prepare_runtime(params: Params) -> None:
         ) from error
 
 
-def make_strategy(params: Params) -> tf.distribute.Strategy:
-    """Makes the strategy of `--distribution` on the available devices.
+def make_strategy(params: Params, cluster: Cluster = ALONE) -> tf.distribute.Strategy:
+    """Makes the strategy of `--distribution`; call it before TensorFlow is used.
 
     Raises:
-        UserError: a batch that cannot be split evenly, or XLA over several replicas.
+        UserError: a batch that cannot be split evenly, XLA over several replicas, a TPU that is not
+            found, or workers that cannot be reached.
     """
-    if os.environ.get("TF_CONFIG"):
-        print(
-            "Warning: TF_CONFIG is set, but this program trains on the devices of one machine and "
-            "does not use it.",
-            file=sys.stderr,
-        )
+    strategy = _make(params, cluster)
+    _check_replicas(params, strategy)
+    return strategy
+
+
+def _make(params: Params, cluster: Cluster) -> tf.distribute.Strategy:
+    if cluster.num_workers > 1:
+        return _connect_workers()
+    if params.train.distribution == "tpu":
+        return _connect_tpu(params.train.tpu)
     devices = find_devices(params.train.num_logical_cpus)
-    mirrored = params.train.distribution == "mirrored" or (
-        params.train.distribution == "auto" and len(devices) > 1
-    )
-    if not mirrored:
+    mirrored = params.train.distribution == "mirrored" or len(devices) > 1
+    if params.train.distribution == "one_device" or not mirrored:
         return tf.distribute.OneDeviceStrategy(devices[0])
-    _check_replicas(params, len(devices))
     return tf.distribute.MirroredStrategy(devices)
+
+
+def _connect_workers() -> tf.distribute.Strategy:
+    """Waits for the other workers and makes the strategy of all their devices."""
+    try:
+        return tf.distribute.MultiWorkerMirroredStrategy()
+    except tf.errors.OpError as error:
+        raise UserError(
+            f"The workers of TF_CONFIG did not find each other ({error.message}); start all of "
+            "them, and check the addresses and that the ports are open."
+        ) from None
+
+
+def _connect_tpu(name: str) -> tf.distribute.Strategy:
+    try:
+        resolver = tf.distribute.cluster_resolver.TPUClusterResolver(tpu=name)
+        tf.config.experimental_connect_to_cluster(resolver)
+        tf.tpu.experimental.initialize_tpu_system(resolver)
+    except (tf.errors.OpError, OSError, ValueError, RuntimeError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise UserError(
+            f"There is no usable TPU --tpu={name} ({reason}): run on a TPU VM on which "
+            "tensorflow-tpu is installed (docs/TPU.md), or choose another --distribution."
+        ) from None
+    return tf.distribute.TPUStrategy(resolver)
 
 
 def find_devices(num_logical_cpus: int) -> list[str]:
@@ -86,8 +111,10 @@ def _split_cpu(count: int) -> None:
     )
 
 
-def _check_replicas(params: Params, replicas: int) -> None:
-    if replicas > 1 and params.model.jit_compile:
+def _check_replicas(params: Params, strategy: tf.distribute.Strategy) -> None:
+    replicas = strategy.num_replicas_in_sync
+    mirrors = isinstance(strategy, tf.distribute.MirroredStrategy)
+    if replicas > 1 and mirrors and params.model.jit_compile:
         raise UserError(
             f"--jit_compile cannot be used over {replicas} mirrored replicas: give "
             "--nojit_compile, or --distribution=one_device."

@@ -43,6 +43,11 @@ def draw_shapes(folder):
 def train(model_dir, *arguments):
     """Trains and returns the lines of train.jsonl."""
     run("-m", "trainer.main", f"--model_dir={model_dir}", *arguments)
+    return read_log(model_dir)
+
+
+def read_log(model_dir):
+    """The lines of train.jsonl."""
     with open(f"{model_dir}/train.jsonl", encoding="utf-8") as file:
         return [json.loads(line) for line in file]
 

@@ -1,7 +1,13 @@
-"""The same training run in other arrangements: two devices, and compiled with XLA."""
+"""The same training run in other arrangements: two devices, two workers, compiled with XLA."""
+
+import pathlib
+import sys
 
 import pytest
-from commands import draw_shapes, losses, train
+from commands import draw_shapes, losses, read_log, train
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "trainer"))
+from worker_processes import start_workers  # noqa: E402
 
 pytestmark = pytest.mark.proof
 
@@ -43,6 +49,23 @@ def test_two_devices_take_the_same_steps_as_one(records, one_device, tmp_path):
     )
     assert losses(two[0]) == pytest.approx(losses(one_device[0]), rel=1e-5)
     for ours, theirs in zip(two, one_device, strict=True):
+        assert losses(ours) == pytest.approx(losses(theirs), rel=1e-3), ours["step"]
+
+
+@pytest.mark.parametrize("norm", ["gn", "sync_bn"])
+def test_two_workers_take_the_same_steps_as_one(records, tmp_path, norm):
+    common = ("-m", "trainer.main", *SETTINGS, *EXHAUSTIVE, "--train_steps=10", f"--norm={norm}")
+    common += (f"--train_file_pattern={records}",)
+    logs = []
+    for count in (1, 2):
+        folder = tmp_path / str(count)
+        for worker in start_workers([*common, f"--model_dir={folder}"], count):
+            status, _, errors = worker.finish(timeout=1800)
+            assert status == 0, errors[-3000:]
+        logs.append(read_log(folder))
+    one, two = logs
+    assert losses(two[0]) == pytest.approx(losses(one[0]), rel=1e-5)
+    for ours, theirs in zip(two, one, strict=True):
         assert losses(ours) == pytest.approx(losses(theirs), rel=1e-3), ours["step"]
 
 

@@ -3,13 +3,14 @@
 import json
 import pathlib
 import random
-import signal
-import subprocess
 import sys
 import time
 
 import pytest
-from commands import ROOT, SHARED, convert, metrics
+from commands import SHARED, convert, metrics
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "trainer"))
+from worker_processes import start_workers  # noqa: E402
 
 pytestmark = [
     pytest.mark.proof,
@@ -18,6 +19,8 @@ pytestmark = [
 ]
 
 NUM_KILLS = 21
+# By then, a worker has noticed that another one is gone.
+SECONDS_TO_NOTICE = 180
 MOMENTS = ("step", "save", "evaluation")
 # A narrow network on small canvases: the order of events is that of any other.
 SMALL = (
@@ -62,7 +65,6 @@ def command(request, tmp_path):
         for split in ("train", "val")
     }
     return [
-        sys.executable,
         "-m",
         "trainer.main",
         *SMALL,
@@ -96,34 +98,46 @@ def is_at(moment, model_dir, before):
     return bool(steps) and (steps[-1] % 12 == 0 if moment == "evaluation" else True)
 
 
-def run_until(command, model_dir, moment, rng):
-    """Starts a run and kills it; False if it came to its end before."""
+def run_until(command, model_dir, moment, rng, num_workers):
+    """Starts a run and kills one of its workers; False if it came to its end before."""
     log = model_dir / "train.jsonl"
     before = {
         "written": log.stat().st_mtime if log.exists() else None,
         "unfinished": unfinished(model_dir),
     }
-    run = subprocess.Popen(
-        [*command, f"--model_dir={model_dir}"],
-        cwd=ROOT,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-    )
+    workers = start_workers([*command, f"--model_dir={model_dir}"], num_workers)
+    processes = [worker.process for worker in workers]
+    victim = rng.randrange(num_workers)
     try:
-        while run.poll() is None and not is_at(moment, model_dir, before):
+        while is_running(processes) and not is_at(moment, model_dir, before):
             time.sleep(0.002)
-        if run.poll() is None and moment != "save":
+        if is_running(processes) and moment != "save":
             time.sleep(rng.uniform(0.0, 5.0 if moment == "step" else 2.0))
-        ended = run.poll() is not None
+        ended = not is_running(processes)
     finally:
-        run.send_signal(signal.SIGKILL)
-        run.wait()
-    assert not ended or run.returncode == 0, run.stderr.read().decode()[-3000:]
+        processes[victim].kill()
+    for index, worker in enumerate(workers):
+        status, _, errors = worker.finish(SECONDS_TO_NOTICE)
+        if ended:
+            assert status == 0, errors[-3000:]
+        elif index != victim:
+            assert status == 1 and f"worker {victim} was lost" in errors, errors[-3000:]
     return not ended
 
 
-def test_kills_at_random_moments_change_nothing(command, tmp_path):
-    subprocess.run([*command, f"--model_dir={tmp_path / 'whole'}"], cwd=ROOT, check=True)
+def is_running(processes):
+    return all(process.poll() is None for process in processes)
+
+
+def run_whole(command, model_dir, num_workers):
+    for worker in start_workers([*command, f"--model_dir={model_dir}"], num_workers):
+        status, _, errors = worker.finish(7200)
+        assert status == 0, errors[-3000:]
+
+
+@pytest.mark.parametrize("num_workers", [1, 2])
+def test_kills_at_random_moments_change_nothing(command, tmp_path, num_workers):
+    run_whole(command, tmp_path / "whole", num_workers)
     whole = read_log(tmp_path / "whole")
     rng = random.Random(7)
     kills: list[str] = []
@@ -132,7 +146,7 @@ def test_kills_at_random_moments_change_nothing(command, tmp_path):
         if not model_dir.name:
             model_dir = tmp_path / f"killed_{len(kills)}"
         moment = MOMENTS[len(kills) % len(MOMENTS)]
-        if run_until(command, model_dir, moment, rng):
+        if run_until(command, model_dir, moment, rng, num_workers):
             kills.append(moment)
             steps = read_log(model_dir)
             print(f"kill {len(kills)} in a {moment} after step {steps[-1]['step'] if steps else 0}")
@@ -141,7 +155,7 @@ def test_kills_at_random_moments_change_nothing(command, tmp_path):
             check_equal(tmp_path / "whole", model_dir)
             model_dir = pathlib.Path()
     if model_dir.name:
-        subprocess.run([*command, f"--model_dir={model_dir}"], cwd=ROOT, check=True)
+        run_whole(command, model_dir, num_workers)
         check_equal(tmp_path / "whole", model_dir)
     print({moment: kills.count(moment) for moment in MOMENTS})
 

@@ -204,8 +204,10 @@ def test_what_a_save_that_was_cut_off_left_is_removed(tmp_path):
     (tmp_path / "ckpt-4_temp").mkdir()
     (tmp_path / "ckpt-4_temp" / "part-00000-of-00001.data-00000-of-00001").touch()
     (tmp_path / "ckpt-4.data-00000-of-00001.tempstate123").touch()
-    assert make(tmp_path)[2].resume() == 3
+    _, _, later = make(tmp_path)
+    later.remove_unfinished()
     assert {path.name for path in tmp_path.iterdir()} == whole
+    assert later.resume() == 3
 
 
 class ForgetfulNetwork(keras.layers.Layer):
@@ -248,3 +250,57 @@ def test_every_variable_of_the_real_network_comes_back(tmp_path, settings):
     load_network(restored, path)
     for one, two in zip(weights_of(saved), weights_of(restored), strict=True):
         np.testing.assert_array_equal(one, two)
+
+
+def flip_a_bit(data, index):
+    content = bytearray(data.read_bytes())
+    content[len(content) // 2] ^= 1
+    data.write_bytes(content)
+
+
+def cut_off(data, index):
+    data.write_bytes(data.read_bytes()[:-20])
+
+
+def lose_the_data(data, index):
+    data.unlink()
+
+
+def cut_off_the_index(data, index):
+    index.write_bytes(index.read_bytes()[:-30])
+
+
+@pytest.mark.parametrize("damage", [flip_a_bit, cut_off, lose_the_data, cut_off_the_index])
+def test_a_damaged_checkpoint_is_passed_over(tmp_path, capsys, damage):
+    network, updater, checkpoints = make(tmp_path)
+    for step in (3, 6):
+        change(network, updater)
+        checkpoints.step.assign(step)
+        checkpoints.save()
+        if step == 3:
+            expected = weights_of(network)
+    damage(tmp_path / "ckpt-6.data-00000-of-00001", tmp_path / "ckpt-6.index")
+    for resume in (True, False):
+        network, updater, later = make(tmp_path)
+        assert (later.resume() if resume else later.load_for_evaluation()) == 3
+        assert later.loaded.endswith("ckpt-3")
+        for weight, other in zip(weights_of(network), expected, strict=True):
+            np.testing.assert_array_equal(weight, other)
+        warning = capsys.readouterr().err
+        assert warning.startswith("Warning: Checkpoint ") and "ckpt-6 is damaged (" in warning
+    # A training that comes to this step again saves it whole.
+    later.step.assign(6)
+    later.save()
+    assert make(tmp_path)[2].resume() == 6
+    assert not capsys.readouterr().err
+
+
+def test_if_all_checkpoints_are_damaged_nothing_starts_from_scratch(tmp_path):
+    _, _, checkpoints = make(tmp_path)
+    checkpoints.step.assign(3)
+    checkpoints.save()
+    cut_off(tmp_path / "ckpt-3.data-00000-of-00001", None)
+    with pytest.raises(UserError, match="All checkpoints in --model_dir=.* are damaged"):
+        make(tmp_path)[2].resume()
+    with pytest.raises(UserError, match="ckpt-3 is damaged"):
+        make(tmp_path)[2].load_for_evaluation(str(tmp_path / "ckpt-3"))

@@ -115,14 +115,15 @@ def test_what_two_replicas_cannot_do_is_refused(tmp_path, monkeypatch, settings,
 
 @pytest.mark.parametrize(("mode", "unused"), [("eval", "train"), ("train", "eval")])
 def test_a_batch_size_that_is_not_used_refuses_nothing(tmp_path, monkeypatch, mode, unused):
-    monkeypatch.setattr("trainer.strategy.find_devices", lambda count: ["CPU:0", "CPU:0"])
-    monkeypatch.setattr(tf.distribute, "MirroredStrategy", list)
+    monkeypatch.setattr("trainer.strategy.find_devices", lambda count: ["CPU:0", "CPU:1"])
     params = toy_params(tmp_path, mode=mode, **{f"{unused}_batch_size": 3})
-    assert make_strategy(params) == ["CPU:0", "CPU:0"]
+    assert make_strategy(params).num_replicas_in_sync == 2
 
 
-def test_a_tf_config_that_is_not_used_is_said(tmp_path, monkeypatch, capsys):
-    monkeypatch.setenv("TF_CONFIG", '{"cluster": {}}')
-    strategy = make_strategy(toy_params(tmp_path))
-    assert capsys.readouterr().err.startswith("Warning: TF_CONFIG is set")
-    assert describe_devices(strategy) == "the CPU"
+def test_devices_are_described(tmp_path):
+    assert describe_devices(make_strategy(toy_params(tmp_path))) == "the CPU"
+
+
+def test_a_missing_tpu_is_one_sentence(tmp_path):
+    with pytest.raises(UserError, match="^There is no usable TPU --tpu=nowhere .*docs/TPU.md"):
+        make_strategy(toy_params(tmp_path, distribution="tpu", tpu="nowhere"))
