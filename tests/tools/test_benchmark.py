@@ -145,3 +145,14 @@ def test_exported_models_that_cannot_be_run_are_one_sentence(
     assert main(["benchmark.py", "export", *given, f"--json={tmp_path}/f.json"]) == 1
     error = capsys.readouterr().err
     assert error.startswith("error: ") and reason in error and error.count("\n") == 1
+
+
+def test_networks_of_peers_need_their_packages(tmp_path, capsys):
+    assert write_networks.main(["", "model_garden", f"{tmp_path}/garden"]) == 1
+    assert capsys.readouterr().err == (
+        "error: No module named 'official'; run this with an interpreter that has it.\n"
+    )
+    with pytest.raises(SystemExit) as exit_status:
+        write_networks.main(["", "torchvision", f"{tmp_path}/torch", "--image_size=0"])
+    assert exit_status.value.code == 2
+    assert "--image_size=0: expected a positive number" in capsys.readouterr().err

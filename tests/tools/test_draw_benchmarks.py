@@ -70,7 +70,9 @@ def test_the_overview_says_how_many_times_as_fast(write, tmp_path):
     file = "model_garden dynamic.tflite"
     export = content(
         "export", "s/image", ratios={file: {"median": 0.4, "min": 0.4, "max": 0.4}},
-        contestants=[contestant("ours SavedModel saved_model", 2), contestant(file, 5)],
+        contestants=[
+            contestant(name, 2) for name in ("ours SavedModel saved_model", "ours LiteRT x", file)
+        ],
     )  # fmt: skip
     convert = content(
         "convert", "images/s", date="2026-11-24", ratios=rate,

@@ -55,6 +55,11 @@ class Program:
     figure: Spread
     memory_gb: float
 
+    @property
+    def is_ours(self) -> bool:
+        """Whether it is this project's; exported models have their format after the name."""
+        return self.name.partition(" ")[0] == OURS
+
 
 @dataclasses.dataclass(frozen=True)
 class Measurement:
@@ -129,9 +134,9 @@ def _parse(path: str, content: dict) -> Measurement:
         )
         for entry in content["contestants"]
     )
-    if not programs or programs[0].name.partition(" ")[0] != OURS:
+    if not programs or not programs[0].is_ours:
         raise ValueError(f"its first contestant is not {OURS!r}")
-    peers = [] if sweep else [entry.name for entry in programs[1:]]
+    peers = [] if sweep else [entry.name for entry in programs if not entry.is_ours]
     ratios = {peer: _spread(content["ratios"][peer]) for peer in peers}
     measurement = Measurement(
         path=path,

@@ -25,6 +25,7 @@ from collections.abc import Sequence
 if __package__ is None:  # started as a script, perhaps by an interpreter without this package
     sys.path[0] = os.path.abspath(os.path.join(os.path.dirname(__file__), "..", ".."))
 
+from data.settings import SettingError
 from tools.benchmarks import synthetic
 from tools.benchmarks.peers import PeerSettings
 from tools.benchmarks.stages import OURS
@@ -41,10 +42,17 @@ def main(argv: Sequence[str]) -> int:
     if arguments.program == OURS:
         return _write_model_dir(arguments.folder, [argv[0], *rest])
     parser.add_argument("--image_size", type=int, default=PeerSettings.image_size)
-    settings = PeerSettings(image_size=parser.parse_args(argv[1:]).image_size, batch_size=1)
+    try:
+        settings = PeerSettings(image_size=parser.parse_args(argv[1:]).image_size, batch_size=1)
+    except SettingError as error:
+        parser.error(str(error))
     peer = importlib.import_module(f"{PeerSettings.__module__}.{arguments.program}")
     os.makedirs(arguments.folder, exist_ok=True)
-    peer.write_exports(settings, arguments.folder)
+    try:
+        peer.write_exports(settings, arguments.folder)
+    except ImportError as error:
+        print(f"error: {error}; run this with an interpreter that has it.", file=sys.stderr)
+        return 1
     return 0
 
 

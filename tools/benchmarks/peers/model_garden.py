@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from data.files import whole_file
 from tools.benchmarks import synthetic
 from tools.benchmarks.peers import CLASSES, PeerSettings, expect_detections
 from tools.benchmarks.stages import Workload, stream
@@ -177,7 +178,7 @@ def write_exports(settings: PeerSettings, folder: str) -> None:
     )
     for name, quantisation in (("float32", None), ("dynamic", "default")):
         content = export_tflite_lib.convert_tflite_model(saved_model, quant_type=quantisation)
-        with open(os.path.join(folder, f"{name}.tflite"), "wb") as file:
+        with whole_file(os.path.join(folder, f"{name}.tflite"), "wb") as file:
             file.write(content)
 
 
