@@ -121,6 +121,13 @@ def size(path: Path) -> int:
         return _gfile().stat(path).length
 
 
+def total_size(path: Path) -> int:
+    """Returns the bytes of a file, or of all files in a folder."""
+    if is_file(path):
+        return size(path)
+    return sum(total_size(os.path.join(path, name)) for name in list_folder(path))
+
+
 def state(path: Path) -> tuple[int, ...]:
     """Returns numbers that change when a file is written or replaced; raises OSError if missing."""
     path = expand(path)

@@ -16,7 +16,6 @@ import concurrent.futures
 import dataclasses
 import json
 import multiprocessing
-import os
 import statistics
 import sys
 import time
@@ -176,13 +175,11 @@ def _peak_mb() -> float:
 
 
 def _size(path: str) -> int:
-    """Bytes of a file, of all files in a folder, or of the latest checkpoint in a model_dir."""
+    """Bytes of an export, or of the latest checkpoint in a model_dir."""
     from trainer.checkpoints import find_checkpoint
 
-    if files.is_file(path):
-        return files.size(path)
     if is_export(path) or not has_checkpoint(path):
-        return sum(_size(os.path.join(path, name)) for name in files.list_folder(path))
+        return files.total_size(path)
     return sum(files.size(part) for part in files.glob(f"{find_checkpoint(path)}.*"))
 
 

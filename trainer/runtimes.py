@@ -56,11 +56,13 @@ class Format(NamedTuple):
     """A format of exported models, whose functions take the path of one.
 
     Attributes:
+        name: its name in results.
         holds: whether there is one.
         metadata: reads its metadata.json.
         open: returns what finds objects in the features of one image.
     """
 
+    name: str
     holds: Callable[[str], bool]
     metadata: Callable[[str], Mapping[str, Any]]
     open: Callable[[str, About], Callable[[Mapping], Mapping]]
@@ -69,6 +71,11 @@ class Format(NamedTuple):
 def is_export(path: str) -> bool:
     """Whether there is an exported model at a path."""
     return any(kind.holds(path) for kind in _FORMATS)
+
+
+def name_format(path: str) -> str:
+    """Names the format of an exported model; raises UserError if there is none."""
+    return _format_of(path).name
 
 
 def read_export(path: str) -> About:
@@ -216,21 +223,25 @@ def read_bytes(path: str) -> bytes:
 
 _FORMATS = (
     Format(
+        "LiteRT",
         lambda path: path.endswith(".tflite"),
         _zipped_metadata,
         _open_tflite,
     ),
     Format(
+        "StableHLO",
         lambda path: path.endswith(".stablehlo"),
         lambda path: read_metadata(os.path.dirname(path)),
         _open_stablehlo,
     ),
     Format(
+        "SavedModel",
         lambda path: files.exists(os.path.join(path, "saved_model.pb")),
         lambda path: read_metadata(os.path.join(path, ASSETS)),
         _open_saved_model,
     ),
     Format(
+        "OpenVINO",
         lambda path: files.exists(os.path.join(path, OPENVINO_FILE)),
         read_metadata,
         _open_openvino,

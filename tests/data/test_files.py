@@ -59,6 +59,10 @@ def test_every_operation_on_either_file_system(folder):
     assert files.size(f"{deep}/x.txt") == 17
     assert files.list_folder(deep) == ["x.txt"]
     assert files.list_folder(f"{folder}/a") == ["b"]
+    with files.whole_file(f"{folder}/a/z.txt") as file:
+        file.write("four")
+    assert files.total_size(f"{folder}/a") == 21 and files.total_size(f"{deep}/x.txt") == 17
+    files.remove(f"{folder}/a/z.txt")
     files.rename(f"{deep}/x.txt", f"{deep}/y.txt")
     assert files.glob(f"{folder}/a/*/*.txt") == [f"{deep}/y.txt"]
     assert files.exists(deep) and files.is_folder(deep) and not files.is_file(deep)

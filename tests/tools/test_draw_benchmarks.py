@@ -67,17 +67,28 @@ def texts(path):
 
 def test_the_overview_says_how_many_times_as_fast(write, tmp_path):
     rate = {"model_garden": {"median": 12.3, "min": 11.0, "max": 13.0}}
+    file = "model_garden dynamic.tflite"
+    export = content(
+        "export", "s/image", ratios={file: {"median": 0.4, "min": 0.4, "max": 0.4}},
+        contestants=[
+            contestant(name, 2) for name in ("ours SavedModel saved_model", "ours LiteRT x", file)
+        ],
+    )  # fmt: skip
     convert = content(
         "convert", "images/s", date="2026-11-24", ratios=rate,
         contestants=[contestant("ours", 123, num_processes=2), contestant("model_garden", 10)],
     )  # fmt: skip
     output = tmp_path / "new" / "overview.svg"
-    assert main(["draw", "--chart=overview", f"--output={output}", *write(content(), convert)]) == 0
+    assert (
+        main(["draw", "--chart=overview", f"--output={output}", *write(content(), convert, export)])
+        == 0
+    )
     drawn = texts(output)
     for text in (
         "Training", "Model Garden: 512 px, batch 2, float32", "2.0×",
         "torchvision: 512 px, batch 2, float32", "0.80×",
         "Conversion", "Model Garden: 2 processes", "12×",
+        "Exported models", "Model Garden dynamic.tflite: 512 px", "2.5×",
         "AMD EPYC 7B13, 2 CPUs, 24 GB · 2026-11-24 to 2026-11-25",
     ):  # fmt: skip
         assert text in drawn

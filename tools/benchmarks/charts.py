@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING
 
 from data.errors import UserError
 from tools.benchmarks.measurements import (
-    PEER_NAMES,
     Measurement,
     Spread,
     chart_order,
     describe,
     format_times,
     list_machines,
+    name_program,
 )
 from tools.benchmarks.stages import STAGES
 
@@ -95,7 +95,7 @@ def draw_overview(measurements: Sequence[Measurement]) -> Figure:
     measurements = sorted(measurements, key=chart_order)
     groups = {
         stage: [
-            (f"{PEER_NAMES.get(peer, peer)}: {describe(entry, measurements)}", speedup)
+            (f"{name_program(peer)}: {describe(entry, measurements)}", speedup)
             for entry in entries
             for peer, speedup in entry.speedups.items()
         ]

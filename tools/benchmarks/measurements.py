@@ -10,11 +10,11 @@ from collections.abc import Mapping, Sequence
 from data.errors import UserError
 from tools.benchmarks.stages import OURS, STAGES
 
-PEER_NAMES = {
+_PROGRAM_NAMES = {
     "model_garden": "Model Garden",
-    "torchvision": "torchvision",
+    "torchvision_onnxruntime": "torchvision in ONNX Runtime",
+    "torchvision_openvino": "torchvision in OpenVINO",
     "mmdetection": "mmdetection MS R-CNN",
-    "pycocotools": "pycocotools",
 }
 _KINDS = {"segm": "masks", "bbox": "boxes", "both": "forward and backward"}
 _SETTINGS = {
@@ -54,6 +54,11 @@ class Program:
     settings: Mapping
     figure: Spread
     memory_gb: float
+
+    @property
+    def is_ours(self) -> bool:
+        """Whether it is this project's; exported models have their format after the name."""
+        return self.name.partition(" ")[0] == OURS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,9 +134,9 @@ def _parse(path: str, content: dict) -> Measurement:
         )
         for entry in content["contestants"]
     )
-    if not programs or programs[0].name != OURS:
+    if not programs or not programs[0].is_ours:
         raise ValueError(f"its first contestant is not {OURS!r}")
-    peers = [] if sweep else [entry.name for entry in programs[1:]]
+    peers = [] if sweep else [entry.name for entry in programs if not entry.is_ours]
     ratios = {peer: _spread(content["ratios"][peer]) for peer in peers}
     measurement = Measurement(
         path=path,
@@ -186,6 +191,12 @@ def describe(measurement: Measurement, others: Sequence[Measurement] = ()) -> st
         if key in settings and key != measurement.sweep and (key in always or differs):
             words.append(_SETTINGS[key](settings[key]))
     return ", ".join(word for word in words if word)
+
+
+def name_program(name: str) -> str:
+    """Names a program in charts: "Model Garden", or "Model Garden dynamic.tflite"."""
+    program, space, file = name.partition(" ")
+    return _PROGRAM_NAMES.get(program, program) + space + file
 
 
 def chart_order(measurement: Measurement) -> tuple:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from tools.benchmarks.synthetic import SCORED_CLASSES, near_objects
+from tools.benchmarks.synthetic import LOGIT_DEVIATION, SCORED_CLASSES, near_objects
 
 _PROPOSALS_NEAR_OBJECTS = 200
 
@@ -38,6 +38,32 @@ def pin_classes(network) -> None:
         )
 
     network.box_head.call = name_three_classes
+
+
+def spread_logits(network, features: dict) -> None:
+    """Scales the classifier so that random weights give scores high enough for detections.
+
+    Unlike `pin_classes` it changes weights only, so the network can be saved and exported.
+
+    Args:
+        network: its box head's classifier is scaled.
+        features: of a batch, as for `Detector.detect`.
+    """
+    import tensorflow as tf
+
+    deviations = []
+    classify = network.box_head.call
+
+    def measure(pooled):
+        outputs = classify(pooled)
+        deviations.append(tf.math.reduce_std(outputs.class_logits))
+        return outputs
+
+    network.box_head.call = measure
+    network.detect(features)
+    network.box_head.call = classify
+    kernel = network.box_head.classes.kernel
+    kernel.assign(kernel * (LOGIT_DEVIATION / deviations[0]))
 
 
 def pin_positives(network, gt_boxes):

@@ -5,9 +5,10 @@ from __future__ import annotations
 import datetime
 import os
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
-from tools.benchmarks.stages import STAGES
+from data import files
+from tools.benchmarks.stages import OURS, STAGES
 from tools.benchmarks.turns import Result
 
 
@@ -16,15 +17,14 @@ def summarise(stage: str, results: Sequence[Result], sweep: str = "") -> dict:
 
     Args:
         stage: one of `STAGES`.
-        results: results of the programs, ours first.
+        results: results of the programs, ours first, which may be several.
         sweep: the flag in whose values they differ, if any.
     """
     unit = STAGES[stage].unit
     programs = [_program(result, unit) for result in results]
-    ratios = {}
-    for peer in programs[1:] if not sweep else ():
-        pairs = zip(programs[0]["values"], peer["values"], strict=True)
-        ratios[peer["name"]] = _spread([ours / theirs for ours, theirs in pairs])
+    for index, result in enumerate(results):
+        if index and result.job.name == OURS and not sweep:
+            programs[index]["ratios"] = _ratios(*programs[index:])
     return {
         "what": stage,
         "unit": unit,
@@ -32,7 +32,7 @@ def summarise(stage: str, results: Sequence[Result], sweep: str = "") -> dict:
         "machine": _machine(),
         "sweep": sweep,
         "contestants": programs,
-        "ratios": ratios,
+        "ratios": _ratios(*(programs[:1] if sweep else programs)),
     }
 
 
@@ -46,19 +46,32 @@ def describe_figures(figures: dict) -> str:
             f"{figures['what']} {name}: {entry['median']:.4g} {figures['unit']} (from "
             f"{entry['min']:.4g} to {entry['max']:.4g} in {len(entry['values'])} runs), "
             f"{entry['cpu_ms_per_image']:.4g} CPU ms per image, {entry['peak_rss_mb']:.0f} MB"
+            + (f", file of {entry['file_mb']:.1f} MB" if "file_mb" in entry else "")
         )
-    for name, ratio in figures["ratios"].items():
-        lines.append(
-            f"ours / {name}: {ratio['median']:.3f} (from {ratio['min']:.3f} to {ratio['max']:.3f})"
-        )
+    first, *others = figures["contestants"]
+    for entry in ({**first, "ratios": figures["ratios"]}, *others):
+        for name, ratio in entry.get("ratios", {}).items():
+            spread = f"from {ratio['min']:.3f} to {ratio['max']:.3f}"
+            lines.append(f"{entry['name']} / {name}: {ratio['median']:.3f} ({spread})")
     return "\n".join(lines)
+
+
+def _ratios(program: Mapping, *others: Mapping) -> dict[str, dict]:
+    """Divides the program's value of each turn by those of other programs."""
+    return {
+        other["name"]: _spread(
+            [own / value for own, value in zip(program["values"], other["values"], strict=True)]
+        )
+        for other in others
+    }
 
 
 def _program(result: Result, unit: str) -> dict:
     values = [sample.value(unit) for sample in result.samples]
     cpu = [1000.0 * sample.cpu_seconds / sample.images for sample in result.samples]
+    export = result.job.settings.get("exports")
     return {
-        "name": result.job.name,
+        "name": result.job.title,
         "settings": _without_folders(result.job.settings),
         "versions": result.versions,
         "values": values,
@@ -68,6 +81,7 @@ def _program(result: Result, unit: str) -> dict:
         "peak_rss_mb": result.peak_rss_mb,
         "ready_seconds": result.ready_seconds,
         "first_seconds": result.first_seconds,
+        **({"file_mb": files.total_size(export) / 1e6} if export else {}),
     }
 
 

@@ -39,6 +39,7 @@ STAGES = {
     "backbone": Stage("Backbone", "s/step", ("image_size", "batch_size", "precision", "kind")),
     "train": Stage("Training", "s/step", ("image_size", "batch_size", "precision")),
     "predict": Stage("Prediction", "s/image", ("image_size", "batch_size", "precision")),
+    "export": Stage("Exported models", "s/image", ("image_size",)),
     "evaluate": Stage("COCO evaluation", "ms/image", ("kind",)),
     "start": Stage("Start-up", "s", ("image_size", "precision")),
 }
@@ -67,6 +68,7 @@ class Settings:
     num_processes: int = setting(os.cpu_count(), "Number of processes of `convert`.", POSITIVE)
     image_dir: str = setting("", "Folder with the images.")
     object_annotations_file: str = setting("", "COCO JSON of the images.")
+    exports: str = setting("", "Exported models to run in `export`, separated by commas.")
     kind: str = setting(
         "segm",
         "For `evaluate`: bbox or segm; for `backbone`: forward or both.",

@@ -20,6 +20,8 @@ from tools.benchmarks.stages import Settings
 
 DETECTIONS_PER_IMAGE = 30
 SCORED_CLASSES = 3
+# Of random weights' class logits, so that scores are high enough for detections.
+LOGIT_DEVIATION = 3.0
 # Objects per drawn image if no number is given.
 FEW_OBJECTS = 8
 _BOX_SETS = 32
@@ -58,6 +60,17 @@ def write_coco(coco: dict) -> str:
     with open(path, "w", encoding="utf-8") as file:
         json.dump(coco, file)
     return path
+
+
+def draw_image(size: int) -> np.ndarray:
+    """Draws an image of noise: uint8 [1, size, size, 3]."""
+    return np.random.default_rng(0).integers(0, 256, (1, size, size, 3), np.uint8)
+
+
+def draw_features(size: int) -> dict[str, np.ndarray]:
+    """Returns `draw_image` as the features of an image that fills its canvas."""
+    info = np.array([[size, size, 1, size, size]], np.float32)
+    return {"image": draw_image(size), "image_info": info}
 
 
 def draw_boxes(rng: np.random.Generator, count: int, size: int) -> np.ndarray:

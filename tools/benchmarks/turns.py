@@ -110,7 +110,7 @@ class Worker:
         answer = json.loads(line) if line else {"error": self._last_words()}
         if "error" in answer:
             self.kill()
-            raise UserError(f"{self._job.name}: {answer['error']}")
+            raise UserError(f"{self._job.title}: {answer['error']}")
         return answer
 
     def _last_words(self) -> str:

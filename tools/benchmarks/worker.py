@@ -39,6 +39,7 @@ class Job:
         python: the interpreter to run it with.
         argv: command line, only for `OURS`.
         settings: settings of the work; a peer takes its `PeerSettings` from them.
+        label: what tells it from other programs of that name.
     """
 
     name: str
@@ -46,6 +47,12 @@ class Job:
     python: str
     argv: tuple[str, ...]
     settings: dict
+    label: str = ""
+
+    @property
+    def title(self) -> str:
+        """Its name in the results."""
+        return f"{self.name} {self.label}".strip()
 
 
 @dataclasses.dataclass(frozen=True)

@@ -26,7 +26,10 @@ from tools.benchmarks.stages import Settings, Workload, stream
 from trainer.config import Params
 from trainer.flags import parse_flags_with, write_flagfile
 
-PACKAGES = ("tensorflow", "tensorflow-cpu", "keras", "numpy", "pycocotools", "faster-coco-eval")
+PACKAGES = (
+    *("tensorflow", "tensorflow-cpu", "keras", "numpy", "pycocotools", "faster-coco-eval"),
+    *("ai-edge-litert", "openvino"),
+)
 COCO_CLASSES = 81
 _START_TIMEOUT_SECONDS = 300.0
 
@@ -200,6 +203,40 @@ def make_predict(params: Params, settings: Settings) -> Workload:
     return run
 
 
+def make_export(params: Params, settings: Settings) -> Workload:
+    """Makes the detection of one image by an exported model, in the runtime that it is for.
+
+    Raises:
+        UserError: it cannot be opened, is for another canvas, or finds less than it can.
+    """
+    from trainer.runtimes import open_export
+
+    exported, size = open_export(settings.exports), settings.image_size
+    (canvas,) = exported.params.data.canvas_sizes
+    if canvas != (size, size):
+        raise UserError(
+            f"{settings.exports} takes images of {canvas[0]}x{canvas[1]} pixels: set --image_size, "
+            f"or export with --canvas={size}x{size}."
+        )
+    features = synthetic.draw_features(size)
+
+    def detect() -> dict[str, np.ndarray]:
+        return {name: np.asarray(value) for name, value in exported.detect(features).items()}
+
+    found, limit = int(detect()["num_detections"][0]), exported.params.model.detections_per_image
+    if found < limit:
+        raise UserError(
+            f"{settings.exports} finds {found} of {limit} objects in noise, so it does less work "
+            "than it may: export a network of tools/benchmarks/write_networks.py."
+        )
+
+    def run() -> int:
+        detect()
+        return 1
+
+    return run
+
+
 def make_convert(params: Params, settings: Settings) -> Workload:
     """Makes a run of the converter as a command, start-up included."""
     annotations = records.annotations_file(settings)
@@ -272,6 +309,7 @@ WORKLOADS = {
     "backbone": make_backbone,
     "train": make_train,
     "predict": make_predict,
+    "export": make_export,
     "evaluate": make_evaluate,
     "start": make_start,
 }

@@ -8,10 +8,18 @@ import numpy as np
 import pytest
 
 from data.settings import SettingError
-from tools.benchmarks.peers import CLASSES, DETECTIONS, PEERS, PeerSettings, expect_detections
+from tools.benchmarks.peers import (
+    CLASSES,
+    DETECTIONS,
+    PEERS,
+    PeerSettings,
+    expect_detections,
+    model_garden,
+    torchvision_openvino,
+)
 from tools.benchmarks.peers.model_garden import number_classes
 from tools.benchmarks.peers.scenes import draw_ellipses, draw_scenes
-from tools.benchmarks.synthetic import FEW_OBJECTS
+from tools.benchmarks.synthetic import FEW_OBJECTS, draw_image
 
 
 def test_settings_leave_out_what_they_do_not_know():
@@ -86,3 +94,41 @@ def test_classes_are_numbered_from_one():
     assert [entry["category_id"] for entry in numbered["annotations"]] == [2, 1, 2]
     assert [entry["id"] for entry in numbered["categories"]] == [2, 1]
     assert [image["id"] for image in number_classes(coco, most=1)["images"]] == [2]
+
+
+def test_a_file_of_model_garden_gets_pixels_of_imagenets_mean_and_deviation(tmp_path):
+    import tensorflow as tf
+
+    pixels = draw_image(32)[0, 0, 0] / 255.0
+    expected = (pixels - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225]
+
+    @tf.function(input_signature=[tf.TensorSpec([1, 32, 32, 3], tf.float32)])
+    def serve(inputs):
+        differs = tf.reduce_any(tf.abs(inputs[0, 0, 0] - tf.constant(expected, tf.float32)) > 1e-5)
+        return {"num_detections": tf.where(differs, 0, [DETECTIONS])}
+
+    module = tf.Module()
+    module.serve = serve
+    tf.saved_model.save(module, str(tmp_path / "saved"), {"serving_default": serve})
+    content = tf.lite.TFLiteConverter.from_saved_model(str(tmp_path / "saved")).convert()
+    (tmp_path / "float32.tflite").write_bytes(content)
+    settings = PeerSettings(image_size=32, exports=str(tmp_path / "float32.tflite"))
+    assert model_garden.make_export(settings)() == 1
+
+
+@pytest.mark.parametrize(("count", "fails"), [(DETECTIONS, False), (7, True)])
+def test_a_file_in_openvino_must_find_all(tmp_path, count, fails):
+    openvino = pytest.importorskip("openvino", reason="needs the extra openvino")
+    image = openvino.opset13.parameter([1, 32, 32, 3], np.uint8, "image")
+    image.output(0).tensor.names = {"image"}
+    total = openvino.opset13.reduce_sum(openvino.opset13.convert(image, "f32"), [0, 1, 2, 3])
+    boxes = openvino.opset13.multiply(total, np.ones([count, 4], np.float32))
+    boxes.output(0).tensor.names = {"boxes"}
+    openvino.save_model(openvino.Model([boxes], [image]), tmp_path / "model.xml")
+    settings = PeerSettings(image_size=32, exports=str(tmp_path / "model.xml"))
+    run = torchvision_openvino.make_export(settings)
+    if fails:
+        with pytest.raises(RuntimeError, match="7"):
+            run()
+    else:
+        assert run() == 1

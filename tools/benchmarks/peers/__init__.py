@@ -15,8 +15,10 @@ from tools.benchmarks.stages import Settings
 
 # The stages that each peer supports.
 PEERS = {
-    "model_garden": ("convert", "input", "match", "train", "predict"),
+    "model_garden": ("convert", "input", "match", "train", "predict", "export"),
     "torchvision": ("train", "predict"),
+    "torchvision_onnxruntime": ("export",),
+    "torchvision_openvino": ("export",),
     "mmdetection": ("train", "predict"),
     "pycocotools": ("evaluate",),
 }

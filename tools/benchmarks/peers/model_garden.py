@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from data.files import whole_file
 from tools.benchmarks import synthetic
 from tools.benchmarks.peers import CLASSES, PeerSettings, expect_detections
 from tools.benchmarks.stages import Workload, stream
@@ -20,10 +21,14 @@ from tools.benchmarks.stages import Workload, stream
 if TYPE_CHECKING:
     import tensorflow as tf
 
-PACKAGES = ("tf-models-official", "tensorflow", "tensorflow-cpu", "tf_keras", "numpy")
+PACKAGES = (
+    *("tf-models-official", "tensorflow", "tensorflow-cpu", "tf_keras", "numpy"),
+    "ai-edge-litert",
+)
 # With its own 10,000, the buffer would dominate the memory.
 _SHUFFLED_RECORDS = 100
-_LOGIT_DEVIATION = 3.0
+# ImageNet's, of its `preprocess_ops`.
+_PIXEL_MEAN, _PIXEL_DEVIATION = np.float32([[0.485, 0.456, 0.406], [0.229, 0.224, 0.225]])
 
 
 def make_convert(settings: PeerSettings) -> Workload:
@@ -137,12 +142,53 @@ def make_predict(settings: PeerSettings) -> Workload:
     return run
 
 
+def make_export(settings: PeerSettings) -> Workload:
+    """Makes the detection of one image by a LiteRT file of `write_exports`."""
+    from ai_edge_litert.interpreter import Interpreter
+
+    threads = len(os.sched_getaffinity(0))
+    detect = Interpreter(settings.exports, num_threads=threads).get_signature_runner()
+    image = synthetic.draw_image(settings.image_size)
+
+    def run() -> int:
+        # Its exporter leaves the normalisation to the program.
+        pixels = (image / np.float32(255.0) - _PIXEL_MEAN) / _PIXEL_DEVIATION
+        expect_detections(detect(inputs=pixels)["num_detections"].tolist())
+        return 1
+
+    return run
+
+
+def write_exports(settings: PeerSettings, folder: str) -> None:
+    """Writes float32.tflite and dynamic.tflite by its own exporter and converter."""
+    import tensorflow as tf
+    from official.vision.serving import detection, export_saved_model_lib, export_tflite_lib
+
+    experiment, saved_model = _experiment(settings), synthetic.scratch()
+    shape = {"batch_size": 1, "input_image_size": [settings.image_size] * 2}
+    module = detection.DetectionModule(params=experiment, input_type="tflite", **shape)
+    _spread_logits(module, tf.constant(synthetic.draw_image(settings.image_size)))
+    export_saved_model_lib.export_inference_graph(
+        input_type="tflite",
+        params=experiment,
+        checkpoint_path=None,
+        export_dir=saved_model,
+        export_module=module,
+        **shape,
+    )
+    for name, quantisation in (("float32", None), ("dynamic", "default")):
+        content = export_tflite_lib.convert_tflite_model(saved_model, quant_type=quantisation)
+        with whole_file(os.path.join(folder, f"{name}.tflite"), "wb") as file:
+            file.write(content)
+
+
 WORKLOADS = {
     "convert": make_convert,
     "input": make_input,
     "match": make_match,
     "train": make_train,
     "predict": make_predict,
+    "export": make_export,
 }
 
 
@@ -204,7 +250,7 @@ def _spread_logits(module, images: tf.Tensor) -> None:
         for weight in module.model.trainable_weights
         if "detection-scores/kernel" in weight.name
     )
-    kernel.assign(kernel * (_LOGIT_DEVIATION / deviation))
+    kernel.assign(kernel * (synthetic.LOGIT_DEVIATION / deviation))
 
 
 def _make_records(settings: PeerSettings, most: int | None = None) -> str:

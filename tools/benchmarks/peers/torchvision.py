@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING
 
+from tools.benchmarks import synthetic
 from tools.benchmarks.peers import CLASSES, PeerSettings, expect_detections, torch_work
 from tools.benchmarks.peers.scenes import draw_scenes
 from tools.benchmarks.stages import Workload
@@ -49,6 +51,26 @@ def make_predict(settings: PeerSettings) -> Workload:
     return run
 
 
+def write_exports(settings: PeerSettings, folder: str) -> None:
+    """Writes model.onnx: from uint8 [1, S, S, 3] to boxes, classes, scores and masks."""
+    import torch
+
+    model = _build(settings).eval()
+    # It would paste the masks, in a loop.
+    model.transform.postprocess = lambda found, *sizes: found
+    detector, image = _make_detector(model), synthetic.draw_image(settings.image_size)
+    with torch.inference_mode():
+        _spread_logits(model, detector, torch.from_numpy(image))
+    torch.onnx.export(
+        detector,
+        (torch.from_numpy(image),),
+        os.path.join(folder, "model.onnx"),
+        input_names=["image"],
+        output_names=["boxes", "classes", "scores", "masks"],
+        dynamo=False,
+    )
+
+
 WORKLOADS = {"train": make_train, "predict": make_predict}
 
 
@@ -67,6 +89,35 @@ def _build(settings: PeerSettings) -> torch.nn.Module:
             module.bn3.weight.fill_(_RESIDUAL_GAIN)
     size = settings.image_size
     return MaskRCNN(backbone, CLASSES, min_size=size, max_size=size)
+
+
+def _make_detector(model: torch.nn.Module) -> torch.nn.Module:
+    import torch
+
+    class Detector(torch.nn.Module):
+        """Maps the pixels of one image to tensors."""
+
+        def __init__(self):
+            super().__init__()
+            self.model = model
+
+        def forward(self, image: torch.Tensor) -> tuple[torch.Tensor, ...]:
+            (found,) = self.model([image[0].permute(2, 0, 1) / 255.0])
+            return tuple(found[name] for name in ("boxes", "labels", "scores", "masks"))
+
+    return Detector().eval()
+
+
+def _spread_logits(model: torch.nn.Module, detector: torch.nn.Module, image: torch.Tensor) -> None:
+    """Scales the classifier so that random weights give scores high enough for detections."""
+    deviations = []
+    predictor = model.roi_heads.box_predictor
+    hook = predictor.register_forward_hook(
+        lambda module, inputs, outputs: deviations.append(outputs[0].std())
+    )
+    detector(image)
+    hook.remove()
+    predictor.cls_score.weight.mul_(synthetic.LOGIT_DEVIATION / deviations[0])
 
 
 def _batch(settings: PeerSettings) -> tuple[list[torch.Tensor], list[dict[str, torch.Tensor]]]:
