@@ -27,7 +27,6 @@ LOCAL_FILES = {
     "model/importers/hdf5_process.py": "starts a program on a local copy",
     "model/importers/keras_files.py": "is that program",
     "tools/benchmark.py": "works in a temporary folder",
-    "tools/evaluate_export.py": "reads the memory of its process in /proc",
     "tools/profile_steps.py": "reads a profile in a temporary folder",
 }
 

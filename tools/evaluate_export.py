@@ -27,6 +27,7 @@ from absl import flags
 
 from data import files
 from data.tensorflow_log import quieten_tensorflow
+from tools.benchmarks import memory
 from trainer.config import Params
 from trainer.flags import exit_status, parse_command_line, require_flags
 from trainer.run_record import has_checkpoint
@@ -145,7 +146,7 @@ class _Runner:
         """Returns what running it took. The first image, which may compile, is not timed."""
         return {
             "ms_per_image": 1000 * statistics.median(self._seconds[1:] or self._seconds),
-            "peak_mb": self._pool.submit(_peak_mb).result(),
+            "peak_mb": self._pool.submit(memory.peak_mb).result(),
             "size_mb": _size(self._path) / 1e6,
             "start_seconds": self._ready_seconds,
         }
@@ -165,13 +166,6 @@ def _run(features: Mapping[str, np.ndarray]) -> tuple[dict[str, np.ndarray], flo
     started = time.perf_counter()
     outputs = {name: np.asarray(value) for name, value in _detect(features).items()}
     return outputs, time.perf_counter() - started
-
-
-def _peak_mb() -> float:
-    """Peak memory of this process; what `resource` says includes the process that started it."""
-    with open("/proc/self/status", encoding="ascii") as file:
-        (line,) = (line for line in file if line.startswith("VmHWM:"))
-    return int(line.split()[1]) / 1024
 
 
 def _size(path: str) -> int:

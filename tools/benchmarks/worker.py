@@ -23,6 +23,7 @@ if __package__ is None:  # started as a script, perhaps by an interpreter withou
 
 from data.errors import UserError
 from data.settings import SettingError
+from tools.benchmarks import memory
 from tools.benchmarks.peers import PeerSettings
 from tools.benchmarks.stages import OURS, STAGES, Workload
 
@@ -89,9 +90,11 @@ def serve(job: Job, turns: Iterator[str], answer: Callable[[dict], None]) -> Non
             work()
         wall, cpu = time.perf_counter(), _cpu_seconds()
         images = work()
-        sample = Sample(images, time.perf_counter() - wall, _cpu_seconds() - cpu, _rss_mb())
+        sample = Sample(
+            images, time.perf_counter() - wall, _cpu_seconds() - cpu, memory.current_mb()
+        )
         answer(dataclasses.asdict(sample))
-    answer({"peak_rss_mb": _peak_rss_mb()})
+    answer({"peak_rss_mb": max(memory.peak_mb(), memory.peak_mb_of_children())})
 
 
 def _prepare(job: Job) -> tuple[Workload, Sequence[str]]:
@@ -114,15 +117,6 @@ def _versions(packages: Sequence[str]) -> dict[str, str]:
 
 def _cpu_seconds() -> float:
     return sum(usage.ru_utime + usage.ru_stime for usage in map(resource.getrusage, _PROCESSES))
-
-
-def _rss_mb() -> float:
-    with open("/proc/self/statm", encoding="ascii") as file:
-        return int(file.read().split()[1]) * resource.getpagesize() / 2**20
-
-
-def _peak_rss_mb() -> float:
-    return max(usage.ru_maxrss for usage in map(resource.getrusage, _PROCESSES)) / 1024.0
 
 
 def _main() -> None:
