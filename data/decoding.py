@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import tensorflow as tf
 
+from data.assertions import make_assertion
 from data.images import MAX_PIXELS
 from data.orientation import read_orientation, turn_image
 
@@ -44,7 +45,7 @@ def decode_image(record: dict[str, tf.Tensor], exif: str = "apply") -> tf.Tensor
         "it does not contain a JPEG, PNG, GIF, BMP or WebP image. Image id:",
     )
     usable = known & (tf.reduce_prod(told) <= MAX_PIXELS)
-    with tf.control_dependencies([tf.debugging.Assert(usable, [reason, image_id])]):
+    with tf.control_dependencies([make_assertion(usable, [reason, image_id])]):
         image = tf.cond(
             (signature == b"\x89P") | (orientation != 1),
             lambda: _decode_and_turn(encoded, orientation, told),
@@ -53,7 +54,7 @@ def decode_image(record: dict[str, tf.Tensor], exif: str = "apply") -> tf.Tensor
     image = tf.ensure_shape(image, [None, None, 3])
     as_stored = "" if exif == "apply" else " as stored (--exif=ignore)"
     message = f"the size it states differs from the size of its image{as_stored}. Image id:"
-    check = tf.debugging.Assert(
+    check = make_assertion(
         tf.reduce_all(tf.shape(image, tf.int64)[:2] == told),
         [message, image_id, "size told:", told],
     )

@@ -35,6 +35,7 @@ def find_broken_record(
         An error to raise, which names file, record and image; None if all records are valid.
     """
 
+    @tf.autograph.experimental.do_not_convert
     def use(serialized: tf.Tensor) -> tf.Tensor:
         record = parse_record(serialized, include_masks, max_polygon_vertices)
         return tf.size(decode_image(record, exif)) + sum(map(tf.size, tf.nest.flatten(record)))

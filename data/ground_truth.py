@@ -73,6 +73,7 @@ def read_file_names(file_pattern: str) -> dict[int, str]:
         UserError: nothing matches, or a record cannot be parsed.
     """
 
+    @tf.autograph.experimental.do_not_convert
     def parse(serialized):
         return records.parse_image_id(serialized), _parse_file_name(serialized)
 
@@ -109,6 +110,7 @@ def _ensure_usable_ids(annotations: list[dict]) -> None:
 def _read_records(paths: list[str], include_masks: bool) -> tuple[list[dict], list[dict]]:
     """Returns the images and the annotations, those with labels as category ids."""
 
+    @tf.autograph.experimental.do_not_convert
     def parse(serialized):
         record = records.parse_record(serialized, include_masks)
         record["file_name"] = _parse_file_name(serialized)

@@ -12,6 +12,8 @@ import struct
 
 import tensorflow as tf
 
+from data.assertions import make_assertion
+
 # A PNG starts with these four words; width, height and a word beginning with the bit depth follow.
 _FIRST_WORDS = struct.unpack(">4i", b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR")
 _WIDTH, _HEIGHT, _DEPTH = 4, 5, 6
@@ -63,7 +65,7 @@ def png_run_lengths(
         "or mark the object by transparency or by palette index instead of by non-black pixels. "
         "Image id:"
     )
-    check = tf.debugging.Assert(tf.reduce_all(share >= _LEAST_SHARE), [outside, image_id])
+    check = make_assertion(tf.reduce_all(share >= _LEAST_SHARE), [outside, image_id])
     with tf.control_dependencies([check]):
         return tf.identity(runs.flat_values), runs.row_lengths()
 
@@ -77,11 +79,11 @@ def _header_checks(
     sizes = tf.cast(tf.gather(words, (_HEIGHT, _WIDTH), axis=1), tf.int64)
     size = tf.stack([height, width])
     return [
-        tf.debugging.Assert(
+        make_assertion(
             are_pngs & tf.reduce_all(words[:, _DEPTH] < _DEPTH_TOO_LARGE),
             ["a mask is not an 8-bit PNG. Image id:", image_id],
         ),
-        tf.debugging.Assert(
+        make_assertion(
             ~are_pngs | tf.reduce_all(tf.equal(sizes, size)),
             ["a mask differs in size from its image. Image id:", image_id, "size:", size],
         ),

@@ -8,6 +8,7 @@ from __future__ import annotations
 import numpy as np
 import tensorflow as tf
 
+from data.assertions import make_assertion
 from data.polygons import count_vertices
 
 # TensorFlow's Object Detection API tolerates corners this far outside, in sides of the image.
@@ -32,9 +33,9 @@ def length_checks(parsed: dict, record: dict, num_instances: tf.Tensor) -> list:
     has_labels = (found["class labels"] > 0) | (num_instances < 1)
     image_id = record["image_id"]
     return [
-        _assert(has_labels, [f"{unlabelled} does not replace. Image id:", image_id]),
+        make_assertion(has_labels, [f"{unlabelled} does not replace. Image id:", image_id]),
         *(
-            _assert(
+            make_assertion(
                 tf.equal(number, num_instances),
                 [f"boxes and {what} differ in number. Image id:", image_id, "numbers:",
                  num_instances, number],
@@ -57,9 +58,9 @@ def box_checks(boxes: tf.Tensor, image_id: tf.Tensor) -> list:
     turned = "the max coordinate of a box is less than its min. Image id:"
     beyond = "a box reaches beyond the image; give fractions of its sides (0 to 1), not pixels"
     return [
-        _assert(finite, ["a box is not finite. Image id:", image_id]),
-        _assert(~finite | (largest <= 1 + _SLACK), [f"{beyond}. Image id:", image_id]),
-        _assert(~finite | in_order, [turned, image_id]),
+        make_assertion(finite, ["a box is not finite. Image id:", image_id]),
+        make_assertion(~finite | (largest <= 1 + _SLACK), [f"{beyond}. Image id:", image_id]),
+        make_assertion(~finite | in_order, [turned, image_id]),
     ]
 
 
@@ -76,11 +77,6 @@ def polygon_checks(record: dict, most: int) -> list:
     too_many = f"an object has more than --max_polygon_vertices={most}, raise it to"
     largest = tf.reduce_max(tf.concat([vertices, [1]], axis=0))
     return [
-        _assert(tf.reduce_all(vertices > 0), [missing, record["image_id"]]),
-        _assert(largest <= most, [too_many, largest, "Image id:", record["image_id"]]),
+        make_assertion(tf.reduce_all(vertices > 0), [missing, record["image_id"]]),
+        make_assertion(largest <= most, [too_many, largest, "Image id:", record["image_id"]]),
     ]
-
-
-def _assert(condition: tf.Tensor, data: list):
-    """Makes an operation that fails with `data` if the condition does not hold."""
-    return tf.debugging.Assert(condition, data) or tf.no_op()

@@ -115,21 +115,25 @@ def survey_records(file_pattern: str, limit: int = -1) -> Survey:
 def _count_empty_masks(paths: list[str], file_pattern: str) -> int:
     """Decodes and checks the masks of the first records, and counts the empty ones."""
 
+    @tf.autograph.experimental.do_not_convert
     def count(serialized: tf.Tensor) -> tf.Tensor:
         record = parse_record(serialized, include_masks=True)
         return tf.math.count_nonzero(~record["is_crowd"] & (record["num_runs"] < 2))
 
-    complete = (
-        tf.data.TFRecordDataset(paths)
-        .take(PEEK)
-        .filter(lambda each: ~_look_at(each)["lacks_masks"])
-    )
+    complete = tf.data.TFRecordDataset(paths).take(PEEK).filter(_has_masks)
     try:
         return sum(map(int, complete.map(count, tf.data.AUTOTUNE).as_numpy_iterator()))
     except tf.errors.OpError as error:
         raise name_broken_record(error, file_pattern, include_masks=True) from None
 
 
+@tf.autograph.experimental.do_not_convert
+def _has_masks(serialized: tf.Tensor) -> tf.Tensor:
+    """Whether a record is not without the masks of its objects: bool []."""
+    return ~_look_at(serialized)["lacks_masks"]
+
+
+@tf.autograph.experimental.do_not_convert
 def _look_at(serialized: tf.Tensor) -> dict[str, tf.Tensor]:
     """Checks one record and returns labels int64 [I], texts string [I] and scalars."""
     record = parse_record(serialized, include_masks=False)
