@@ -23,6 +23,7 @@ PACKAGES = [
     "tools",
     "tools.benchmarks",
     "tools.benchmarks.peers",
+    "tools.cloud",
     "tools.demo_page",
 ]
 PACKAGE_FILES = {"tools.demo_page": ["*.css", "*.html", "*.js", "*.svg"]}
@@ -40,6 +41,7 @@ SCRIPTS = {
     "export-tflite": "tools.export_tflite:run",
     "predict": "tools.predict:run",
     "profile-steps": "tools.profile_steps:run",
+    "submit-tpu": "tools.submit_tpu:run",
     "write-samples": "tools.write_samples:run",
 }
 BELOW = "" if "editable_wheel" in sys.argv else NAME + "."
@@ -111,6 +113,7 @@ setup(
         # With an older cuDNN, convolutions fail on T4, A10G and L4.
         "gpu": ["tensorflow[and-cuda]>=2.20,<2.22", "nvidia-cudnn-cu12>=9.24"],
         "dev": [
+            "google-cloud-tpu>=1.18",
             "hypothesis",
             "matplotlib>=3.8",
             "mypy",
