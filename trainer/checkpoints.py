@@ -187,6 +187,11 @@ class Checkpoints:
             "backup, or train again in another folder."
         )
 
+    def steps_since_best(self) -> int:
+        """Number of steps since the best evaluation; 0 if there was no measurable one."""
+        best_step, _ = self._read_best()
+        return self._steps() - best_step if best_step else 0
+
     @property
     def _record_path(self) -> str:
         return os.path.join(self._model_dir, "best", "best.json")

@@ -133,6 +133,11 @@ class TrainConfig:
     eval_every_steps: int = setting(
         5000, "Steps between evaluations in mode train_and_eval.", POSITIVE
     )
+    patience: int = setting(
+        0,
+        "Stop training after this many evaluations in a row without a better AP; 0 never stops.",
+        NOT_NEGATIVE,
+    )
     num_eval_images_shown: int = setting(
         4, "Number of predictions per evaluation drawn for TensorBoard.", NOT_NEGATIVE
     )

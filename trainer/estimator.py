@@ -9,6 +9,7 @@ fetches batches and decides when to act; the inner steps are in `trainer/steps.p
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -73,6 +74,10 @@ class Action:
         """Runs, and restarts counting the minutes."""
         self._run(step)
         self._ran_at = time.monotonic()
+
+
+class _Exhausted(Exception):
+    """The AP has not become better for `--patience` evaluations."""
 
 
 class _Cut(Exception):
@@ -168,6 +173,9 @@ class Estimator:
                 "nothing is left to train; raise --train_steps to continue."
             )
             return 0
+        if evaluate is not None and self.checkpoints.is_evaluated() and self._is_exhausted():
+            print(f"{self._explain_exhaustion()} Raise --patience to continue.")
+            return 0
         report = TrainReport(self._params, self._updater)
         untimed = report.stopwatch.untimed
         actions = []
@@ -179,9 +187,10 @@ class Estimator:
                 Action(report.write, config.log_every_steps),
                 Action(save, config.save_every_steps, config.save_every_minutes),
             ]
-        with StopSignals() as self._signals:
+        with StopSignals() as self._signals, self._end_when_exhausted():
             if evaluate is not None:
-                evaluation = Action(untimed(evaluate), config.eval_every_steps)
+                judge = functools.partial(self._evaluate_and_judge, evaluate)
+                evaluation = Action(untimed(judge), config.eval_every_steps)
                 actions.append(evaluation)
                 if self._lacks_evaluation(evaluation):
                     self._run_unless_stopped([evaluation], start)
@@ -191,7 +200,7 @@ class Estimator:
                 )
             )
             self._run_steps(batches, start, report, actions)
-        return config.train_steps - start
+        return self.step - start
 
     def load(self) -> int:
         """Loads the weights to evaluate or predict with, and returns the step of their checkpoint.
@@ -334,6 +343,35 @@ class Estimator:
                 f"Stopped by {request} after step {step}, which is saved in {saved}; run the same "
                 "command again to continue from there."
             )
+
+    def _evaluate_and_judge(self, evaluate: Callable[[int], None], step: int) -> None:
+        """Evaluates, and ends the training if `--patience` is at its end, on all workers."""
+        evaluate(step)
+        is_over = self.is_chief and self._is_exhausted()
+        judgements = self._workers.gather(b"over" if is_over else b"")
+        if judgements[0] and step < self._params.train.train_steps:
+            raise _Exhausted
+
+    @contextlib.contextmanager
+    def _end_when_exhausted(self) -> Iterator[None]:
+        try:
+            yield
+        except _Exhausted:
+            if self.is_chief:
+                self.checkpoints.save()
+            print(self._explain_exhaustion(), flush=True)
+
+    def _is_exhausted(self) -> bool:
+        config = self._params.train
+        limit = config.patience * config.eval_every_steps
+        return 0 < limit <= self.checkpoints.steps_since_best()
+
+    def _explain_exhaustion(self) -> str:
+        best = self.step - self.checkpoints.steps_since_best()
+        return (
+            f"Training ends at step {self.step}: for --patience={self._params.train.patience} "
+            f"evaluations, AP has not become better than at step {best}."
+        )
 
     def _require_agreement(self, start: int) -> None:
         """Refuses workers that would train different things together."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import keras
 import tensorflow as tf
 
@@ -49,7 +51,7 @@ def make_strategy(params: Params, cluster: Cluster = ALONE) -> tf.distribute.Str
 
 def _make(params: Params, cluster: Cluster) -> tf.distribute.Strategy:
     if cluster.num_workers > 1:
-        return _connect_workers()
+        return _connect_workers(cluster)
     if params.train.distribution == "tpu":
         return _connect_tpu(params.train.tpu)
     devices = find_devices(params.train.num_logical_cpus)
@@ -59,8 +61,13 @@ def _make(params: Params, cluster: Cluster) -> tf.distribute.Strategy:
     return tf.distribute.MirroredStrategy(devices)
 
 
-def _connect_workers() -> tf.distribute.Strategy:
+def _connect_workers(cluster: Cluster) -> tf.distribute.Strategy:
     """Waits for the other workers and makes the strategy of all their devices."""
+    print(
+        f"Worker {cluster.index} is waiting for all {cluster.num_workers} workers of TF_CONFIG.",
+        file=sys.stderr,
+        flush=True,
+    )
     try:
         return tf.distribute.MultiWorkerMirroredStrategy()
     except tf.errors.OpError as error:

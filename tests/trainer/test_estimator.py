@@ -124,6 +124,27 @@ def test_an_evaluation_that_was_cut_off_is_made_up_for(tmp_path, finished, evalu
     assert steps == evaluated
 
 
+def test_training_ends_when_ap_does_not_become_better(tmp_path, capsys):
+    measured = {1: 0.3, 2: 0.5, 3: 0.4, 4: float("nan"), 5: 0.45, 6: 0.6}
+
+    def train(patience):
+        settings = {"patience": patience, "eval_every_steps": 1, "save_every_steps": 100}
+        _, estimator = make(tmp_path, **settings)
+        return estimator.train(
+            MANY_BATCHES,
+            lambda step: estimator.checkpoints.record_evaluation(measured[step]),
+        )
+
+    assert train(patience=2) == 4
+    words = "at step 4: for --patience=2 evaluations, AP has not become better than at step 2."
+    assert f"Training ends {words}" in capsys.readouterr().out
+    assert train(patience=2) == 0
+    assert "Raise --patience to continue." in capsys.readouterr().out
+    assert train(patience=3) == 1
+    assert train(patience=0) == 1
+    assert [line["step"] for line in read_log(tmp_path)] == [2, 4, 6]
+
+
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
 def test_a_signal_saves_the_step_that_it_comes_in(tmp_path, name):
     def send(step):
