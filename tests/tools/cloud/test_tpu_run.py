@@ -154,11 +154,11 @@ def test_nothing_is_created_without_access_to_the_bucket(cloud, repository, capf
 
 
 def test_a_tpu_that_nobody_deletes_deletes_itself(cloud, repository):
-    (cloud.home / "impatient").touch()
     assert submit(repository) == 0
+    (cloud.home / "impatient").touch()
     (cloud.home / "state.json").write_text('{"tpu": "READY", "queue": "ACTIVE"}')
     folder = cloud.home / "vm" / "photos"
-    folder.mkdir(parents=True)
+    folder.mkdir(parents=True, exist_ok=True)
     for path in (cloud.home / "bucket/b/photos/submit/photos").iterdir():
         (folder / path.name).write_bytes(path.read_bytes())
     for command in ("bash install.sh", "setsid --wait bash train.sh"):
