@@ -141,6 +141,7 @@ ACCEPTED = {
         "weight_decay": "no decay",
         "gradient_clip_norm": "not clipped",
         "save_every_minutes": "by steps only",
+        "patience": "training does not stop early",
         "num_eval_images_shown": "none is shown",
     },
     "-1": {"pixel_mean": "an offset as any other"},
@@ -176,6 +177,7 @@ ACCEPTED = {
         "weight_decay": "a loss that is not finite is refused",
         "maskiou_loss_weight": "a loss that is not finite is refused",
         "gradient_clip_norm": "never clipped",
+        "patience": "training does not stop early",
     },
 }  # fmt: skip
 
