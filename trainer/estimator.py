@@ -307,10 +307,9 @@ class Estimator:
             self.checkpoints.step.assign(step)
             guard.keep(step, report.result, features["image_id"])
             due = [action for action in actions if action.is_due(step, last)]
-            request = self._agreed_request(previous)
-            if due or request:
+            if due or self._agreed_request(previous):
                 guard.check()
-            self._run_unless_stopped(due, step, request)
+            self._run_unless_stopped(due, step, previous)
 
     def _agreed_request(self, previous: StepResult | None) -> str:
         """Returns what asks the training to stop, the same on all workers; "" if nothing does.
@@ -325,8 +324,10 @@ class Estimator:
             return ""
         return self._signals.requested or "another worker"
 
-    def _run_unless_stopped(self, actions: Sequence[Action], step: int, request: str = "") -> None:
-        """Acts after a step; if the workers have agreed or a signal requests it, saves and stops.
+    def _run_unless_stopped(
+        self, actions: Sequence[Action], step: int, previous: StepResult | None = None
+    ) -> None:
+        """Acts after a step; if `_agreed_request` says so by then, saves everything and stops.
 
         Raises:
             Stopped: the message names the step that was saved.
@@ -334,9 +335,7 @@ class Estimator:
         with contextlib.suppress(_Cut):
             for action in actions:
                 action.run(step)
-        if self._workers.count == 1:
-            request = self._signals.requested
-        if request:
+        if request := self._agreed_request(previous):
             saved = self.checkpoints.save() if self.is_chief else "the chief's checkpoint"
             self._workers.wait()  # No worker leaves before it is saved.
             raise Stopped(
