@@ -35,6 +35,9 @@ NAMES = {
     "detection_masks": "masks",
 }
 
+# Settings of the machine that exports, besides paths.
+_PLACES = ("train_file_pattern", "eval_file_pattern", "data_service")
+
 
 def choose_canvas(params: Params) -> Params:
     """The settings of the export: float32, one view, and the canvas of `--canvas`."""
@@ -61,7 +64,7 @@ def describe(params: Params, categories: Sequence[Category]) -> dict[str, Any]:
         "settings": {
             setting.name: values[setting.name]
             for setting in list_settings()
-            if setting.part != "train" and not setting.is_path and setting.name != "data_service"
+            if setting.part != "train" and not setting.is_path and setting.name not in _PLACES
         },
     }
 

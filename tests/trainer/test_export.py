@@ -138,6 +138,7 @@ def test_classes_and_settings_travel_with_it(model_dir):
     assert (metadata["input"]["height"], metadata["input"]["width"]) == (64, 96)
     assert metadata["settings"]["canvases"] == [CANVAS]
     assert metadata["settings"]["detections_per_image"] == 6
+    assert not [name for name in metadata["settings"] if name.endswith("file_pattern")]
 
 
 def test_tensorflow_serving_finds_a_warm_up_request_that_runs(saved_model, signatures):
