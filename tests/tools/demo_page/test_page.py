@@ -71,6 +71,8 @@ def open_page(browser):
         page.on("pageerror", lambda error: said.append(str(error)))
         page.on("request", lambda request: fetched.add(request.url.partition(":")[0]))
         page.on("request", lambda request: fetched.add(re.split("[/:]+", request.url)[1]))
+        # Before anything is loaded: a listener added later can come after the key it waits for.
+        page.on("filechooser", lambda chooser: None)
         page.goto(url)
         page.wait_for_selector("body[data-ready]")
         return page
