@@ -1,5 +1,7 @@
 """Masks drawn from polygons against pycocotools, which draws them one by one."""
 
+import functools
+
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -67,6 +69,12 @@ def random_objects(seed, count, grid=None):
     return objects, np.array(rois)
 
 
+@functools.cache
+def compiled():
+    """As a graph and by XLA, which compile each size once."""
+    return tf.function(polygon_targets), tf.function(polygon_targets, jit_compile=True)
+
+
 @pytest.mark.parametrize("size", [4, 14, 28, 64])
 @pytest.mark.parametrize("seed", range(2))
 def test_masks_are_pycocotools(seed, size, tied_columns):
@@ -78,7 +86,7 @@ def test_masks_are_pycocotools(seed, size, tied_columns):
         np.testing.assert_array_equal(found[index][:, ~tied], expected[index][:, ~tied])
     # Ties that doubles decide otherwise are rare.
     assert (found != expected).sum() <= 8
-    for run in (tf.function(polygon_targets), tf.function(polygon_targets, jit_compile=True)):
+    for run in compiled():
         np.testing.assert_array_equal(ours(objects, rois, size, run, static=True), found)
 
 

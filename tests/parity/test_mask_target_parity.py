@@ -14,6 +14,7 @@ The two kinds of targets differ from each other where the outline can have moved
 `test_bitmaps_differ_from_polygons_only_near_the_outline`.
 """
 
+import functools
 import re
 
 import numpy as np
@@ -55,6 +56,7 @@ def sizes_of(kind):
 SIZED = sizes_of("mm_bitmap")
 
 
+@functools.cache
 def targets(case, size, rule, jit_compile=False):
     function = tf.function(mask_targets, jit_compile=True) if jit_compile else mask_targets
     return function(*whole_images(case), size, rule).numpy()
@@ -116,14 +118,19 @@ def near_outline(masks, rows, columns):
     return np.max(shifted, axis=0) != np.min(shifted, axis=0)
 
 
+@functools.cache
+def drawn(case, size, jit_compile):
+    function = tf.function(polygon_targets, jit_compile=True) if jit_compile else polygon_targets
+    return function(*map(tf.constant, rows_of_rois(case)), size, jit_compile).numpy()
+
+
 @pytest.mark.parametrize("jit_compile", [False, True], ids=["plain", "xla"])
 @pytest.mark.parametrize("reference", POLYGONS)
 @pytest.mark.parametrize("case, size", SIZED)
 def test_polygon_targets(case, size, reference, jit_compile, tied_columns):
-    function = tf.function(polygon_targets, jit_compile=True) if jit_compile else polygon_targets
     vertices, parts, rois = rows_of_rois(case)
     expected = case[f"{reference}_{size}"]
-    ours = function(tf.constant(vertices), tf.constant(parts), tf.constant(rois), size, jit_compile)
+    ours = drawn(case, size, jit_compile)
     slack = FLOAT_NOISE if reference == "ms_poly" else 0.0
     grids = on_grids(vertices, parts, rois, size)
     decided = ~np.array([tied_columns(polygons, size, slack) for polygons in grids])
