@@ -1,5 +1,6 @@
-"""What all tests share: quiet TensorFlow, and the folder of real data that may be absent."""
+"""What tests share: quiet TensorFlow, a small model with exports, real data that may be absent."""
 
+import fcntl
 import os
 import pathlib
 
@@ -25,6 +26,54 @@ def shared_data(repository) -> pathlib.Path:
     if not folder.is_dir():
         pytest.skip(f"needs real data in {folder}, which is absent")
     return folder
+
+
+@pytest.fixture(scope="session")
+def make_once(tmp_path_factory):
+    """`make_once(name, make)` is a folder that `make(folder)` fills once for all workers of xdist.
+
+    Tests only read it.
+    """
+    root = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        root = root.parent  # It has a folder for each worker.
+
+    def make_once(name, make) -> pathlib.Path:
+        folder = root / name
+        with open(root / f"{name}.made", "a+") as made:
+            fcntl.flock(made, fcntl.LOCK_EX)
+            made.seek(0)
+            if not made.read():
+                folder.mkdir()
+                make(folder)
+                made.write("yes")
+        return folder
+
+    return make_once
+
+
+@pytest.fixture(scope="session")
+def small_model(make_once) -> pathlib.Path:
+    """A model_dir of tests/trainer/small_model.py."""
+    from small_model import make_model_dir
+
+    return make_once("small_model", lambda folder: make_model_dir(folder / "run")) / "run"
+
+
+@pytest.fixture(scope="session")
+def small_exports(make_once, small_model) -> pathlib.Path:
+    """Exports of `small_model`: saved_model/ and, where its packages are there, openvino/."""
+    from small_model import export_all
+
+    return make_once("small_exports", lambda folder: export_all(small_model, folder)) / "export"
+
+
+@pytest.fixture(scope="session")
+def small_tflite(make_once, small_model) -> pathlib.Path:
+    """LiteRT files of `small_model`: model_{float32,dynamic,int8}.tflite."""
+    from small_model import export_tflite
+
+    return make_once("small_tflite", lambda folder: export_tflite(small_model, folder))
 
 
 @pytest.fixture(scope="session")

@@ -14,7 +14,7 @@ from tools.demo import listen, main
 
 ROOT = Path(__file__).parents[2]
 sys.path.append(str(ROOT / "tests" / "trainer"))
-from small_model import make_model_dir, photograph, save  # noqa: E402
+from small_model import photograph, save  # noqa: E402
 
 
 def run(*arguments):
@@ -76,14 +76,14 @@ def test_no_model_is_one_sentence(tmp_path, capsys):
     assert said.startswith("error: There is no trained model in") and said.count("\n") == 1
 
 
-def test_it_serves_until_it_is_interrupted(tmp_path):
+def test_it_serves_until_it_is_interrupted(small_model, tmp_path):
     httpx = pytest.importorskip("httpx")
     pytest.importorskip("uvicorn", reason="needs the extra `demo`")
     pytest.importorskip("python_multipart", reason="needs the extra `demo`")
-    model = make_model_dir(tmp_path / "run")
     picture = save(tmp_path, "street.png", photograph())
     server = subprocess.Popen(
-        [sys.executable, "tools/demo.py", f"--model={model}", "--port=0", "--score_threshold=0"],
+        [sys.executable, "tools/demo.py", f"--model={small_model}", "--port=0",
+         "--score_threshold=0"],
         cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)},
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip

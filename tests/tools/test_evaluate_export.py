@@ -13,7 +13,7 @@ from tools.evaluate_export import format_rows, main
 TESTS = pathlib.Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(TESTS / "trainer"), str(TESTS / "data")]
 from sample_records import make_instance, make_record  # noqa: E402
-from small_model import CATEGORIES, make_model_dir, photograph  # noqa: E402
+from small_model import CATEGORIES, photograph  # noqa: E402
 
 
 def write_labelled_records(path, names):
@@ -29,51 +29,39 @@ def write_labelled_records(path, names):
     return path
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    from tools.export_tflite import main as export_tflite
-    from trainer.export import export
-    from trainer.run_record import load_params
-
-    folder = tmp_path_factory.mktemp("evaluated")
-    make_model_dir(folder / "run")
-    export(load_params(str(folder / "run"), {"mode": "export"}))
-    assert export_tflite(["", f"--model={folder}/run", f"--output={folder}/out"]) == 0
-    return folder
-
-
-def test_exports_in_float32_have_the_average_precision_of_their_checkpoint(folder, tmp_path):
+def test_exports_in_float32_have_the_average_precision_of_their_checkpoint(
+    small_model, small_exports, small_tflite, tmp_path
+):
     names = [category["name"] for category in CATEGORIES]
     records = write_labelled_records(tmp_path / "val.tfrecord", names)
-    exports = [folder / "run" / "export" / "saved_model", folder / "out" / "model_float32.tflite"]
-    arguments = [f"--model={folder}/run", f"--exports={','.join(map(str, exports))}"]
+    exports = [small_exports / "saved_model", small_tflite / "model_float32.tflite"]
+    arguments = [f"--model={small_model}", f"--exports={','.join(map(str, exports))}"]
     arguments += [f"--eval_file_pattern={records}", f"--json={tmp_path}/rows.json"]
     assert main(["evaluate_export.py", *arguments]) == 0
     rows = json.loads((tmp_path / "rows.json").read_text())
-    assert [row["path"] for row in rows] == [str(folder / "run"), *map(str, exports)]
+    assert [row["path"] for row in rows] == [str(small_model), *map(str, exports)]
     for row in rows:
         assert row["canvas"] == "64x96"
         for kind in ("bbox", "segm", "segm_class_score"):
             assert row[kind] == pytest.approx(rows[0][kind], abs=1e-3)
         assert row["ms_per_image"] > 0 and row["peak_mb"] > 50 and row["start_seconds"] > 0
-    content = (folder / "out" / "model_float32.tflite").stat().st_size
-    assert rows[2]["size_mb"] == pytest.approx(content / 1e6)
+    assert rows[2]["size_mb"] == pytest.approx(exports[1].stat().st_size / 1e6)
 
 
-def test_records_of_other_classes_are_refused(folder, tmp_path, capsys):
+def test_records_of_other_classes_are_refused(small_model, small_tflite, tmp_path, capsys):
     records = write_labelled_records(tmp_path / "val.tfrecord", ["zebra", "yak"])
-    arguments = [f"--model={folder}/run", f"--exports={folder}/out/model_float32.tflite"]
+    arguments = [f"--model={small_model}", f"--exports={small_tflite}/model_float32.tflite"]
     assert main(["", *arguments, f"--eval_file_pattern={records}"]) == 1
     error = capsys.readouterr().err
     assert error.startswith("error: ") and "zebra" in error
 
 
-def test_what_is_no_export_is_named(folder, tmp_path, capsys):
+def test_what_is_no_export_is_named(small_model, tmp_path, capsys):
     for path, message in (
         (tmp_path, "There is no exported model in"),
         (tmp_path / "none.tflite", "cannot be opened"),
     ):
-        arguments = [f"--model={folder}/run", f"--exports={path}", "--eval_file_pattern=x"]
+        arguments = [f"--model={small_model}", f"--exports={path}", "--eval_file_pattern=x"]
         assert main(["", *arguments]) == 1
         assert message in capsys.readouterr().err
 

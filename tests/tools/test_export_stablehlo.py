@@ -15,9 +15,7 @@ from trainer.predictor import Predictor
 from trainer.runtimes import open_export
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "trainer"))
-from small_model import CATEGORIES, make_model_dir, photograph  # noqa: E402
-
-CANVAS = "64x96"
+from small_model import CANVAS, CATEGORIES, photograph  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -27,21 +25,20 @@ def jax():
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
+def folder(small_model, tmp_path_factory):
     folder = tmp_path_factory.mktemp("stablehlo")
-    make_model_dir(folder / "run")
-    arguments = [f"--model={folder}/run", f"--output={folder}/out", f"--canvas={CANVAS}"]
+    arguments = [f"--model={small_model}", f"--output={folder}", f"--canvas={CANVAS}"]
     assert main(["export_stablehlo.py", *arguments]) == 0
     return folder
 
 
 @pytest.fixture(scope="module")
 def exported(folder, jax):
-    return Predictor(*open_export(str(folder / "out" / "model.stablehlo")))
+    return Predictor(*open_export(str(folder / "model.stablehlo")))
 
 
 def test_outputs_classes_and_settings_lie_beside_it(folder):
-    metadata = json.loads((folder / "out" / "metadata.json").read_text())
+    metadata = json.loads((folder / "metadata.json").read_text())
     shapes = {output["name"]: (output["dtype"], *output["shape"]) for output in metadata["outputs"]}
     assert shapes == {
         "boxes": ("float32", 1, 6, 4),
@@ -56,16 +53,16 @@ def test_outputs_classes_and_settings_lie_beside_it(folder):
     assert metadata["settings"]["canvases"] == [CANVAS]
 
 
-def test_weights_are_inside(folder):
-    shapes = tf.train.load_checkpoint(str(folder / "run")).get_variable_to_shape_map()
+def test_weights_are_inside(small_model, folder):
+    shapes = tf.train.load_checkpoint(str(small_model)).get_variable_to_shape_map()
     weights = 4 * sum(np.prod(shape) for name, shape in shapes.items() if "network" in name)
-    assert weights < (folder / "out" / "model.stablehlo").stat().st_size < weights + 1e6
+    assert weights < (folder / "model.stablehlo").stat().st_size < weights + 1e6
 
 
 @pytest.mark.parametrize("seed", [0, 1])
-def test_it_finds_the_same_under_jax(folder, exported, seed):
+def test_it_finds_the_same_under_jax(small_model, exported, seed):
     image = photograph(64, 96, seed)
-    expected = msrcnn.load(folder / "run", canvases=[CANVAS])(image)
+    expected = msrcnn.load(small_model, canvases=[CANVAS])(image)
     found = exported(image)
     assert found.names == expected.names and len(found) == 6
     for name in ("boxes", "box_scores", "mask_ious", "mask_scores", "probabilities"):
@@ -84,8 +81,8 @@ def test_boxes_stay_inside_an_image_that_does_not_fill_the_canvas(exported):
     "damage", ["other bytes", "cut short", "no metadata", "other metadata", "other outputs"]
 )
 def test_what_is_no_export_is_one_sentence(folder, jax, tmp_path, damage):
-    content = (folder / "out" / "model.stablehlo").read_bytes()
-    metadata = json.loads((folder / "out" / "metadata.json").read_text())
+    content = (folder / "model.stablehlo").read_bytes()
+    metadata = json.loads((folder / "metadata.json").read_text())
     if damage == "other bytes":
         content = b"ML\xefR"
     elif damage == "cut short":
@@ -107,17 +104,17 @@ def test_what_is_no_export_is_one_sentence(folder, jax, tmp_path, damage):
 def test_jax_is_asked_for_where_it_is_missing(folder, monkeypatch):
     monkeypatch.setitem(sys.modules, "jax", None)
     with pytest.raises(UserError, match="are run by JAX; pip install jax"):
-        open_export(str(folder / "out" / "model.stablehlo"))
+        open_export(str(folder / "model.stablehlo"))
 
 
-def test_a_module_that_does_not_run_is_not_written(folder, jax, monkeypatch, capsys):
+def test_a_module_that_does_not_run_is_not_written(small_model, jax, tmp_path, monkeypatch, capsys):
     outputs = [{"name": "boxes", "dtype": "float32", "shape": [1, 6, 4]}]
     monkeypatch.setattr("trainer.stablehlo.lower", lambda *_: (b"ML\xefR", outputs))
-    arguments = [f"--model={folder}/run", f"--output={folder}/broken", f"--canvas={CANVAS}"]
+    arguments = [f"--model={small_model}", f"--output={tmp_path}/broken", f"--canvas={CANVAS}"]
     assert main(["export_stablehlo.py", *arguments]) == 1
     error = capsys.readouterr().err
     assert "error: The StableHLO module was not written (JAX" in error and "Traceback" not in error
-    assert not list((folder / "broken").glob("*"))
+    assert not list((tmp_path / "broken").glob("*"))
 
 
 @pytest.mark.parametrize("arguments", [[], ["--model=x"], ["--output=y"]])

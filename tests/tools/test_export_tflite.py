@@ -16,24 +16,11 @@ from tools.export_tflite import main
 from trainer.run_record import load_params
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "trainer"))
-from small_model import make_model_dir, photograph, write_records  # noqa: E402
-
-CANVAS = "64x96"
+from small_model import CANVAS, photograph  # noqa: E402
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("litert")
-    make_model_dir(folder / "run")
-    records = write_records(folder / "train-00000.tfrecord")
-    arguments = [f"--model={folder}/run", f"--output={folder}/out", f"--canvas={CANVAS}"]
-    arguments += [f"--calibration_file_pattern={records}", "--types=float32,dynamic,int8"]
-    assert main(["export_tflite.py", *arguments]) == 0
-    return folder
-
-
-def test_files_have_one_graph_of_built_in_operations_without_loops(folder):
-    interpreter = tf.lite.Interpreter(str(folder / "out" / "model_float32.tflite"))
+def test_files_have_one_graph_of_built_in_operations_without_loops(small_tflite):
+    interpreter = tf.lite.Interpreter(str(small_tflite / "model_float32.tflite"))
     operations = collections.Counter(
         operation["op_name"] for operation in interpreter._get_ops_details()
     )
@@ -47,10 +34,10 @@ def test_files_have_one_graph_of_built_in_operations_without_loops(folder):
 
 
 @pytest.mark.parametrize("size", [(64, 96), (40, 60), (96, 64)])
-def test_load_opens_a_file_behind_the_same_call(folder, size):
+def test_load_opens_a_file_behind_the_same_call(small_model, small_tflite, size):
     image = photograph(*size)
-    expected = msrcnn.load(folder / "run", canvases=[CANVAS], precision="float32")(image)
-    found = msrcnn.load(folder / "out" / "model_float32.tflite")(image)
+    expected = msrcnn.load(small_model, canvases=[CANVAS], precision="float32")(image)
+    found = msrcnn.load(small_tflite / "model_float32.tflite")(image)
     assert (found.height, found.width) == size
     if size == (64, 96):  # Where the picture fills the canvas, nothing differs.
         np.testing.assert_allclose(found.boxes, expected.boxes, atol=1e-2)
@@ -59,24 +46,24 @@ def test_load_opens_a_file_behind_the_same_call(folder, size):
     assert (found.boxes >= 0).all() and (found.boxes <= [*size, *size]).all()
 
 
-def test_weights_of_8_bits_take_a_fraction_of_the_room(folder):
-    sizes = [(folder / "out" / f"model_{kind}.tflite").stat().st_size
+def test_weights_of_8_bits_take_a_fraction_of_the_room(small_tflite):
+    sizes = [(small_tflite / f"model_{kind}.tflite").stat().st_size
              for kind in ("float32", "dynamic")]  # fmt: skip
     assert sizes[1] < 0.9 * sizes[0]
-    with zipfile.ZipFile(folder / "out" / "model_dynamic.tflite") as archive:
+    with zipfile.ZipFile(small_tflite / "model_dynamic.tflite") as archive:
         assert archive.namelist() == ["metadata.json"]
 
 
-def test_the_weights_are_the_model_dirs_and_not_those_it_began_with(folder, tmp_path):
+def test_the_weights_are_the_model_dirs_and_not_those_it_began_with(small_model, tmp_path):
     """config.flags also records the checkpoint that a fine-tuning began from."""
-    trained = shutil.copytree(folder / "run", tmp_path / "trained")
+    trained = shutil.copytree(small_model, tmp_path / "trained")
     with open(trained / "config.flags", "a") as flags:
         flags.write(f"--init_checkpoint={tmp_path}/begun\n")
     assert load_params(str(trained)).train.init_checkpoint == ""
 
 
-def test_int8_computes_convolutions_in_8_bits_and_selects_in_float32(folder):
-    interpreter = tf.lite.Interpreter(str(folder / "out" / "model_int8.tflite"))
+def test_int8_computes_convolutions_in_8_bits_and_selects_in_float32(small_tflite):
+    interpreter = tf.lite.Interpreter(str(small_tflite / "model_int8.tflite"))
     dtypes = {each["index"]: each["dtype"] for each in interpreter.get_tensor_details()}
     inputs = collections.defaultdict(set)
     for operation in interpreter._get_ops_details():
@@ -84,15 +71,15 @@ def test_int8_computes_convolutions_in_8_bits_and_selects_in_float32(folder):
     assert np.int8 in inputs["CONV_2D"] and np.int8 in inputs["FULLY_CONNECTED"]
     for name in ("NON_MAX_SUPPRESSION_V4", "TOPK_V2", "SOFTMAX", "EXP", "RSQRT"):
         assert inputs[name] == {np.float32}, name
-    sizes = [(folder / "out" / f"model_{kind}.tflite").stat().st_size
+    sizes = [(small_tflite / f"model_{kind}.tflite").stat().st_size
              for kind in ("float32", "int8")]  # fmt: skip
     assert sizes[1] < 0.9 * sizes[0]
 
 
-def test_int8_gives_nearly_the_same_features(folder):
+def test_int8_gives_nearly_the_same_features(small_tflite):
     image = photograph(64, 96)
     found = [
-        msrcnn.load(folder / "out" / f"model_{kind}.tflite")(image) for kind in ("float32", "int8")
+        msrcnn.load(small_tflite / f"model_{kind}.tflite")(image) for kind in ("float32", "int8")
     ]
     assert len(found[1]) == len(found[0])
     np.testing.assert_allclose(found[1].box_scores, found[0].box_scores, atol=0.03)

@@ -1,6 +1,7 @@
 """A small Mask Scoring R-CNN with random weights in a model_dir, and pictures to call it on."""
 
 import dataclasses
+import importlib.util
 import pathlib
 import sys
 
@@ -15,10 +16,12 @@ from model.systems import build_network
 from trainer.categories import write_categories
 from trainer.config import Params
 from trainer.flags import write_flagfile
+from trainer.run_record import load_params
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "data"))
 from sample_records import make_record  # noqa: E402
 
+CANVAS = "64x96"
 DATA = DataConfig(
     canvases=("64x96", "96x64"),
     short_side=64,
@@ -70,3 +73,27 @@ def write_records(path, count=4):
     records = [make_record(photograph(seed=number), image_id=number + 1) for number in range(count)]
     write_shard(str(path), records)
     return path
+
+
+def export_all(model_dir, folder):
+    """Exports for one canvas to folder/export, as OpenVINO models too where its packages are."""
+    from trainer.export import export
+
+    packages = all(map(importlib.util.find_spec, ("openvino", "nncf")))
+    given = {
+        "mode": "export",
+        "output_dir": str(folder),
+        "canvas": CANVAS,
+        "export_formats": ("saved_model", "openvino") if packages else ("saved_model",),
+        "calibration_file_pattern": str(write_records(folder / "train.tfrecord")),
+    }
+    export(load_params(str(model_dir), given))
+
+
+def export_tflite(model_dir, folder):
+    from tools.export_tflite import main
+
+    records = write_records(folder / "train-00000.tfrecord")
+    arguments = [f"--model={model_dir}", f"--output={folder}", f"--canvas={CANVAS}"]
+    arguments += [f"--calibration_file_pattern={records}", "--types=float32,dynamic,int8"]
+    assert main(["export_tflite.py", *arguments]) == 0

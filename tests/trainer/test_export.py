@@ -9,32 +9,24 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 from pycocotools import mask as coco_mask
-from small_model import CATEGORIES, make_model_dir, photograph, save
+from small_model import CANVAS, CATEGORIES, photograph, save
 
 import msrcnn
 from data.errors import UserError
 from trainer.export import export
 from trainer.run_record import load_params
 
-CANVAS = "64x96"
 SERVING_API = "needs tensorflow-serving-api (make install-extras)"
 
 
 @pytest.fixture(scope="module")
-def model_dir(tmp_path_factory):
-    folder = make_model_dir(tmp_path_factory.mktemp("model") / "run")
-    export(load_params(str(folder), {"mode": "export", "canvas": CANVAS}))
-    return folder
+def saved_model(small_exports):
+    return str(small_exports / "saved_model")
 
 
 @pytest.fixture(scope="module")
-def saved_model(model_dir):
-    return str(model_dir / "export" / "saved_model")
-
-
-@pytest.fixture(scope="module")
-def checkpoint(model_dir):
-    return msrcnn.load(model_dir, canvases=[CANVAS])
+def checkpoint(small_model):
+    return msrcnn.load(small_model, canvases=[CANVAS])
 
 
 @pytest.fixture(scope="module")
@@ -131,8 +123,8 @@ def test_plain_tensorflow_runs_it_without_this_project(saved_model, tmp_path):
     assert count == "6" and name in ("cat", "dog")
 
 
-def test_classes_and_settings_travel_with_it(model_dir):
-    path = model_dir / "export" / "saved_model" / "assets.extra" / "metadata.json"
+def test_classes_and_settings_travel_with_it(small_exports):
+    path = small_exports / "saved_model" / "assets.extra" / "metadata.json"
     metadata = json.loads(path.read_text())
     assert metadata["categories"] == CATEGORIES
     assert (metadata["input"]["height"], metadata["input"]["width"]) == (64, 96)

@@ -16,13 +16,8 @@ from data.records import encode_example
 
 
 @pytest.fixture(scope="module")
-def model_dir(tmp_path_factory):
-    return make_model_dir(tmp_path_factory.mktemp("model") / "run")
-
-
-@pytest.fixture(scope="module")
-def predictor(model_dir):
-    return msrcnn.load(model_dir)
+def predictor(small_model):
+    return msrcnn.load(small_model)
 
 
 def assert_equal(ours, theirs, atol=0.0):
@@ -69,8 +64,8 @@ def test_a_file_gives_what_its_pixels_give(predictor, tmp_path):
 
 
 @pytest.mark.parametrize("exif", ["apply", "ignore"])
-def test_files_are_turned_as_in_training(model_dir, tmp_path, exif):
-    predictor = msrcnn.load(model_dir, exif=exif)
+def test_files_are_turned_as_in_training(small_model, tmp_path, exif):
+    predictor = msrcnn.load(small_model, exif=exif)
     told = Image.Exif()
     told[0x0112] = 6
     pixels = photograph()
@@ -95,19 +90,19 @@ def test_the_network_sees_what_it_sees_in_evaluation(predictor, tmp_path):
         np.testing.assert_array_equal(values, features[name], err_msg=name)
 
 
-def test_settings_of_the_test_are_taken(model_dir, predictor):
+def test_settings_of_the_test_are_taken(small_model, predictor):
     image = photograph()
     scores = np.sort(predictor(image).box_scores)[::-1]
-    found = msrcnn.load(model_dir, detections_per_image=3, rescore=False)(image)
+    found = msrcnn.load(small_model, detections_per_image=3, rescore=False)(image)
     np.testing.assert_array_equal(found.mask_scores, scores[:3])
     least = float(scores[2])
-    found = msrcnn.load(model_dir, nms="soft", nms_iou=0.0, score_threshold=least)(image)
+    found = msrcnn.load(small_model, nms="soft", nms_iou=0.0, score_threshold=least)(image)
     assert len(found) and found.box_scores.max() == scores[0] and found.box_scores.min() > least
 
 
-def test_augmented_detections_are_in_pixels_of_the_photograph(model_dir):
+def test_augmented_detections_are_in_pixels_of_the_photograph(small_model):
     """What fills the canvas fills it at twice the scale, where it is seen alone or with others."""
-    augmented = msrcnn.load(model_dir, batch_size=2, test_scales=(1.0, 2.0), nms_iou=1.0)
+    augmented = msrcnn.load(small_model, batch_size=2, test_scales=(1.0, 2.0), nms_iou=1.0)
     small, large = photograph(40, 60), photograph(120, 200)
     *together, alone = augmented([small, large, small])
     for found, image in zip(together, (small, large), strict=True):
@@ -117,19 +112,19 @@ def test_augmented_detections_are_in_pixels_of_the_photograph(model_dir):
     assert_equal(together[0], alone, atol=1e-4)
 
 
-def test_lists_keep_their_order_and_canvases_do_not_mix(predictor, model_dir):
+def test_lists_keep_their_order_and_canvases_do_not_mix(predictor, small_model):
     images = [photograph(*size, seed=seed) for seed, size in enumerate([(40, 60), (60, 40)] * 3)]
     alone = [predictor(image) for image in images]
     for batch_size in (1, 2):
-        together = msrcnn.load(model_dir, batch_size=batch_size)(images)
+        together = msrcnn.load(small_model, batch_size=batch_size)(images)
         assert [found.height for found in together] == [40, 60] * 3
         for ours, theirs in zip(together, alone, strict=True):
             assert_equal(ours, theirs, atol=1e-4)
     assert predictor([]) == []
 
 
-def test_threads_share_it_and_a_canvas_is_traced_once(model_dir):
-    predictor = msrcnn.load(model_dir)
+def test_threads_share_it_and_a_canvas_is_traced_once(small_model):
+    predictor = msrcnn.load(small_model)
     images = [photograph(seed=seed) for seed in range(4)] * 3
     expected = [predictor(image) for image in images[:4]] * 3
     with concurrent.futures.ThreadPoolExecutor(4) as pool:
@@ -140,8 +135,8 @@ def test_threads_share_it_and_a_canvas_is_traced_once(model_dir):
     assert predictor._lay_out.experimental_get_tracing_count() == 1
 
 
-def test_settings_can_be_given(model_dir, predictor):
-    few = msrcnn.load(model_dir, detections_per_image=2, rescore=False)(photograph())
+def test_settings_can_be_given(small_model, predictor):
+    few = msrcnn.load(small_model, detections_per_image=2, rescore=False)(photograph())
     assert len(few) == 2
     np.testing.assert_array_equal(few.mask_scores, few.box_scores)
     assert few.box_scores.max() == predictor(photograph()).box_scores.max()
@@ -170,13 +165,13 @@ def test_what_is_no_photograph_is_refused(predictor, tmp_path):
         predictor([tmp_path / "b.jpg"])
 
 
-def test_what_is_no_model_is_refused(model_dir, tmp_path):
+def test_what_is_no_model_is_refused(small_model, tmp_path):
     with pytest.raises(msrcnn.UserError, match="There is no trained model in"):
         msrcnn.load(tmp_path)
     with pytest.raises(TypeError, match="there is no setting colour"):
-        msrcnn.load(model_dir, colour="red")
+        msrcnn.load(small_model, colour="red")
     with pytest.raises(ValueError, match="^--score_threshold=2.0: expected 0 to 1"):
-        msrcnn.load(model_dir, score_threshold=2.0)
+        msrcnn.load(small_model, score_threshold=2.0)
 
 
 def test_a_stream_keeps_keys_and_computes_ahead(predictor):

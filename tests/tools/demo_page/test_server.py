@@ -29,7 +29,7 @@ from tools.demo_page.server import make_app  # noqa: E402
 from trainer.predictor import load  # noqa: E402
 
 sys.path.append(str(Path(__file__).parents[2] / "trainer"))
-from small_model import make_model_dir, photograph  # noqa: E402
+from small_model import photograph  # noqa: E402
 
 HERE = "http://127.0.0.1:8000"
 JPEG = {"Content-Type": "image/jpeg"}
@@ -336,8 +336,8 @@ def test_a_failing_model_is_named_on_stderr_only(picture, capsys):
     assert "RuntimeError: out of memory at /home/me" in said and "Traceback" not in said
 
 
-def test_a_trained_model_answers_like_load(tmp_path):
-    predictor = load(make_model_dir(tmp_path / "run"))
+def test_a_trained_model_answers_like_load(small_model):
+    predictor = load(small_model)
     pixels = photograph()
     with serve(predictor) as client:
         model = client.get("/model").json()
