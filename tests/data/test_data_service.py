@@ -6,6 +6,7 @@ import json
 import os
 import pathlib
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -82,30 +83,42 @@ def one_file(tmp_path_factory):
     return path
 
 
+# Runs each command line that it reads in a process of its own; TensorFlow is imported once.
+COMMANDS = """
+import os, runpy, sys
+import tensorflow
+for line in sys.stdin:
+    if not os.fork():
+        sys.argv = line.split()
+        runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
 @pytest.fixture(scope="module")
 def service():
-    """Programs of their own, as a user has them; a server in this process would stop reluctantly,
+    """Processes of their own, as a user has them; a server in this process would stop reluctantly,
     after as long as the input it made has run."""
-    running = []
+    program = subprocess.Popen(
+        [sys.executable, "-c", COMMANDS],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+        start_new_session=True,
+    )
 
     def start(*arguments):
-        command = [sys.executable, "tools/data_service.py", "--host=localhost", *arguments]
-        running.append(subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT))
-        return running[-1]
-
-    def address(program):
+        print("tools/data_service.py --host=localhost", *arguments, file=program.stdin, flush=True)
         return re.search(r"runs at (\S+)\.$", program.stdout.readline())[1]
 
     try:
-        dispatcher = address(start("--role=dispatcher")).replace("0.0.0.0", "localhost")
-        workers = [start("--role=worker", f"--dispatcher={dispatcher}") for _ in range(2)]
-        for worker in workers:
-            address(worker)
+        dispatcher = start("--role=dispatcher").replace("0.0.0.0", "localhost")
+        for _ in range(2):
+            start("--role=worker", f"--dispatcher={dispatcher}")
         yield f"grpc://{dispatcher}"
     finally:
-        for program in running:
-            program.kill()
-            program.wait()
+        os.killpg(program.pid, signal.SIGKILL)
+        program.wait()
 
 
 def _params(pattern, service="", **changes):

@@ -25,7 +25,7 @@ from toy_model import (ToyNetwork, eval_input_fn, make_train_input_fn, toy_model
 from trainer.estimator import Estimator
 from trainer.strategy import make_strategy, prepare_runtime
 
-devices, folder = int(sys.argv[1]), sys.argv[2]
+folder = sys.argv[1]
 TARGETS = [3.0, -1.0, 2.0, 5.0, 0.0, 1.0, -7.0, 4.0]
 RUNS = {
     "sgd": (TARGETS, {"gradient_clip_norm": 0.5}),
@@ -40,45 +40,48 @@ def overflowing(features, labels, mode, params, network):
         spec = spec._replace(loss=spec.loss + tf.reduce_sum(tf.sqrt(last * 0)))
     return spec
 
-for index, (name, (targets, settings)) in enumerate(RUNS.items()):
-    params = toy_params(f"{folder}/{name}", num_logical_cpus=devices, distribution=(
+def train(devices, name, targets, settings):
+    model_dir = f"{folder}/{name}-{devices}"
+    params = toy_params(model_dir, num_logical_cpus=devices, distribution=(
         "mirrored" if devices > 1 else "one_device"), **settings)
-    if index == 0:
+    if devices not in strategies:
         prepare_runtime(params)
-        strategy = make_strategy(params)
-        assert strategy.num_replicas_in_sync == devices
+        strategies[devices] = make_strategy(params)
+    strategy = strategies[devices]
+    assert strategy.num_replicas_in_sync == devices
     with strategy.scope():
         network = ToyNetwork()
     model_fn = overflowing if name == "overflow" else toy_model_fn
     estimator = Estimator(model_fn, network, params, strategy)
     before = weights_of(network)
     estimator.train(make_train_input_fn(targets))
-    print(json.dumps({
+    return {
         "weights": [weight.tolist() for weight in weights_of(network)],
         "changed": any((a != b).any() for a, b in zip(before, weights_of(network))),
         "predictions": sorted([int(p["image_id"]), float(p["image_info"][0]),
                                len(p["box_scores"])] for p in estimator.predict(eval_input_fn)),
         "log": [json.loads(line) for line in
-                pathlib.Path(folder, name, "train.jsonl").read_text().splitlines()],
-    }))
+                pathlib.Path(model_dir, "train.jsonl").read_text().splitlines()],
+    }
+
+strategies = {}
+for name, (targets, settings) in RUNS.items():
+    # Two first, because the CPU cannot be split any more once it is in use.
+    print(json.dumps([train(devices, name, targets, settings) for devices in (2, 1)]))
 """
 
 
-def run_program(folder, devices: int) -> list[dict]:
+def test_two_replicas_train_and_predict_like_one(tmp_path):
     done = subprocess.run(
-        [sys.executable, "-c", PROGRAM, str(devices), str(folder)],
+        [sys.executable, "-c", PROGRAM, str(tmp_path)],
         cwd=ROOT,
         env={"PYTHONPATH": f"{ROOT}:{ROOT / 'tests' / 'trainer'}", "TF_CPP_MIN_LOG_LEVEL": "2"},
         capture_output=True,
         text=True,
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    return [json.loads(line) for line in done.stdout.splitlines()]
-
-
-def test_two_replicas_train_and_predict_like_one(tmp_path):
-    results = zip(run_program(tmp_path / "1", 1), run_program(tmp_path / "2", 2), strict=True)
-    for name, (one, two) in zip(("sgd", "adamw", "overflow"), results, strict=True):
+    results = map(json.loads, done.stdout.splitlines())
+    for name, (two, one) in zip(("sgd", "adamw", "overflow"), results, strict=True):
         for weight, other in zip(one["weights"], two["weights"], strict=True):
             np.testing.assert_allclose(weight, other, rtol=1e-5, atol=1e-7)
         assert one["changed"] == two["changed"] == (name != "overflow")
