@@ -24,6 +24,10 @@ SMALL = [
     "--short_side=96",
     "--train_short_side_min=96",
     "--canvases=96x96",
+    "--rois_per_image=16",
+    "--rpn_post_nms_train=40",
+    "--rpn_post_nms_test=20",
+    "--detections_per_image=5",
 ]
 
 
