@@ -128,28 +128,31 @@ def test_another_seed_is_another_run(pattern, three_epochs):
 TWO_CANVASES = {"deterministic": False, "horizontal_flip": 0.5, "shuffle_megabytes": 1}
 
 
-def test_a_run_that_starts_later_sees_the_same_batches(pattern):
-    params = _params(pattern, **TWO_CANVASES)
-    whole = _take(input_fn("train", params), 11)
-    rest = _take(input_fn("train", params, None, 7), 4)
-    tf.nest.map_structure(np.testing.assert_array_equal, rest, whole[7:])
+@pytest.fixture(scope="module")
+def eleven_steps(pattern):
+    """Training batches of two images on two canvases."""
+    return _take(input_fn("train", _params(pattern, **TWO_CANVASES)), 11)
+
+
+def test_a_run_that_starts_later_sees_the_same_batches(pattern, eleven_steps):
+    rest = _take(input_fn("train", _params(pattern, **TWO_CANVASES), None, 7), 4)
+    tf.nest.map_structure(np.testing.assert_array_equal, rest, eleven_steps[7:])
     # Eleven steps of two images are two epochs, whatever the canvases.
-    assert collections.Counter(_ids(whole)) == dict.fromkeys(ALL_IDS, 2)
+    assert collections.Counter(_ids(eleven_steps)) == dict.fromkeys(ALL_IDS, 2)
 
 
 ALL_AUGMENTATIONS = {"augmentations": ("photometric_distort", "copy_paste")}
 
 
-def test_a_run_that_starts_later_pastes_the_same_objects(pattern):
+def test_a_run_that_starts_later_pastes_the_same_objects(pattern, eleven_steps):
     params = _params(pattern, **TWO_CANVASES, **ALL_AUGMENTATIONS)
     whole = _take(input_fn("train", params), 11)
     rest = _take(input_fn("train", params, None, 7), 4)
     tf.nest.map_structure(np.testing.assert_array_equal, rest, whole[7:])
-    plain = _take(input_fn("train", _params(pattern, **TWO_CANVASES)), 11)
-    assert _ids(whole) == _ids(plain)
+    assert _ids(whole) == _ids(eleven_steps)
     more = [
         np.count_nonzero(labels["gt_classes"]) - np.count_nonzero(without["gt_classes"])
-        for (_, labels), (_, without) in zip(whole, plain, strict=True)
+        for (_, labels), (_, without) in zip(whole, eleven_steps, strict=True)
     ]
     assert max(more) > 0, "nothing was pasted"
 
@@ -179,12 +182,13 @@ def test_images_passed_over_are_not_decoded(tmp_path):
     path = str(tmp_path / "broken.record")
     params = _params(path, **ONE_CANVAS)
     write_shard(path, records)
-    first = _ids(_take(input_fn("train", params), 1))[0] - 100
+    dataset = input_fn("train", params)
+    first = _ids(_take(dataset, 1))[0] - 100
     records[first] = make_record(np.zeros((40, 24, 3), np.uint8), image_id=100, encoded=b"\xff\xd8")
     write_shard(path, records)
     assert len(_take(input_fn("train", params, None, 1), 3)) == 3
     with pytest.raises(tf.errors.InvalidArgumentError):
-        _take(input_fn("train", params), 1)
+        _take(dataset, 1)
 
 
 def test_pipelines_are_on_one_canvas_in_a_step_and_share_its_images(pattern):
