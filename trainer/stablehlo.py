@@ -8,6 +8,7 @@ The module is a file of MLIR bytecode that contains the weights. Its function `m
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -37,7 +38,13 @@ def lower(network: Detector, canvas: Sequence[int]) -> tuple[bytes, list[dict]]:
 
     image = tf.TensorSpec([1, *canvas, 3], tf.uint8, "image")
     function = tf.function(predict, [image], autograph=False, jit_compile=True)
-    content = function.experimental_get_compiler_ir(image)(stage="stablehlo_serialized")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        # Its argument is deprecated, but without it TensorFlow finds the device by a random number,
+        # which fails without a seed where operations are deterministic.
+        content = function.experimental_get_compiler_ir(image)(
+            stage="stablehlo_serialized", device_name=tf.zeros([]).device
+        )
     outputs = function.get_concrete_function().structured_outputs
     return content, [
         # TensorFlow orders the values of a dict by their keys.

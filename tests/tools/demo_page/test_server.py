@@ -33,7 +33,7 @@ from small_model import photograph  # noqa: E402
 
 HERE = "http://127.0.0.1:8000"
 JPEG = {"Content-Type": "image/jpeg"}
-LIMITS = Limits(upload_bytes=2_000_000, pixels=500_000, seconds=20, places=3)
+LIMITS = Limits(upload_bytes=2_000_000, pixels=500_000, seconds=300, places=3)
 
 
 def serve(predictor, limits=LIMITS, **options):
@@ -299,8 +299,11 @@ def test_who_waits_too_long_is_told_and_the_next_ones_are_served(picture):
         for _ in range(3):
             check_refused(send(client, picture), 503, "not ready after 0.5 seconds")
         held.go.set()
-        _until(lambda: send(client, picture), lambda answer: answer.status_code == 200)
-    assert held.most == 1 and len(held.seen) < 4
+        later = []
+        while not later or later[-1].status_code != 200:
+            later.append(send(client, picture))
+    # Of the first three, only the one that had begun was worked on.
+    assert held.most == 1 and len(held.seen) <= 1 + len(later)
 
 
 def test_a_slow_upload_is_refused():
