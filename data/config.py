@@ -257,6 +257,13 @@ class DataConfig:
         ),
     )
 
+    on_corrupt_record: str = setting(
+        "error",
+        "What to do about records that cannot be read, parsed or decoded: stop (error), or check "
+        "all records before the start and leave those out (skip).",
+        one_of("error", "skip"),
+    )
+
     def __post_init__(self):
         check_settings(self)
 

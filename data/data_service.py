@@ -101,7 +101,7 @@ def deal_training_records(
         epoch = place // len(paths) + first_epoch
         shuffled_paths, order_seed = files.draw_order(epoch, config.seed)
         return (
-            tf.data.TFRecordDataset(shuffled_paths[place % len(paths)])
+            files.read_file(shuffled_paths[place % len(paths)])
             .shuffle(buffer_size, order_seed, reshuffle_each_iteration=False)
             .map(lambda serialized: (serialized, epoch))
             .prefetch(tf.data.AUTOTUNE)
@@ -129,6 +129,6 @@ def deal_eval_records(
     else:
         count = sum(len(range(index, size, pipelines)) for size in sizes)
     records = tf.data.Dataset.from_tensor_slices(paths).flat_map(
-        lambda path: tf.data.TFRecordDataset(path).shard(pipelines, index)
+        lambda path: files.read_file(path).shard(pipelines, index)
     )
     return records, count

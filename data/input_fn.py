@@ -30,10 +30,11 @@ import tensorflow as tf
 
 from data.config import DataConfig
 from data.data_service import deal_eval_records, deal_training_records, run_on_workers
+from data.diagnosis import Needs
 from data.epochs import EpochPlan, ordered_records, plan_epochs, with_next
 from data.errors import UserError
 from data.examples import eval_example, padding_example, train_example
-from data.manifest import Manifest
+from data.manifest import find_manifest
 from data.record_files import RecordFiles
 from data.scenes import Tensors
 
@@ -104,22 +105,39 @@ def input_fn(
     batch_size = _replica_batch_size("train" if mode == "train" else "eval", config, context)
     replicas = context.num_replicas_in_sync // context.num_input_pipelines
     if mode != "train":
-        examples = _eval_examples(config, context)
+        examples = _eval_examples(params, context)
         batches = _batch_by_canvas(examples, batch_size, replicas, config, pad=True)
     elif config.data_service:
-        examples = _dealt_train_examples(config, context, params.model, start_step)
+        examples = _dealt_train_examples(params, context, start_step)
         batches = _batch_by_canvas(examples, batch_size, replicas, config, pad=False)
     else:
-        examples = _train_examples(config, context, params.model, start_step)
+        examples = _train_examples(params, context, start_step)
         batches = examples.batch(batch_size, drop_remainder=True)
     return batches.prefetch(BATCHES_AHEAD * replicas).with_options(_options(config))
 
 
+def needs_of(mode: str, params: InputParams) -> Needs:
+    """Returns what has to be usable in a record, for a mode of `input_fn`."""
+    config = params.data
+    if mode != "train":
+        return Needs(exif=config.exif)
+    manifest = find_manifest(config.train_file_pattern)
+    include_masks = params.model.include_mask and (manifest is None or manifest.include_masks)
+    include_polygons = include_masks and params.model.include_polygons
+    return Needs(include_masks, config.max_polygon_vertices if include_polygons else 0, config.exif)
+
+
+def skip_of(mode: str, params: InputParams) -> Needs | None:
+    """Returns what records have to lack to be left out, None if the flags allow none to be."""
+    return needs_of(mode, params) if params.data.on_corrupt_record == "skip" else None
+
+
 def _train_examples(
-    config: DataConfig, context: tf.distribute.InputContext, wanted: Wanted, start_step: int
+    params: InputParams, context: tf.distribute.InputContext, start_step: int
 ) -> tf.data.Dataset:
     """Makes the images of all epochs, each step's of one canvas."""
-    files = RecordFiles.find(config.train_file_pattern)
+    config = params.data
+    files = RecordFiles.find(config.train_file_pattern, skip_of("train", params))
     buffer_size = files.count_that_fit(config.shuffle_megabytes)
     read_pass = functools.partial(files.read_shuffled, seed=config.seed, buffer_size=buffer_size)
     with tf.init_scope():  # counted eagerly, even while a graph is being built
@@ -128,27 +146,29 @@ def _train_examples(
     if config.pairs_images:
         records = with_next(records)
     return _share_of_windows(records, plan, context).map(
-        _example_maker(config, files.manifest, wanted), tf.data.AUTOTUNE, deterministic=True
+        _example_maker(config, needs_of("train", params)), tf.data.AUTOTUNE, deterministic=True
     )
 
 
 def _dealt_train_examples(
-    config: DataConfig, context: tf.distribute.InputContext, wanted: Wanted, start_step: int
+    params: InputParams, context: tf.distribute.InputContext, start_step: int
 ) -> tf.data.Dataset:
     """The same images made by the workers of a service, in any order of canvases."""
-    files = RecordFiles.find(config.train_file_pattern)
+    config = params.data
+    files = RecordFiles.find(config.train_file_pattern, skip_of("train", params))
     records = deal_training_records(files, config, context, start_step)
     if config.pairs_images:
         records = with_next(records)
     examples = records.map(
-        _example_maker(config, files.manifest, wanted), tf.data.AUTOTUNE, deterministic=False
+        _example_maker(config, needs_of("train", params)), tf.data.AUTOTUNE, deterministic=False
     )
     return run_on_workers(examples, config.data_service)
 
 
-def _eval_examples(config: DataConfig, context: tf.distribute.InputContext) -> tf.data.Dataset:
+def _eval_examples(params: InputParams, context: tf.distribute.InputContext) -> tf.data.Dataset:
     """Makes every image once, in the order of the files unless a service makes them."""
-    files = RecordFiles.find(config.eval_file_pattern)
+    config = params.data
+    files = RecordFiles.find(config.eval_file_pattern, skip_of("eval", params))
     make_example = functools.partial(eval_example, config=config)
     if not config.data_service:
         records = files.read_share(context.num_input_pipelines, context.input_pipeline_id)
@@ -178,9 +198,9 @@ def _share_of_windows(
     )
 
 
-def _example_maker(config: DataConfig, manifest: Manifest | None, wanted: Wanted) -> Callable:
+def _example_maker(config: DataConfig, needs: Needs) -> Callable:
     """Returns a function from a record, its epoch and perhaps a second record to an image."""
-    include_masks = wanted.include_mask and (manifest is None or manifest.include_masks)
+    include_masks, include_polygons = needs.include_masks, needs.max_polygon_vertices > 0
     if config.pairs_images and not include_masks:
         raise UserError(
             f"--augmentations={','.join(config.augmentations)} needs masks, but the records "
@@ -192,9 +212,7 @@ def _example_maker(config: DataConfig, manifest: Manifest | None, wanted: Wanted
     def make_example(
         serialized: tf.Tensor, epoch: tf.Tensor, second: tf.Tensor | None = None
     ) -> tuple[Tensors, Tensors]:
-        return train_example(
-            serialized, epoch, config, include_masks, wanted.include_polygons, second
-        )
+        return train_example(serialized, epoch, config, include_masks, include_polygons, second)
 
     return make_example
 

@@ -261,7 +261,7 @@ def test_a_picture_that_cannot_be_decoded_is_named(workplace, capsys, monkeypatc
     flags = [f"--{kind}_file_pattern={path}" for kind in ("train", "eval")]
     assert run(workplace, mode, *flags, "--num_classes=2", "--train_steps=6") == 1
     said = capsys.readouterr().err
-    assert f"error: cannot use record 1 of {path} (image id 4711) (" in said
+    assert f"error: cannot use record 1 of {path} (byte 0, image id 4711) (" in said
     assert "Traceback" not in said
 
 
