@@ -9,13 +9,14 @@ images are grouped and batched here, because consecutive batches must have the s
 worker made them; batching on the workers would not save traffic. The order depends on the speed of
 the workers. Then
 - evaluation sees every image exactly once. If a worker dies, it waits until the worker is back at
-  the same address; if images were lost, it fails with FailedPreconditionError.
+  the same address; if images were lost, it fails with FailedPreconditionError. The wait has an end,
+  and a message, in `data.data_service.watched`.
 - training sees every image once per epoch, with the same random numbers as without a service. A run
   that starts at a later step begins with the epoch that contains this step. Epochs overlap, because
   workers start on the files of the next epoch while others still read this one's last files. So
   some of any N consecutive images (an epoch's number) may be missing and others appear twice, at
   most as many as the workers' open files hold. If a worker dies, the rest of its open files is lost
-  for that epoch.
+  for that epoch, and the other workers go on.
 
 Axes: B images of a replica's batch, H W canvas.
 """
