@@ -5,23 +5,19 @@ import dataclasses
 import json
 import os
 import pathlib
-import re
-import signal
 import socket
 import subprocess
 import sys
-import threading
 import types
-from typing import NamedTuple
 
 import numpy as np
 import pytest
 import tensorflow as tf
 from sample_records import blobs, make_instance, make_record
+from service_processes import running_servers, start_service
 
 from data import data_service
 from data.config import DataConfig
-from data.data_service import watched
 from data.errors import UserError
 from data.examples import image_seeds
 from data.input_fn import input_fn
@@ -86,60 +82,10 @@ def one_file(tmp_path_factory):
     return path
 
 
-# Runs each command line that it reads in a process of its own; TensorFlow is imported once.
-COMMANDS = """
-import os, runpy, sys
-import tensorflow
-for line in sys.stdin:
-    if not os.fork():
-        print(os.getpid(), flush=True)
-        sys.argv = line.split()
-        runpy.run_path(sys.argv[0], run_name="__main__")
-"""
-
-
-class Server(NamedTuple):
-    address: str
-    process_id: int
-
-
 @pytest.fixture(scope="module")
-def start():
-    """Starts servers in processes of their own, as a user has them; a server in this process would
-    stop reluctantly, after as long as the input it made has run."""
-    program = subprocess.Popen(
-        [sys.executable, "-c", COMMANDS],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        cwd=ROOT,
-        start_new_session=True,
-    )
-
-    def start_server(*arguments):
-        print("tools/data_service.py --host=localhost", *arguments, file=program.stdin, flush=True)
-        process_id = int(program.stdout.readline())
-        address = re.search(r"runs at (\S+)\.$", program.stdout.readline())[1]
-        return Server(address.replace("0.0.0.0", "localhost"), process_id)
-
-    try:
-        yield start_server
-    finally:
-        os.killpg(program.pid, signal.SIGKILL)
-        program.wait()
-
-
-def _start_service(start):
-    """A dispatcher and two workers."""
-    dispatcher = start("--role=dispatcher")
-    return dispatcher, [
-        start("--role=worker", f"--dispatcher={dispatcher.address}") for _ in range(2)
-    ]
-
-
-@pytest.fixture(scope="module")
-def service(start):
-    return f"grpc://{_start_service(start)[0].address}"
+def service():
+    with running_servers() as start:
+        yield f"grpc://{start_service(start)[0].address}"
 
 
 def _params(pattern, service="", **changes):
@@ -210,70 +156,6 @@ def test_images_lost_with_a_worker_do_not_go_unnoticed(pattern, service, monkeyp
     monkeypatch.setattr(RecordFiles, "count_records", lambda _: [NUM_IMAGES + 1] + [0] * 5)
     batches = iter(input_fn("eval", _params(pattern, service, eval_batch_size=1)))
     with pytest.raises(tf.errors.FailedPreconditionError, match="contain 22 .* only 21"):
-        list(batches)
-
-
-@pytest.fixture
-def impatient(monkeypatch):
-    """A program that gives servers a few seconds."""
-    times = {"TO_ANSWER": 0.5, "BETWEEN_CHECKS": 0.3, "TO_RETURN": 2.0}
-    for name, value in times.items():
-        monkeypatch.setattr(data_service, f"SECONDS_{name}", value)
-
-
-@pytest.fixture(scope="module")
-def many_files(tmp_path_factory):
-    """More images than a worker can have made when the first one is taken."""
-    prefix = str(tmp_path_factory.mktemp("records") / "many")
-    for shard in range(40):
-        write_shard(shard_name(prefix, shard, 40), _records())
-    return f"{prefix}-*"
-
-
-def test_evaluation_ends_if_a_worker_stays_away(many_files, start, impatient, capsys):
-    dispatcher, (lost, _) = _start_service(start)
-    service = f"grpc://{dispatcher.address}"
-    batches = watched(input_fn("eval", _params(many_files, service)), service)
-    next(batches)
-    os.kill(lost.process_id, signal.SIGSTOP)
-    said = f"the worker {lost.address} of --data_service={service}"
-    with pytest.raises(UserError, match=f"^{said} has not answered for . seconds, so images are"):
-        list(batches)
-    assert f"Warning: {said} does not answer, so images are missing;" in capsys.readouterr().err
-
-
-def test_evaluation_goes_on_once_a_worker_is_back(many_files, start, impatient, monkeypatch):
-    monkeypatch.setattr(data_service, "SECONDS_TO_RETURN", 120.0)
-    dispatcher, (lost, _) = _start_service(start)
-    service = f"grpc://{dispatcher.address}"
-    batches = watched(input_fn("eval", _params(many_files, service)), service)
-    next(batches)
-    os.kill(lost.process_id, signal.SIGSTOP)
-    threading.Timer(3.0, os.kill, (lost.process_id, signal.SIGCONT)).start()
-    real = [image_id for batch in batches for image_id in batch["image_id"].numpy() if image_id > 0]
-    assert len(real) >= 40 * NUM_IMAGES - 2
-
-
-def test_training_goes_on_without_a_worker_and_ends_without_all(many_files, start, impatient):
-    dispatcher, workers = _start_service(start)
-    service = f"grpc://{dispatcher.address}"
-    batches = watched(input_fn("train", _params(many_files, service)), service)
-    next(batches)
-    os.kill(workers[0].process_id, signal.SIGKILL)
-    for _ in range(300):
-        next(batches)
-    os.kill(workers[1].process_id, signal.SIGKILL)
-    with pytest.raises(UserError, match="the worker .* has not answered for . seconds"):
-        list(batches)
-
-
-def test_a_dispatcher_that_dies_is_named(many_files, start, impatient):
-    dispatcher, _ = _start_service(start)
-    service = f"grpc://{dispatcher.address}"
-    batches = watched(input_fn("eval", _params(many_files, service)), service)
-    next(batches)
-    os.kill(dispatcher.process_id, signal.SIGKILL)
-    with pytest.raises(UserError, match=f"^the dispatcher at --data_service={service} has not"):
         list(batches)
 
 
