@@ -35,9 +35,9 @@ from data.diagnosis import Needs
 from data.epochs import EpochPlan, ordered_records, plan_epochs, with_next
 from data.errors import UserError
 from data.examples import eval_example, padding_example, train_example
-from data.manifest import find_manifest
 from data.record_files import RecordFiles
 from data.scenes import Tensors
+from data.skipped_records import needs_of, skip_of
 
 MODES = ("train", "eval", "predict")
 # Batches prepared in advance for each replica.
@@ -115,22 +115,6 @@ def input_fn(
         examples = _train_examples(params, context, start_step)
         batches = examples.batch(batch_size, drop_remainder=True)
     return batches.prefetch(BATCHES_AHEAD * replicas).with_options(_options(config))
-
-
-def needs_of(mode: str, params: InputParams) -> Needs:
-    """Returns what has to be usable in a record, for a mode of `input_fn`."""
-    config = params.data
-    if mode != "train":
-        return Needs(exif=config.exif)
-    manifest = find_manifest(config.train_file_pattern)
-    include_masks = params.model.include_mask and (manifest is None or manifest.include_masks)
-    include_polygons = include_masks and params.model.include_polygons
-    return Needs(include_masks, config.max_polygon_vertices if include_polygons else 0, config.exif)
-
-
-def skip_of(mode: str, params: InputParams) -> Needs | None:
-    """Returns what records have to lack to be left out, None if the flags allow none to be."""
-    return needs_of(mode, params) if params.data.on_corrupt_record == "skip" else None
 
 
 def _train_examples(

@@ -7,7 +7,7 @@ import itertools
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import tensorflow as tf
@@ -15,11 +15,31 @@ import tensorflow as tf
 from data.diagnosis import CorruptRecord, Needs, find_corrupt_records
 from data.files import size as file_size
 from data.findings import SkippedImages
+from data.manifest import find_manifest
 from data.tfrecords import Stretch, join_frames, read_frames, read_stretches
+
+if TYPE_CHECKING:
+    from data.input_fn import InputParams
 
 _FILES_CHECKED_AT_A_TIME = 8
 # Checking fewer bytes than this is too quick to be announced.
 _BYTES_CHECKED_UNSAID = 100_000_000
+
+
+def needs_of(mode: str, params: InputParams) -> Needs:
+    """Returns what has to be usable in a record, for a mode of `input_fn`."""
+    config = params.data
+    if mode != "train":
+        return Needs(exif=config.exif)
+    manifest = find_manifest(config.train_file_pattern)
+    include_masks = params.model.include_mask and (manifest is None or manifest.include_masks)
+    include_polygons = include_masks and params.model.include_polygons
+    return Needs(include_masks, config.max_polygon_vertices if include_polygons else 0, config.exif)
+
+
+def skip_of(mode: str, params: InputParams) -> Needs | None:
+    """Returns what records have to lack to be left out, None if the flags allow none to be."""
+    return needs_of(mode, params) if params.data.on_corrupt_record == "skip" else None
 
 
 class SkippedRecords(NamedTuple):

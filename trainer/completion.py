@@ -89,7 +89,7 @@ def _look_into(params: Params) -> dict:
     if not foreign:
         return {}
     # Imported here because it imports TensorFlow.
-    from data.input_fn import skip_of
+    from data.skipped_records import skip_of
     from data.survey import PEEK, survey_records
 
     known = params.model.num_classes or _recorded_num_classes(params)

@@ -109,7 +109,7 @@ def predicted_categories(params: Params, known: Sequence[Category]) -> Sequence[
 
 def _categories_of_labels(params: Params, theirs: Sequence[Category]) -> Sequence[Category]:
     """Uses labels as COCO ids, if neither model nor records name all of them."""
-    from data.input_fn import skip_of
+    from data.skipped_records import skip_of
     from data.survey import PEEK, survey_records
 
     names = {category["id"]: category["name"] for category in theirs}

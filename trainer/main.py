@@ -206,7 +206,7 @@ def _evaluate(estimator, input_fn: Callable, completion: Completion) -> None:
 
 def _predict(estimator, input_fn: Callable, completion: Completion) -> None:
     from data.ground_truth import read_file_names
-    from data.input_fn import skip_of
+    from data.skipped_records import skip_of
     from trainer.coco_results import CocoResults
 
     params = completion.params
@@ -233,8 +233,8 @@ _MODES = {
 
 def _make_evaluation(estimator, input_fn: Callable, completion: Completion):
     from data.findings import NONE_SKIPPED
-    from data.input_fn import skip_of
     from data.record_files import RecordFiles
+    from data.skipped_records import skip_of
     from trainer.coco_ground_truth import load_ground_truth
     from trainer.evaluation import Evaluation
 
@@ -258,8 +258,8 @@ def _make_evaluation(estimator, input_fn: Callable, completion: Completion):
 def _raise_if_a_record_is_broken(params: Params) -> None:
     """Searches the records that were read for one that may have stopped TensorFlow."""
     from data.diagnosis import find_broken_record
-    from data.input_fn import needs_of, skip_of
     from data.record_files import RecordFiles
+    from data.skipped_records import needs_of, skip_of
 
     print(
         "TensorFlow has stopped; looking for a broken image or record ...",

@@ -11,8 +11,9 @@ from data.config import DataConfig
 from data.errors import UserError
 from data.findings import SkippedImages
 from data.ground_truth import ground_truth_from_records, read_file_names
-from data.input_fn import input_fn, skip_of
+from data.input_fn import input_fn
 from data.record_files import RecordFiles
+from data.skipped_records import skip_of
 from data.survey import survey_records
 from data.tfrecords import read_frames, write_shard
 
