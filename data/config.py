@@ -6,6 +6,7 @@ import dataclasses
 import itertools
 import math
 import re
+from typing import Protocol
 
 from data.augmentations import AUGMENTATIONS, SCENES
 from data.settings import (
@@ -288,3 +289,27 @@ class DataConfig:
     def pairs_images(self) -> bool:
         """Whether an augmentation may use a second image."""
         return not SCENES.keys().isdisjoint(self.augmentations)
+
+
+class Wanted(Protocol):
+    """What the network needs in the labels."""
+
+    @property
+    def include_mask(self) -> bool:
+        """Whether it needs masks; they are included if the records have them."""
+
+    @property
+    def include_polygons(self) -> bool:
+        """Whether it also needs polygons."""
+
+
+class InputParams(Protocol):
+    """The part of `trainer.config.Params` that the input reads."""
+
+    @property
+    def data(self) -> DataConfig:
+        """The settings of the input."""
+
+    @property
+    def model(self) -> Wanted:
+        """The settings of the network."""

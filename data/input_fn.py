@@ -25,11 +25,11 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any
 
 import tensorflow as tf
 
-from data.config import DataConfig
+from data.config import DataConfig, InputParams
 from data.data_service import deal_eval_records, deal_training_records, run_on_workers
 from data.diagnosis import Needs
 from data.epochs import EpochPlan, ordered_records, plan_epochs, with_next
@@ -44,30 +44,6 @@ MODES = ("train", "eval", "predict")
 BATCHES_AHEAD = 2
 # Part of a canvas's grouping key; every canvas is narrower.
 KEY_BASE = 1 << 20
-
-
-class Wanted(Protocol):
-    """What the network needs in the labels."""
-
-    @property
-    def include_mask(self) -> bool:
-        """Whether it needs masks; they are included if the records have them."""
-
-    @property
-    def include_polygons(self) -> bool:
-        """Whether it also needs polygons."""
-
-
-class InputParams(Protocol):
-    """The part of `trainer.config.Params` that the input reads."""
-
-    @property
-    def data(self) -> DataConfig:
-        """The settings of the input."""
-
-    @property
-    def model(self) -> Wanted:
-        """The settings of the network."""
 
 
 def input_fn(

@@ -7,19 +7,17 @@ import itertools
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import tensorflow as tf
 
+from data.config import InputParams
 from data.diagnosis import CorruptRecord, Needs, find_corrupt_records
 from data.files import size as file_size
 from data.findings import SkippedImages
 from data.manifest import find_manifest
 from data.tfrecords import Stretch, join_frames, read_frames, read_stretches
-
-if TYPE_CHECKING:
-    from data.input_fn import InputParams
 
 _FILES_CHECKED_AT_A_TIME = 8
 # Checking fewer bytes than this is too quick to be announced.
