@@ -6,6 +6,7 @@ import dataclasses
 import itertools
 import math
 import re
+from typing import Protocol
 
 from data.augmentations import AUGMENTATIONS, SCENES
 from data.settings import (
@@ -257,6 +258,13 @@ class DataConfig:
         ),
     )
 
+    on_corrupt_record: str = setting(
+        "error",
+        "What to do about records that cannot be read, parsed or decoded: stop (error), or check "
+        "all records before the start and leave those out (skip).",
+        one_of("error", "skip"),
+    )
+
     def __post_init__(self):
         check_settings(self)
 
@@ -281,3 +289,27 @@ class DataConfig:
     def pairs_images(self) -> bool:
         """Whether an augmentation may use a second image."""
         return not SCENES.keys().isdisjoint(self.augmentations)
+
+
+class Wanted(Protocol):
+    """What the network needs in the labels."""
+
+    @property
+    def include_mask(self) -> bool:
+        """Whether it needs masks; they are included if the records have them."""
+
+    @property
+    def include_polygons(self) -> bool:
+        """Whether it also needs polygons."""
+
+
+class InputParams(Protocol):
+    """The part of `trainer.config.Params` that the input reads."""
+
+    @property
+    def data(self) -> DataConfig:
+        """The settings of the input."""
+
+    @property
+    def model(self) -> Wanted:
+        """The settings of the network."""

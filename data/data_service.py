@@ -7,7 +7,12 @@ one at a time, and does not see those of others.
 
 from __future__ import annotations
 
+import queue
 import sys
+import threading
+import time
+from collections.abc import Iterable, Iterator
+from typing import TypeVar
 
 # TensorFlow depends on grpc too, but only grpc itself allows a time limit for a call.
 import grpc
@@ -19,9 +24,17 @@ from data.record_files import FILES_READ_AT_A_TIME, RecordFiles
 
 # Time that a dispatcher has to answer; it is always idle, so this allows for the network.
 SECONDS_TO_ANSWER = 10.0
+# Time that a batch may take before the servers are asked whether they are there, and between two
+# such questions.
+SECONDS_BETWEEN_CHECKS = 10.0
+# Time that a server has to come back.
+SECONDS_TO_RETURN = 120.0
 # Maximum fraction of an epoch's files that a worker opens at a time.
 SHARE_OPENED_BY_WORKER = 1 / 16
 _GET_WORKERS = "/tensorflow.data.DispatcherService/GetWorkers"
+_GET_TASKS = "/tensorflow.data.WorkerService/GetWorkerTasks"
+
+Batch = TypeVar("Batch")
 
 
 def run_on_workers(examples: tf.data.Dataset, service: str) -> tf.data.Dataset:
@@ -73,6 +86,96 @@ def find_workers(service: str) -> bytes:
         ) from None
 
 
+def watched(batches: Iterable[Batch], service: str) -> Iterator[Batch]:
+    """Yields the batches; while one is late, checks whether the servers of the service answer.
+
+    TensorFlow waits for a server that died without end and without a message.
+
+    Args:
+        batches: from `run_on_workers`.
+        service: grpc://HOST:PORT of the dispatcher; if empty, nothing is watched.
+
+    Raises:
+        UserError: a batch is late, and a server has not answered for `SECONDS_TO_RETURN`.
+    """
+    if not service:
+        yield from batches
+        return
+    iterator, end = iter(batches), object()
+    while True:
+        fetched: queue.SimpleQueue = queue.SimpleQueue()
+        # Not even the end of the program interrupts TensorFlow, so it must not wait for the thread.
+        threading.Thread(target=_fetch, args=(iterator, end, fetched), daemon=True).start()
+        batch, error = _wait_for(fetched, service)
+        if error:
+            raise error
+        if batch is end:
+            return
+        yield batch
+
+
+def _fetch(iterator: Iterator, end: object, fetched: queue.SimpleQueue) -> None:
+    try:
+        fetched.put((next(iterator, end), None))
+    except BaseException as error:
+        fetched.put((None, error))
+
+
+def _wait_for(fetched: queue.SimpleQueue, service: str) -> tuple:
+    silent_since: dict[str, float] = {}
+    while True:
+        try:
+            return fetched.get(timeout=SECONDS_BETWEEN_CHECKS)
+        except queue.Empty:
+            silent, now = _find_silent(service), time.monotonic()
+        for server in silent - silent_since.keys():
+            print(
+                f"Warning: {server} does not answer, so images are missing; waiting "
+                f"{SECONDS_TO_RETURN:.0f} seconds for it to be started again with the same host "
+                "and port.",
+                file=sys.stderr,
+                flush=True,
+            )
+        silent_since = {server: silent_since.get(server, now) for server in silent}
+        for server, since in silent_since.items():
+            if now - since >= SECONDS_TO_RETURN:
+                raise UserError(
+                    f"{server} has not answered for {now - since:.0f} seconds, so images are "
+                    "missing; start it again with the same host and port, or start the dispatcher "
+                    "and all workers again, and run the same command again."
+                )
+
+
+def _find_silent(service: str) -> set[str]:
+    """Finds the servers of a service that do not answer."""
+    try:
+        workers = find_workers(service)
+    except UserError:
+        return {f"the dispatcher at --data_service={service}"}
+    # The message has one repeated field, as BytesList, and so have its parts, the first of which is
+    # the address.
+    parts = tf.train.BytesList.FromString(workers).value
+    addresses = [tf.train.BytesList.FromString(part).value[0].decode() for part in parts]
+    return {
+        f"the worker {address} of --data_service={service}"
+        for address in addresses
+        if not _answers(address)
+    }
+
+
+def _answers(address: str) -> bool:
+    """Whether a worker answers."""
+    try:
+        with grpc.insecure_channel(address) as channel:
+            channel.unary_unary(_GET_TASKS)(b"", timeout=SECONDS_TO_ANSWER)
+    except grpc.RpcError as error:
+        return error.code() not in (
+            grpc.StatusCode.UNAVAILABLE,
+            grpc.StatusCode.DEADLINE_EXCEEDED,
+        )
+    return True
+
+
 def deal_training_records(
     files: RecordFiles, config: DataConfig, context: tf.distribute.InputContext, start_step: int
 ) -> tf.data.Dataset:
@@ -101,7 +204,7 @@ def deal_training_records(
         epoch = place // len(paths) + first_epoch
         shuffled_paths, order_seed = files.draw_order(epoch, config.seed)
         return (
-            tf.data.TFRecordDataset(shuffled_paths[place % len(paths)])
+            files.read_file(shuffled_paths[place % len(paths)])
             .shuffle(buffer_size, order_seed, reshuffle_each_iteration=False)
             .map(lambda serialized: (serialized, epoch))
             .prefetch(tf.data.AUTOTUNE)
@@ -129,6 +232,6 @@ def deal_eval_records(
     else:
         count = sum(len(range(index, size, pipelines)) for size in sizes)
     records = tf.data.Dataset.from_tensor_slices(paths).flat_map(
-        lambda path: tf.data.TFRecordDataset(path).shard(pipelines, index)
+        lambda path: files.read_file(path).shard(pipelines, index)
     )
     return records, count

@@ -5,11 +5,22 @@ from __future__ import annotations
 import itertools
 import sys
 from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
 
 from data.errors import UserError
 
 # A warning names the first few places and counts the rest.
 _NUM_EXAMPLES = 5
+
+
+class SkippedImages(NamedTuple):
+    """The images of records that were left out because they are corrupt."""
+
+    ids: frozenset[int] = frozenset()
+    num_unknown: int = 0  # those whose ids cannot be read
+
+
+NONE_SKIPPED = SkippedImages()
 
 
 class InvalidAnnotation(ValueError):

@@ -10,15 +10,13 @@ import tensorflow as tf
 
 from data import records
 from data.annotations import complete_annotations
-from data.diagnosis import name_broken_record, require_unique_ids
+from data.diagnosis import Needs, name_broken_record, require_unique_ids
 from data.findings import SkippedItems, warn_of_left_out
-from data.manifest import expand_pattern, find_manifest
+from data.record_files import RecordFiles
 from data.survey import survey_records
 
-_FILES_READ_AT_A_TIME = 8
 
-
-def ground_truth_from_records(file_pattern: str) -> dict:
+def ground_truth_from_records(file_pattern: str, skip: Needs | None = None) -> dict:
     """Rebuilds the COCO annotations that the records were made from.
 
     Boxes and areas come back in single precision, masks exactly. Images and annotations keep their
@@ -26,6 +24,7 @@ def ground_truth_from_records(file_pattern: str) -> dict:
 
     Args:
         file_pattern: as for `data.manifest.expand_pattern`.
+        skip: as for `data.survey.survey_records`.
 
     Returns:
         A dict that `json.dump` writes as a COCO file. "images": id, file_name, height, width.
@@ -37,18 +36,19 @@ def ground_truth_from_records(file_pattern: str) -> dict:
     Raises:
         UserError: nothing matches, or a record cannot be parsed.
     """
-    manifest = find_manifest(file_pattern)
-    paths = expand_pattern(file_pattern)
-    facts = manifest or survey_records(file_pattern)
+    files = RecordFiles.match(file_pattern, skip, labels_only=True)
+    facts = files.manifest or survey_records(file_pattern, skip=skip)
     try:
-        images, annotations = _read_records(paths, facts.include_masks)
+        images, annotations = _read_records(files, facts.include_masks)
     except tf.errors.OpError as error:
-        raise name_broken_record(error, file_pattern, facts.include_masks) from None
+        raise name_broken_record(
+            error, file_pattern, facts.include_masks, files.offsets_skipped
+        ) from None
     require_unique_ids([image["id"] for image in images], file_pattern)
     _ensure_usable_ids(annotations)
     categories = (
-        manifest.categories
-        if manifest
+        files.manifest.categories
+        if files.manifest
         else [
             {"label": label, "id": label, "name": name or str(label)}
             for label, name in facts.names.items()
@@ -64,10 +64,13 @@ def ground_truth_from_records(file_pattern: str) -> dict:
     }
 
 
-def read_file_names(file_pattern: str) -> dict[int, str]:
+def read_file_names(file_pattern: str, skip: Needs | None = None) -> dict[int, str]:
     """Reads the file names of the records' images, by image id; "" where a record has none.
 
     Every byte is read but nothing is decoded, so it is as fast as the disk.
+
+    Args:
+        file_pattern, skip: as for `ground_truth_from_records`.
 
     Raises:
         UserError: nothing matches, or a record cannot be parsed.
@@ -77,17 +80,15 @@ def read_file_names(file_pattern: str) -> dict[int, str]:
     def parse(serialized):
         return records.parse_image_id(serialized), _parse_file_name(serialized)
 
-    paths = expand_pattern(file_pattern)
-    readers = min(len(paths), _FILES_READ_AT_A_TIME)
-    serialized = tf.data.TFRecordDataset(paths, num_parallel_reads=readers)
-    parsed = serialized.map(parse, num_parallel_calls=tf.data.AUTOTUNE, deterministic=False)
+    files = RecordFiles.match(file_pattern, skip, labels_only=True)
+    parsed = files.read().map(parse, num_parallel_calls=tf.data.AUTOTUNE, deterministic=False)
     try:
         return {
             int(image_id): name.decode(errors="replace")
             for image_id, name in parsed.as_numpy_iterator()
         }
     except tf.errors.OpError as error:
-        raise name_broken_record(error, file_pattern, include_masks=False) from None
+        raise name_broken_record(error, file_pattern, False, files.offsets_skipped) from None
 
 
 def _parse_file_name(serialized: tf.Tensor) -> tf.Tensor:
@@ -107,7 +108,7 @@ def _ensure_usable_ids(annotations: list[dict]) -> None:
             annotation["id"] = number
 
 
-def _read_records(paths: list[str], include_masks: bool) -> tuple[list[dict], list[dict]]:
+def _read_records(files: RecordFiles, include_masks: bool) -> tuple[list[dict], list[dict]]:
     """Returns the images and the annotations, those with labels as category ids."""
 
     @tf.autograph.experimental.do_not_convert
@@ -119,7 +120,7 @@ def _read_records(paths: list[str], include_masks: bool) -> tuple[list[dict], li
 
     images, annotations = [], []
     skipped = SkippedItems(tolerate=True)
-    parsed = tf.data.TFRecordDataset(paths).map(parse, num_parallel_calls=tf.data.AUTOTUNE)
+    parsed = files.read_in_order().map(parse, num_parallel_calls=tf.data.AUTOTUNE)
     for record in parsed.as_numpy_iterator():
         images.append(
             {

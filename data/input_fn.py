@@ -9,13 +9,14 @@ images are grouped and batched here, because consecutive batches must have the s
 worker made them; batching on the workers would not save traffic. The order depends on the speed of
 the workers. Then
 - evaluation sees every image exactly once. If a worker dies, it waits until the worker is back at
-  the same address; if images were lost, it fails with FailedPreconditionError.
+  the same address; if images were lost, it fails with FailedPreconditionError. The wait has an end,
+  and a message, in `data.data_service.watched`.
 - training sees every image once per epoch, with the same random numbers as without a service. A run
   that starts at a later step begins with the epoch that contains this step. Epochs overlap, because
   workers start on the files of the next epoch while others still read this one's last files. So
   some of any N consecutive images (an epoch's number) may be missing and others appear twice, at
   most as many as the workers' open files hold. If a worker dies, the rest of its open files is lost
-  for that epoch.
+  for that epoch, and the other workers go on.
 
 Axes: B images of a replica's batch, H W canvas.
 """
@@ -24,48 +25,25 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any
 
 import tensorflow as tf
 
-from data.config import DataConfig
+from data.config import DataConfig, InputParams
 from data.data_service import deal_eval_records, deal_training_records, run_on_workers
+from data.diagnosis import Needs
 from data.epochs import EpochPlan, ordered_records, plan_epochs, with_next
 from data.errors import UserError
 from data.examples import eval_example, padding_example, train_example
-from data.manifest import Manifest
 from data.record_files import RecordFiles
 from data.scenes import Tensors
+from data.skipped_records import needs_of, skip_of
 
 MODES = ("train", "eval", "predict")
 # Batches prepared in advance for each replica.
 BATCHES_AHEAD = 2
 # Part of a canvas's grouping key; every canvas is narrower.
 KEY_BASE = 1 << 20
-
-
-class Wanted(Protocol):
-    """What the network needs in the labels."""
-
-    @property
-    def include_mask(self) -> bool:
-        """Whether it needs masks; they are included if the records have them."""
-
-    @property
-    def include_polygons(self) -> bool:
-        """Whether it also needs polygons."""
-
-
-class InputParams(Protocol):
-    """The part of `trainer.config.Params` that the input reads."""
-
-    @property
-    def data(self) -> DataConfig:
-        """The settings of the input."""
-
-    @property
-    def model(self) -> Wanted:
-        """The settings of the network."""
 
 
 def input_fn(
@@ -104,22 +82,23 @@ def input_fn(
     batch_size = _replica_batch_size("train" if mode == "train" else "eval", config, context)
     replicas = context.num_replicas_in_sync // context.num_input_pipelines
     if mode != "train":
-        examples = _eval_examples(config, context)
+        examples = _eval_examples(params, context)
         batches = _batch_by_canvas(examples, batch_size, replicas, config, pad=True)
     elif config.data_service:
-        examples = _dealt_train_examples(config, context, params.model, start_step)
+        examples = _dealt_train_examples(params, context, start_step)
         batches = _batch_by_canvas(examples, batch_size, replicas, config, pad=False)
     else:
-        examples = _train_examples(config, context, params.model, start_step)
+        examples = _train_examples(params, context, start_step)
         batches = examples.batch(batch_size, drop_remainder=True)
     return batches.prefetch(BATCHES_AHEAD * replicas).with_options(_options(config))
 
 
 def _train_examples(
-    config: DataConfig, context: tf.distribute.InputContext, wanted: Wanted, start_step: int
+    params: InputParams, context: tf.distribute.InputContext, start_step: int
 ) -> tf.data.Dataset:
     """Makes the images of all epochs, each step's of one canvas."""
-    files = RecordFiles.find(config.train_file_pattern)
+    config = params.data
+    files = RecordFiles.find(config.train_file_pattern, skip_of("train", params))
     buffer_size = files.count_that_fit(config.shuffle_megabytes)
     read_pass = functools.partial(files.read_shuffled, seed=config.seed, buffer_size=buffer_size)
     with tf.init_scope():  # counted eagerly, even while a graph is being built
@@ -128,27 +107,29 @@ def _train_examples(
     if config.pairs_images:
         records = with_next(records)
     return _share_of_windows(records, plan, context).map(
-        _example_maker(config, files.manifest, wanted), tf.data.AUTOTUNE, deterministic=True
+        _example_maker(config, needs_of("train", params)), tf.data.AUTOTUNE, deterministic=True
     )
 
 
 def _dealt_train_examples(
-    config: DataConfig, context: tf.distribute.InputContext, wanted: Wanted, start_step: int
+    params: InputParams, context: tf.distribute.InputContext, start_step: int
 ) -> tf.data.Dataset:
     """The same images made by the workers of a service, in any order of canvases."""
-    files = RecordFiles.find(config.train_file_pattern)
+    config = params.data
+    files = RecordFiles.find(config.train_file_pattern, skip_of("train", params))
     records = deal_training_records(files, config, context, start_step)
     if config.pairs_images:
         records = with_next(records)
     examples = records.map(
-        _example_maker(config, files.manifest, wanted), tf.data.AUTOTUNE, deterministic=False
+        _example_maker(config, needs_of("train", params)), tf.data.AUTOTUNE, deterministic=False
     )
     return run_on_workers(examples, config.data_service)
 
 
-def _eval_examples(config: DataConfig, context: tf.distribute.InputContext) -> tf.data.Dataset:
+def _eval_examples(params: InputParams, context: tf.distribute.InputContext) -> tf.data.Dataset:
     """Makes every image once, in the order of the files unless a service makes them."""
-    files = RecordFiles.find(config.eval_file_pattern)
+    config = params.data
+    files = RecordFiles.find(config.eval_file_pattern, skip_of("eval", params))
     make_example = functools.partial(eval_example, config=config)
     if not config.data_service:
         records = files.read_share(context.num_input_pipelines, context.input_pipeline_id)
@@ -178,9 +159,9 @@ def _share_of_windows(
     )
 
 
-def _example_maker(config: DataConfig, manifest: Manifest | None, wanted: Wanted) -> Callable:
+def _example_maker(config: DataConfig, needs: Needs) -> Callable:
     """Returns a function from a record, its epoch and perhaps a second record to an image."""
-    include_masks = wanted.include_mask and (manifest is None or manifest.include_masks)
+    include_masks, include_polygons = needs.include_masks, needs.max_polygon_vertices > 0
     if config.pairs_images and not include_masks:
         raise UserError(
             f"--augmentations={','.join(config.augmentations)} needs masks, but the records "
@@ -192,9 +173,7 @@ def _example_maker(config: DataConfig, manifest: Manifest | None, wanted: Wanted
     def make_example(
         serialized: tf.Tensor, epoch: tf.Tensor, second: tf.Tensor | None = None
     ) -> tuple[Tensors, Tensors]:
-        return train_example(
-            serialized, epoch, config, include_masks, wanted.include_polygons, second
-        )
+        return train_example(serialized, epoch, config, include_masks, include_polygons, second)
 
     return make_example
 

@@ -13,10 +13,12 @@ from typing import NamedTuple
 
 import tensorflow as tf
 
+from data.diagnosis import Needs
 from data.errors import UserError
 from data.files import size as file_size
 from data.manifest import Manifest, expand_pattern, find_manifest
 from data.records import parse_sizes
+from data.skipped_records import SkippedRecords, find_skipped
 from data.tfrecords import record_ends
 
 # Files read at a time: enough to mix shards and to hide the latency of remote storage.
@@ -32,42 +34,88 @@ Size = tuple[int, int]
 
 
 class RecordFiles(NamedTuple):
-    """The files of a pattern and their manifest, if there is one."""
+    """The files of a pattern and their manifest, if there is one.
+
+    Attributes:
+        skipped: the records that are not read; None if all have to be.
+    """
 
     paths: list[str]
     manifest: Manifest | None = None
+    skipped: SkippedRecords | None = None
 
     @classmethod
-    def find(cls, pattern: str) -> RecordFiles:
-        """Finds the files.
+    def find(cls, pattern: str, skip: Needs | None = None) -> RecordFiles:
+        """Finds the files, and warns of the records that are skipped.
+
+        Args:
+            pattern: as for `data.manifest.expand_pattern`.
+            skip: as for `match`.
 
         Raises:
             UserError: there are no files or no images in them, which an endless dataset would read
                 forever.
         """
-        files = cls(expand_pattern(pattern), find_manifest(pattern))
+        files = cls.match(pattern, skip)
         manifest = files.manifest
         if not (manifest.num_images if manifest else any(map(file_size, files.paths))):
             raise UserError(
                 f"{files.paths[0]} and its sibling shards contain no images; rerun the converter."
             )
+        if skipped := files.skipped:
+            skipped.warn()
+            if not any(map(skipped.count_read, files.paths)):
+                raise UserError(
+                    f"no record of {pattern} can be used, for example "
+                    f"{skipped.records[0] if skipped.records else files.paths[0]}; convert the "
+                    "dataset again."
+                )
         return files
 
+    @classmethod
+    def match(
+        cls, pattern: str, skip: Needs | None = None, labels_only: bool = False
+    ) -> RecordFiles:
+        """Finds the files, which may be empty.
+
+        Args:
+            pattern: as for `data.manifest.expand_pattern`.
+            skip: if given, records that lack some of it are skipped.
+            labels_only: as for `data.skipped_records.find_skipped`.
+        """
+        files = cls(expand_pattern(pattern), find_manifest(pattern))
+        if skip is None:
+            return files
+        counts = files._listed_counts()
+        return files._replace(skipped=find_skipped(files.paths, counts, skip, labels_only))
+
+    @property
+    def offsets_skipped(self) -> set[tuple[str, int]] | None:
+        """Paths and byte offsets of the corrupt records that are skipped; None if all are read."""
+        return self.skipped.offsets if self.skipped else None
+
     def count_records(self) -> list[int]:
-        """Counts the records of each file."""
+        """Counts the records of each file that are read."""
+        if self.skipped:
+            return list(map(self.skipped.count_read, self.paths))
+        told = self._listed_counts()
+        return [
+            told[path] if path in told else sum(1 for _ in record_ends(path)) for path in self.paths
+        ]
+
+    def _listed_counts(self) -> dict[str, int]:
+        """The number of records of each file that the manifest lists."""
         shards = self.manifest.shards if self.manifest else ()
         told = {shard["name"]: shard["num_images"] for shard in shards}
         if len(told) < len(shards):  # Joined manifests with equally named shards are ambiguous.
-            told = {}
-        names = map(os.path.basename, self.paths)
-        return [
-            told[name] if name in told else sum(1 for _ in record_ends(path))
-            for path, name in zip(self.paths, names, strict=True)
-        ]
+            return {}
+        names = {path: os.path.basename(path) for path in self.paths}
+        return {path: told[name] for path, name in names.items() if name in told}
 
     def count_sizes(self) -> collections.Counter[Size]:
         """Counts the images of each (height, width) in pixels."""
-        told = self.manifest.image_sizes if self.manifest else None
+        skips = self.skipped is not None and self.skipped.counts
+        told = self.manifest.image_sizes if self.manifest and not skips else None
         if told is not None:
             return told
         num_bytes = sum(map(file_size, self.paths))
@@ -78,8 +126,7 @@ class RecordFiles(NamedTuple):
                 "manifest.",
                 file=sys.stderr,
             )
-        records = tf.data.TFRecordDataset(self.paths, num_parallel_reads=tf.data.AUTOTUNE)
-        found = records.batch(_BLOCK).map(parse_sizes, tf.data.AUTOTUNE).unbatch()
+        found = self.read().batch(_BLOCK).map(parse_sizes, tf.data.AUTOTUNE).unbatch()
         return collections.Counter(tuple(size.tolist()) for size in found.as_numpy_iterator())
 
     def count_that_fit(self, megabytes: float) -> int:
@@ -88,26 +135,44 @@ class RecordFiles(NamedTuple):
         if manifest:
             num_bytes = sum(shard["bytes"] for shard in manifest.shards)
             mean_bytes = num_bytes / max(manifest.num_images, 1)
+        elif self.skipped:
+            mean_bytes = sum(map(file_size, self.paths)) / max(sum(self.count_records()), 1)
         else:
             mean_bytes = _mean_record_bytes(self.paths[0])
         return max(1, int(megabytes * 1e6 / max(mean_bytes, 1)))
 
     def read(self) -> tf.data.Dataset:
         """Reads the serialised records of several files at a time, always in the same order."""
-        return read_in_turn(tf.data.Dataset.from_tensor_slices(self.paths))
+        return self._read_in_turn(tf.data.Dataset.from_tensor_slices(self.paths))
+
+    def read_in_order(self) -> tf.data.Dataset:
+        """Reads the serialised records one file after another."""
+        return tf.data.Dataset.from_tensor_slices(self.paths).flat_map(self.read_file)
 
     def read_share(self, num_shares: int, index: int) -> tf.data.Dataset:
         """Reads one of several shares of the records: whole files if there are enough."""
         if len(self.paths) < num_shares:
             return self.read().shard(num_shares, index)
         paths = tf.data.Dataset.from_tensor_slices(self.paths)
-        return read_in_turn(paths.shard(num_shares, index))
+        return self._read_in_turn(paths.shard(num_shares, index))
 
     def read_shuffled(self, number: tf.Tensor, seed: int, buffer_size: int) -> tf.data.Dataset:
         """Reads the serialised records in an order that depends on the seed and the pass."""
         paths, order_seed = self.draw_order(number, seed)
-        return read_in_turn(tf.data.Dataset.from_tensor_slices(paths)).shuffle(
+        return self._read_in_turn(tf.data.Dataset.from_tensor_slices(paths)).shuffle(
             buffer_size, order_seed, reshuffle_each_iteration=False
+        )
+
+    def read_file(self, path: tf.Tensor) -> tf.data.Dataset:
+        """Reads the serialised records of one of the files: string []."""
+        return self.skipped.read_file(path) if self.skipped else tf.data.TFRecordDataset(path)
+
+    def _read_in_turn(self, paths: tf.data.Dataset) -> tf.data.Dataset:
+        return paths.interleave(
+            self.read_file,
+            cycle_length=FILES_READ_AT_A_TIME,
+            num_parallel_calls=tf.data.AUTOTUNE,
+            deterministic=True,
         )
 
     def draw_order(self, number: tf.Tensor, seed: int) -> tuple[tf.Tensor, tf.Tensor]:
@@ -120,16 +185,6 @@ class RecordFiles(NamedTuple):
         )
         order_seed = tf.random.stateless_uniform([], key, 0, 2**31 - 1, tf.int64, alg="philox")
         return tf.random.experimental.stateless_shuffle(self.paths, key, alg="philox"), order_seed
-
-
-def read_in_turn(paths: tf.data.Dataset) -> tf.data.Dataset:
-    """Reads the serialised records of several files at a time, always in the same order."""
-    return paths.interleave(
-        tf.data.TFRecordDataset,
-        cycle_length=FILES_READ_AT_A_TIME,
-        num_parallel_calls=tf.data.AUTOTUNE,
-        deterministic=True,
-    )
 
 
 def _mean_record_bytes(path: str) -> float:

@@ -14,15 +14,14 @@ import numpy as np
 import tensorflow as tf
 
 from data.annotations import NARROW
-from data.diagnosis import name_broken_record, require_unique_ids
+from data.diagnosis import Needs, name_broken_record, require_unique_ids
 from data.findings import Warnings
-from data.manifest import expand_pattern
 from data.polygons import count_vertices
+from data.record_files import RecordFiles
 from data.records import parse_record
 
 # Number of records read to see whether a dataset has masks; it takes no noticeable time.
 PEEK = 32
-_FILES_READ_AT_A_TIME = 8
 _RECORDS_COUNTED_AT_A_TIME = 256
 
 
@@ -54,7 +53,7 @@ class Survey(NamedTuple):
         return not self.images_without_polygons
 
 
-def survey_records(file_pattern: str, limit: int = -1) -> Survey:
+def survey_records(file_pattern: str, limit: int = -1, skip: Needs | None = None) -> Survey:
     """Reads labels, their names and the presence of masks and polygons, and checks the records.
 
     Boxes, labels and image ids are checked in all records that are read. Masks have to be decoded
@@ -63,18 +62,15 @@ def survey_records(file_pattern: str, limit: int = -1) -> Survey:
     Args:
         file_pattern: as for `data.manifest.expand_pattern`.
         limit: number of records to read, in order of the files; -1 for all.
+        skip: records of which the labels cannot be read are left out if given; as for
+            `data.record_files.RecordFiles.match`.
 
     Raises:
         UserError: nothing matches, a record cannot be read or used, or two have the same image id.
     """
-    paths = expand_pattern(file_pattern)
-    readers = min(len(paths), _FILES_READ_AT_A_TIME) if limit < 0 else None
-    facts = (
-        tf.data.TFRecordDataset(paths, num_parallel_reads=readers)
-        .take(limit)
-        .map(_look_at, tf.data.AUTOTUNE)
-        .ragged_batch(_RECORDS_COUNTED_AT_A_TIME)
-    )
+    files = RecordFiles.match(file_pattern, skip, labels_only=True)
+    records = files.read() if limit < 0 else files.read_in_order().take(limit)
+    facts = records.map(_look_at, tf.data.AUTOTUNE).ragged_batch(_RECORDS_COUNTED_AT_A_TIME)
     names: dict[int, str] = {}
     images = most = with_masks = without_masks = without_polygons = vertices = narrow = 0
     image_ids: list[int] = []
@@ -93,12 +89,12 @@ def survey_records(file_pattern: str, limit: int = -1) -> Survey:
             narrow += int(tf.reduce_sum(batch["num_narrow"]))
             image_ids += batch["image_id"].numpy().tolist()
     except tf.errors.OpError as error:
-        raise name_broken_record(error, file_pattern, include_masks=False) from None
+        raise name_broken_record(error, file_pattern, False, files.offsets_skipped) from None
     require_unique_ids(image_ids, file_pattern)
     warnings = Warnings()
     if narrow:
         warnings.add(f"{narrow} objects of {file_pattern}: {NARROW}")
-    if with_masks and (empty := _count_empty_masks(paths, file_pattern)):
+    if with_masks and (empty := _count_empty_masks(files, file_pattern)):
         warnings.add(f"{empty} masks in the first {PEEK} records of {file_pattern} have no pixels")
     return Survey(
         images,
@@ -112,7 +108,7 @@ def survey_records(file_pattern: str, limit: int = -1) -> Survey:
     )
 
 
-def _count_empty_masks(paths: list[str], file_pattern: str) -> int:
+def _count_empty_masks(files: RecordFiles, file_pattern: str) -> int:
     """Decodes and checks the masks of the first records, and counts the empty ones."""
 
     @tf.autograph.experimental.do_not_convert
@@ -120,11 +116,11 @@ def _count_empty_masks(paths: list[str], file_pattern: str) -> int:
         record = parse_record(serialized, include_masks=True)
         return tf.math.count_nonzero(~record["is_crowd"] & (record["num_runs"] < 2))
 
-    complete = tf.data.TFRecordDataset(paths).take(PEEK).filter(_has_masks)
+    complete = files.read_in_order().take(PEEK).filter(_has_masks)
     try:
         return sum(map(int, complete.map(count, tf.data.AUTOTUNE).as_numpy_iterator()))
     except tf.errors.OpError as error:
-        raise name_broken_record(error, file_pattern, include_masks=True) from None
+        raise name_broken_record(error, file_pattern, True, files.offsets_skipped) from None
 
 
 @tf.autograph.experimental.do_not_convert

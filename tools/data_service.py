@@ -4,10 +4,13 @@
     python tools/data_service.py --role=worker --port=5051 --dispatcher=HOST:5050   # on each host
     python -m trainer.main ... --data_service=grpc://HOST:5050
 
-Each runs until it is interrupted. The records must have the same paths on the workers' hosts. If a
-worker dies, start it again with the same host and port. Evaluation waits for it; training continues
-with the other workers in the meantime. The traffic is neither encrypted nor authenticated, so open
-the ports to trusted hosts only.
+Each runs until it is interrupted. The records must have the same paths on the workers' hosts. The
+traffic is neither encrypted nor authenticated, so open the ports to trusted hosts only.
+
+If a worker dies, start it again with the same host and port. Training continues with the other
+workers in the meantime. Evaluation cannot be complete without it: after ten seconds without images
+it says which worker does not answer, and after two more minutes it fails. If the worker is back by
+then, evaluation fails only if images were lost. After a failure, run the same command again.
 """
 
 from __future__ import annotations

@@ -95,6 +95,7 @@ def _with_records(params: Params, given: Mapping[str, Any]) -> Params:
         eval_file_pattern=given["eval_file_pattern"],
         eval_batch_size=1,
         data_service="",
+        on_corrupt_record="error",
     )
     train = dataclasses.replace(
         params.train, mode="eval", eval_annotation_file=given["eval_annotation_file"]

@@ -6,6 +6,7 @@ Axes: H, W original image.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from data.annotations import complete_annotation, complete_annotations
 from data.coco import load_dataset
@@ -13,14 +14,20 @@ from data.findings import SkippedItems, warn_of_left_out
 from data.segmentation import run_lengths
 from model.paste import encode_counts
 
+if TYPE_CHECKING:
+    from data.diagnosis import Needs
 
-def load_ground_truth(annotation_file: str, eval_file_pattern: str) -> dict:
+
+def load_ground_truth(
+    annotation_file: str, eval_file_pattern: str, skip: Needs | None = None
+) -> dict:
     """Reads the ground truth to evaluate against, as a COCO-format dict.
 
     Args:
         annotation_file: COCO JSON, whose invalid images and annotations are left out with a
             warning; "" rebuilds the ground truth from the evaluation records.
         eval_file_pattern: glob of the evaluation records.
+        skip: as for `data.ground_truth.ground_truth_from_records`.
 
     Raises:
         UserError: the file cannot be read, or is not JSON or not a COCO instance file.
@@ -29,7 +36,7 @@ def load_ground_truth(annotation_file: str, eval_file_pattern: str) -> dict:
         # Imported here because it imports TensorFlow, which nothing else here needs.
         from data.ground_truth import ground_truth_from_records
 
-        return ground_truth_from_records(eval_file_pattern)
+        return ground_truth_from_records(eval_file_pattern, skip)
     skipped = SkippedItems(tolerate=True)
     dataset = load_dataset(annotation_file, skipped)
     annotations = [

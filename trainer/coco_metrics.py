@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 
 from data.errors import UserError
+from data.findings import NONE_SKIPPED, SkippedImages
 from trainer.average_precision import evaluate_results
 from trainer.coco_ground_truth import complete_ground_truth
 from trainer.coco_report import DETECTIONS_COUNTED, explain_crowded, explain_unmeasured
@@ -26,6 +27,7 @@ class CocoEvaluator:
         categories, mask_paste: as for `CocoResults`.
         max_detections: limit per image; if it is above COCO's 100, AP with this limit is also
             measured.
+        skipped: images of corrupt records, which count as images without detections.
 
     Attributes:
         results: `CocoResults` of the predictions added.
@@ -41,6 +43,7 @@ class CocoEvaluator:
         mask_paste: str = "exact",
         *,
         max_detections: int = DETECTIONS_COUNTED,
+        skipped: SkippedImages = NONE_SKIPPED,
     ):
         names_by_id = {c["id"]: c["name"] for c in categories if c["id"] is not None}
         _add_names(names_by_id, ground_truth["categories"])
@@ -50,6 +53,7 @@ class CocoEvaluator:
         self._images = file_names.keys()
         self._category_names = _distinct_names(names_by_id)
         self._max_detections = max_detections
+        self._skipped = skipped
 
     def add(self, prediction: Mapping[str, np.ndarray]) -> None:
         """Adds the predictions of one image, as `CocoResults.add` does.
@@ -79,7 +83,7 @@ class CocoEvaluator:
         self.results.extend(dumped)
 
     def evaluate(self) -> dict:
-        """Measures the predictions added, over the images added.
+        """Measures the predictions added, over the images added and those that were skipped.
 
         Returns:
             {"bbox": {the 12 of `METRICS`, and AP@n beyond 100 detections}, "per_category": {name:
@@ -99,7 +103,7 @@ class CocoEvaluator:
                 self._ground_truth,
                 entries,
                 kind.split("_")[0],
-                self.results.image_ids,
+                self._evaluated,
                 self._max_detections,
             )
             for category_id, name in self._category_names.items():
@@ -108,9 +112,8 @@ class CocoEvaluator:
 
     def explain(self, metrics: Mapping) -> list[str]:
         """Explains every AP that is -1, and everything that was left out."""
-        sentences = []
-        missing = self._images - self.results.image_ids
-        if missing:
+        sentences = self._explain_skipped()
+        if missing := self._images - self._evaluated:
             sentences.append(
                 f"{len(missing)} of the {len(self._images)} images of the ground truth were not "
                 f"predicted and are excluded (for example image {min(missing)})."
@@ -125,14 +128,41 @@ class CocoEvaluator:
         areas = np.array([annotation["area"] for annotation in self._objects()])
         return sentences + explain_unmeasured(metrics, areas)
 
+    @property
+    def _evaluated(self) -> set[int]:
+        """Ids of the images that count."""
+        missing = self._images - self.results.image_ids
+        others = missing - self._skipped.ids
+        # If there are more, some images have no record at all, and nobody knows which.
+        if len(others) > self._skipped.num_unknown:
+            missing -= others
+        return self.results.image_ids | missing
+
+    def _explain_skipped(self) -> list[str]:
+        """Says how the images of corrupt records count."""
+        sentences = []
+        if counted := self._evaluated - self.results.image_ids:
+            sentences.append(
+                f"{len(counted)} of the {len(self._images)} images of the ground truth count as "
+                "images without detections, because their records are corrupt and were skipped "
+                f"(for example image {min(counted)})."
+            )
+        if unknown := self._skipped.num_unknown - len(counted - self._skipped.ids):
+            sentences.append(
+                f"{unknown} corrupt records do not count, because it is unknown which images they "
+                "hold; give --eval_annotation_file with the images of all records to count them."
+            )
+        return sentences
+
     def _measures_masks(self) -> bool:
         annotations = self._ground_truth["annotations"]
         return self.results.have_masks and all(a.get("segmentation") for a in annotations)
 
     def _objects(self) -> Iterator[dict]:
         """Yields the annotations that count: in evaluated images, without crowds."""
+        evaluated = self._evaluated
         for annotation in self._ground_truth["annotations"]:
-            if annotation["image_id"] in self.results.image_ids and not annotation["iscrowd"]:
+            if annotation["image_id"] in evaluated and not annotation["iscrowd"]:
                 yield annotation
 
 

@@ -46,7 +46,7 @@ def complete_from_manifests(params: Params) -> Params:
             lack masks that the network needs.
     """
     for pattern in params.patterns:
-        check_shards(pattern)
+        check_shards(pattern, sizes=params.data.on_corrupt_record == "error")
     manifest = find_manifest(params.patterns[0])
     if params.train.trains and manifest:
         check_training_records(params, manifest)
@@ -89,15 +89,17 @@ def _look_into(params: Params) -> dict:
     if not foreign:
         return {}
     # Imported here because it imports TensorFlow.
+    from data.skipped_records import skip_of
     from data.survey import PEEK, survey_records
 
     known = params.model.num_classes or _recorded_num_classes(params)
-    return {
-        pattern: survey_records(
-            pattern, PEEK if known and pattern != params.data.train_file_pattern else -1
-        )
-        for pattern in foreign
-    }
+    facts = {}
+    for pattern in foreign:
+        is_trained_on = pattern == params.data.train_file_pattern
+        limit = PEEK if known and not is_trained_on else -1
+        skip = skip_of("train" if is_trained_on else "eval", params)
+        facts[pattern] = survey_records(pattern, limit, skip)
+    return facts
 
 
 def _recorded_num_classes(params: Params) -> int:

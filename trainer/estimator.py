@@ -18,6 +18,7 @@ from typing import Protocol
 import numpy as np
 import tensorflow as tf
 
+from data.data_service import watched
 from data.errors import UserError
 from data.progress import with_progress
 from trainer.ahead import ahead
@@ -194,10 +195,11 @@ class Estimator:
                 actions.append(evaluation)
                 if self._lacks_evaluation(evaluation):
                     self._run_unless_stopped([evaluation], start)
-            batches = iter(
+            batches = watched(
                 self._strategy.distribute_datasets_from_function(
                     lambda context: input_fn("train", self._params, context, start)
-                )
+                ),
+                self._params.data.data_service,
             )
             self._run_steps(batches, start, report, actions)
         return self.step - start
@@ -270,7 +272,8 @@ class Estimator:
             workers.count, workers.index, self._strategy.num_replicas_in_sync
         )
         shown = 0
-        groups = group_batches(input_fn(mode, self._params, context), workers.replicas)
+        batches = watched(input_fn(mode, self._params, context), self._params.data.data_service)
+        groups = group_batches(batches, workers.replicas)
         # The devices then do not wait for the use of a prediction, such as pasting its masks.
         for group, results in ahead((group, self._predict_step(group)) for group in groups):
             # Workers cannot stop alone, because the others would wait for their predictions.

@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from PIL import Image
 
+from data.findings import NONE_SKIPPED, SkippedImages
 from trainer.checkpoints import write_json
 from trainer.coco_metrics import CocoEvaluator
 from trainer.coco_report import DETECTIONS_COUNTED, format_table
@@ -33,7 +34,7 @@ class Evaluation:
         output_dir: where `eval/` and the summaries are written.
         num_images_shown: number of predictions drawn for TensorBoard.
         mask_paste: how masks are pasted into their images, a rule of `model.paste`.
-        max_detections: as for `CocoEvaluator`.
+        max_detections, skipped: as for `CocoEvaluator`.
     """
 
     def __init__(
@@ -46,6 +47,7 @@ class Evaluation:
         num_images_shown: int,
         mask_paste: str = "exact",
         max_detections: int = DETECTIONS_COUNTED,
+        skipped: SkippedImages = NONE_SKIPPED,
     ):
         self._estimator = estimator
         self._input_fn = input_fn
@@ -56,6 +58,7 @@ class Evaluation:
         self._num_images_shown = num_images_shown
         self._mask_paste = mask_paste
         self._max_detections = max_detections
+        self._skipped = skipped
 
     def run(self) -> dict:
         """Evaluates, writes and prints the results, and returns the metrics with the step.
@@ -67,6 +70,7 @@ class Evaluation:
             self._categories,
             self._mask_paste,
             max_detections=self._max_detections,
+            skipped=self._skipped,
         )
         num_images = len(self._ground_truth["images"])
         metrics = self._estimator.evaluate(self._input_fn, evaluator, num_images)

@@ -109,12 +109,14 @@ def predicted_categories(params: Params, known: Sequence[Category]) -> Sequence[
 
 def _categories_of_labels(params: Params, theirs: Sequence[Category]) -> Sequence[Category]:
     """Uses labels as COCO ids, if neither model nor records name all of them."""
+    from data.skipped_records import skip_of
     from data.survey import PEEK, survey_records
 
     names = {category["id"]: category["name"] for category in theirs}
     if params.train.eval_annotation_file:
         # The records' own names are included, so that they are compared with the file's.
-        seen = survey_records(params.data.eval_file_pattern, PEEK).names
+        pattern = params.data.eval_file_pattern
+        seen = survey_records(pattern, PEEK, skip_of("eval", params)).names
         names |= {label: name for label, name in seen.items() if name}
     return [{"label": key, "id": key, "name": name} for key, name in names.items()]
 

@@ -206,13 +206,14 @@ def _evaluate(estimator, input_fn: Callable, completion: Completion) -> None:
 
 def _predict(estimator, input_fn: Callable, completion: Completion) -> None:
     from data.ground_truth import read_file_names
+    from data.skipped_records import skip_of
     from trainer.coco_results import CocoResults
 
     params = completion.params
     found = predicted_categories(params, completion.categories)
     estimator.load()
     _say_what_runs(estimator, completion)
-    file_names = read_file_names(params.data.eval_file_pattern)
+    file_names = read_file_names(params.data.eval_file_pattern, skip_of("predict", params))
     results = CocoResults(found, params.model.mask_paste, file_names)
     estimator.collect(input_fn, results, "predict", "Predicting", len(file_names))
     if not estimator.is_chief:
@@ -231,13 +232,16 @@ _MODES = {
 
 
 def _make_evaluation(estimator, input_fn: Callable, completion: Completion):
+    from data.findings import NONE_SKIPPED
+    from data.record_files import RecordFiles
+    from data.skipped_records import skip_of
     from trainer.coco_ground_truth import load_ground_truth
     from trainer.evaluation import Evaluation
 
     params = completion.params
-    ground_truth = load_ground_truth(
-        params.train.eval_annotation_file, params.data.eval_file_pattern
-    )
+    pattern, skip = params.data.eval_file_pattern, skip_of("eval", params)
+    ground_truth = load_ground_truth(params.train.eval_annotation_file, pattern, skip)
+    files = RecordFiles.match(pattern, skip)
     return Evaluation(
         estimator,
         input_fn,
@@ -247,25 +251,27 @@ def _make_evaluation(estimator, input_fn: Callable, completion: Completion):
         params.train.num_eval_images_shown,
         params.model.mask_paste,
         params.model.detections_per_image,
+        files.skipped.images if files.skipped else NONE_SKIPPED,
     )
 
 
 def _raise_if_a_record_is_broken(params: Params) -> None:
     """Searches the records that were read for one that may have stopped TensorFlow."""
     from data.diagnosis import find_broken_record
+    from data.record_files import RecordFiles
+    from data.skipped_records import needs_of, skip_of
 
     print(
         "TensorFlow has stopped; looking for a broken image or record ...",
         file=sys.stderr,
         flush=True,
     )
-    data, model = params.data, params.model
-    patterns = {data.eval_file_pattern: (False, 0)} if params.train.mode != "train" else {}
+    patterns = {"eval": params.data.eval_file_pattern} if params.train.mode != "train" else {}
     if params.train.trains:
-        vertices = data.max_polygon_vertices if model.include_polygons else 0
-        patterns[data.train_file_pattern] = (model.include_mask, vertices)
-    for pattern, needs in patterns.items():
-        if error := find_broken_record(pattern, *needs, data.exif):
+        patterns["train"] = params.data.train_file_pattern
+    for mode, pattern in patterns.items():
+        files = RecordFiles.match(pattern, skip_of(mode, params))
+        if error := find_broken_record(pattern, needs_of(mode, params), files.offsets_skipped):
             raise error
 
 

@@ -5,8 +5,6 @@ import dataclasses
 import json
 import os
 import pathlib
-import re
-import signal
 import socket
 import subprocess
 import sys
@@ -16,6 +14,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from sample_records import blobs, make_instance, make_record
+from service_processes import running_servers, start_service
 
 from data import data_service
 from data.config import DataConfig
@@ -83,42 +82,10 @@ def one_file(tmp_path_factory):
     return path
 
 
-# Runs each command line that it reads in a process of its own; TensorFlow is imported once.
-COMMANDS = """
-import os, runpy, sys
-import tensorflow
-for line in sys.stdin:
-    if not os.fork():
-        sys.argv = line.split()
-        runpy.run_path(sys.argv[0], run_name="__main__")
-"""
-
-
 @pytest.fixture(scope="module")
 def service():
-    """Processes of their own, as a user has them; a server in this process would stop reluctantly,
-    after as long as the input it made has run."""
-    program = subprocess.Popen(
-        [sys.executable, "-c", COMMANDS],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        cwd=ROOT,
-        start_new_session=True,
-    )
-
-    def start(*arguments):
-        print("tools/data_service.py --host=localhost", *arguments, file=program.stdin, flush=True)
-        return re.search(r"runs at (\S+)\.$", program.stdout.readline())[1]
-
-    try:
-        dispatcher = start("--role=dispatcher").replace("0.0.0.0", "localhost")
-        for _ in range(2):
-            start("--role=worker", f"--dispatcher={dispatcher}")
-        yield f"grpc://{dispatcher}"
-    finally:
-        os.killpg(program.pid, signal.SIGKILL)
-        program.wait()
+    with running_servers() as start:
+        yield f"grpc://{start_service(start)[0].address}"
 
 
 def _params(pattern, service="", **changes):

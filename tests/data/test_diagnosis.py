@@ -9,7 +9,7 @@ import tensorflow as tf
 from PIL import Image
 from sample_records import encode_png, make_foreign_record, make_instance, make_record
 
-from data.diagnosis import explain_error, find_broken_record, name_broken_record
+from data.diagnosis import Needs, explain_error, find_broken_record, name_broken_record
 from data.tfrecords import write_shard
 
 PIXELS = np.zeros((32, 48, 3), np.uint8)
@@ -39,7 +39,7 @@ def _find(tmp_path, broken, include_masks=True):
     good = _foreign(1, GOOD_MASK)
     write_shard(str(tmp_path / "a.record"), [good] * 5)
     write_shard(str(tmp_path / "b.record"), [good, good, broken, good])
-    return str(find_broken_record(f"{tmp_path}/*.record", include_masks))
+    return str(find_broken_record(f"{tmp_path}/*.record", Needs(include_masks)))
 
 
 @pytest.mark.parametrize(
@@ -57,7 +57,8 @@ def _find(tmp_path, broken, include_masks=True):
 )
 def test_the_broken_record_is_found(tmp_path, changes, reason):
     said = _find(tmp_path, _foreign(77, **{"png": GOOD_MASK, **changes}))
-    assert f"cannot use record 3 of {tmp_path}/b.record (image id 77) (" in said
+    offset = 2 * (12 + len(_foreign(1, GOOD_MASK)) + 4)
+    assert f"cannot use record 3 of {tmp_path}/b.record (byte {offset}, image id 77) (" in said
     assert reason in said
     assert "{{" not in said and "[Op" not in said and "\n" not in said
 
@@ -65,9 +66,11 @@ def test_the_broken_record_is_found(tmp_path, changes, reason):
 def test_missing_polygons_are_found_where_they_are_asked_for(tmp_path):
     path = str(tmp_path / "a.record")
     write_shard(path, [_foreign(77, GOOD_MASK)])
-    assert find_broken_record(path, include_masks=True) is None
-    said = str(find_broken_record(path, include_masks=True, max_polygon_vertices=9))
-    assert "(image id 77) (it has objects without polygons; train with --mask_target" in said
+    assert find_broken_record(path, Needs(True)) is None
+    said = str(find_broken_record(path, Needs(True, 9)))
+    assert (
+        "(byte 0, image id 77) (it has objects without polygons; train with --mask_target" in said
+    )
 
 
 def test_masks_do_not_matter_where_they_are_not_asked_for(tmp_path):
@@ -80,12 +83,13 @@ def test_a_torn_file_is_named(tmp_path):
     assert _find(tmp_path, _foreign(5, GOOD_MASK)) == "None"
     path = pathlib.Path(tmp_path / "b.record")
     path.write_bytes(path.read_bytes()[:-10])
-    said = str(find_broken_record(str(path), include_masks=True))
-    assert f"cannot use record 4 of {path} (truncated record" in said
+    start = 3 * (12 + len(_foreign(5, GOOD_MASK)) + 4)
+    said = str(find_broken_record(str(path), Needs(True)))
+    assert f"cannot use record 4 of {path} (byte {start}) (the file ends within it)" in said
 
 
 def test_what_is_no_example_is_named_without_an_id(tmp_path):
-    assert f"record 3 of {tmp_path}/b.record (" in _find(tmp_path, b"no protocol buffer")
+    assert f"record 3 of {tmp_path}/b.record (byte " in _find(tmp_path, b"no protocol buffer")
 
 
 def test_what_no_record_explains_is_told_as_it_is(tmp_path):

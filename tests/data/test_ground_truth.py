@@ -213,7 +213,7 @@ def test_what_cannot_be_read_is_refused(tmp_path):
     with pytest.raises(UserError, match="no file matches"):
         ground_truth_from_records(f"{tmp_path}/*")
     (tmp_path / "torn.tfrecord").write_bytes(b"not a record at all")
-    with pytest.raises(UserError, match=r"cannot use record 1 of .*torn.tfrecord \(corrupted"):
+    with pytest.raises(UserError, match=r"cannot use record 1 of .*torn.tfrecord \(byte 0\) \("):
         ground_truth_from_records(f"{tmp_path}/*")
 
 
@@ -226,7 +226,7 @@ def test_a_mask_that_cannot_be_used_is_named(tmp_path):
         png = b"else" if mask is None else encode_png(mask)
         names = {"image__source_id": [b"77"], "image__object__mask": [png]}
         write_shard(str(path), [make_foreign_record(pixels, [(0, 0, 0.5, 1.0)], [1], **names)])
-        with pytest.raises(UserError, match=rf"record 1 of {path} \(image id 77\) .*{reason}"):
+        with pytest.raises(UserError, match=rf"record 1 of {path} \(.*id 77\) .*{reason}"):
             ground_truth_from_records(str(path))
 
 

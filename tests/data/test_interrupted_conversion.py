@@ -9,6 +9,7 @@ import sys
 
 import pytest
 from coco_files import contents, settings_of, tiny_coco
+from full_disk import filled, small_disk
 
 from data import conversion, files, manifest, shards
 from data.conversion import convert
@@ -188,6 +189,27 @@ def test_no_error_leaves_anything_half_written(
         assert files.list_folder(settings.partial_dir) == ["00000-of-00002", "00000-of-00002.json"]
     else:
         assert files.list_folder(tmp_path) == ["input"]
+
+
+def test_a_full_disk_leaves_one_conversion_or_none_and_a_rerun_completes_it(tmp_path):
+    before, after = (settings_of(tmp_path, num_shards=count) for count in (3, 2))
+    convert(settings_of(tmp_path, num_shards=2, output_prefix=f"{tmp_path}/whole/train"))
+    refused = 0
+    with small_disk(tmp_path / "out", "1m") as folder:
+        for num_free_pages in range(10):
+            convert(before)
+            old = contents(folder)
+            with filled(folder, num_free_pages):
+                try:
+                    convert(after)
+                except UserError as error:
+                    assert "No space left on device" in str(error)
+                    refused += 1
+                    kept = {path.name for path in folder.iterdir()} - {"filler", "train.partial"}
+                    assert {name: (folder / name).read_bytes() for name in kept} == old
+            convert(after)
+            assert contents(folder) == contents(tmp_path / "whole")
+    assert 3 <= refused < 10
 
 
 def test_a_shard_without_its_note_does_not_stay_after_a_refusal(tmp_path, monkeypatch):

@@ -11,6 +11,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from data.errors import UserError
+from data.findings import SkippedImages
 from trainer.coco_ground_truth import segmentation_to_rle
 from trainer.coco_metrics import CocoEvaluator
 from trainer.coco_report import METRICS, format_table
@@ -268,3 +269,32 @@ def test_results_have_the_file_names_of_the_ground_truth():
     evaluator = CocoEvaluator(truth, CATEGORIES)
     evaluator.add(predict(1, ([10, 20, 50, 60], 1, 0.8, 1)))
     assert evaluator.results.boxes[0]["file_name"] == "a/1.jpg"
+
+
+def test_skipped_images_count_as_images_without_detections():
+    truth = ground_truth(square(1, 20, 10, 40), square(2, 20, 10, 40), num_images=2)
+
+    def measure(**skipped):
+        evaluator = CocoEvaluator(truth, CATEGORIES, skipped=SkippedImages(**skipped))
+        evaluator.add(predict(1, ([10, 20, 50, 60], 1, 0.8, 0.5)))
+        metrics = evaluator.evaluate()
+        return metrics["bbox"]["AR100"], evaluator.explain(metrics)[0]
+
+    assert measure() == (1.0, "1 of the 2 images of the ground truth were not predicted and are "
+                              "excluded (for example image 2).")  # fmt: skip
+    counted = (
+        "1 of the 2 images of the ground truth count as images without detections, because their "
+        "records are corrupt and were skipped (for example image 2)."
+    )
+    assert measure(ids=frozenset({2})) == (0.5, counted)
+    assert measure(num_unknown=1) == (0.5, counted)
+
+
+def test_images_that_nobody_can_tell_from_absent_ones_are_excluded():
+    truth = ground_truth(square(1, 20, 10, 40), num_images=4)
+    evaluator = CocoEvaluator(truth, CATEGORIES, skipped=SkippedImages(frozenset({2}), 1))
+    evaluator.add(predict(1, ([10, 20, 50, 60], 1, 0.8, 0.5)))
+    sentences = evaluator.explain(evaluator.evaluate())
+    assert sentences[0].startswith("1 of the 4 images of the ground truth count as images")
+    assert sentences[1].startswith("1 corrupt records do not count, because it is unknown which")
+    assert sentences[2].startswith("2 of the 4 images of the ground truth were not predicted")

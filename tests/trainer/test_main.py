@@ -1,12 +1,14 @@
 """The command line from end to end over a toy, and what it refuses."""
 
 import json
+import shutil
 import sys
 import types
 
 import numpy as np
 import pytest
 import tensorflow as tf
+from full_disk import filled, small_disk
 from toy_model import build_network, make_train_input_fn, toy_model_fn
 
 from data import files
@@ -218,6 +220,32 @@ def test_a_disk_that_is_full_is_one_sentence_and_spares_the_checkpoint(
     assert [json.loads(line)["step"] for line in lines] == [2, 4]
 
 
+def what_remains(folder):
+    """The log without its times, the metrics, and the step of the best checkpoint."""
+    log = [json.loads(line) for line in (folder / "train.jsonl").read_text().splitlines()]
+    names = ("eval/metrics.json", "best/best.json")
+    return [(line["step"], line["loss"]) for line in log], *(
+        json.loads((folder / name).read_text()) for name in names
+    )
+
+
+def test_training_goes_on_after_a_disk_was_full(workplace, capsys):
+    """Whatever it was writing when the last free page was used: logs, checkpoints or results."""
+    assert run(workplace, "train_and_eval", f"--model_dir={workplace}/whole") == 0
+    whole = what_remains(workplace / "whole")
+    with small_disk(workplace / "m", "4m") as model_dir:
+        for num_free_pages in (0, 1, 2, 4, 6):
+            assert run(workplace, "train_and_eval", "--train_steps=2") == 0
+            with filled(model_dir, num_free_pages):
+                assert run(workplace, "train_and_eval") == 1
+            assert "ree disk space" in refusal(capsys)
+            assert run(workplace, "train_and_eval") == 0
+            assert what_remains(model_dir) == whole
+            assert not [*model_dir.rglob("*temp*"), *model_dir.rglob("*.tmp")]
+            for path in model_dir.iterdir():
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
 def test_a_run_elsewhere_goes_on_there(workplace, monkeypatch):
     monkeypatch.chdir(workplace)
     elsewhere = f"--model_dir=ram://{workplace.name}/m"
@@ -261,7 +289,7 @@ def test_a_picture_that_cannot_be_decoded_is_named(workplace, capsys, monkeypatc
     flags = [f"--{kind}_file_pattern={path}" for kind in ("train", "eval")]
     assert run(workplace, mode, *flags, "--num_classes=2", "--train_steps=6") == 1
     said = capsys.readouterr().err
-    assert f"error: cannot use record 1 of {path} (image id 4711) (" in said
+    assert f"error: cannot use record 1 of {path} (byte 0, image id 4711) (" in said
     assert "Traceback" not in said
 
 
