@@ -41,6 +41,7 @@ SCRIPTS = {
     "export-stablehlo": "tools.export_stablehlo:run",
     "export-tflite": "tools.export_tflite:run",
     "predict": "tools.predict:run",
+    "predict-beam": "tools.predict_beam:run",
     "profile-steps": "tools.profile_steps:run",
     "submit-tpu": "tools.submit_tpu:run",
     "write-samples": "tools.write_samples:run",

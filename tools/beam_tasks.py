@@ -29,44 +29,49 @@ Result = TypeVar("Result")
 _FOR_THE_USER = UserError, SettingError, OSError
 
 
-def split_arguments(values: flags.FlagValues, argv: Sequence[str]) -> PipelineOptions:
-    """Parses the flags that `values` defines, and all others as options of Beam.
+def split_arguments(argv: Sequence[str]) -> tuple[list[str], PipelineOptions]:
+    """Separates the options of Beam from the other arguments of a command line.
 
     Args:
-        values: the flags of the program.
-        argv: the command line. Options after `--` are given to the runner unchecked.
+        argv: the command line. Beam passes options after `--` to the runner unchecked. In a request
+            for help, there are no options of Beam.
 
     Raises:
-        flags.Error: an argument is neither a flag nor an option of Beam, or has an invalid value.
+        flags.Error: an option of Beam has an invalid value.
         UserError: Beam is not installed.
     """
-    arguments, unchecked = list(argv), []
-    if "--" in arguments:
-        end = arguments.index("--")
-        arguments, unchecked = arguments[:end], arguments[end + 1 :]
-    values.set_gnu_getopt(True)  # finds flags after arguments that belong to Beam, too
-    return read_options(values(arguments, known_only=True)[1:], unchecked)
-
-
-def read_options(arguments: Sequence[str], unchecked: Sequence[str] = ()) -> PipelineOptions:
-    """Reads options of Beam; see `split_arguments`."""
     try:
         from apache_beam.options.pipeline_options import PipelineOptions
     except ImportError:
         raise UserError(
             "Apache Beam is not installed: pip install 'mask-scoring-rcnn[beam]'."
         ) from None
+    if any(argument.lstrip("-") in ("h", "help") for argument in argv):
+        return list(argv), PipelineOptions([])
+    given, unchecked = list(argv), []
+    if "--" in given:
+        end = given.index("--")
+        given, unchecked = given[:end], given[end + 1 :]
+    own: list[str] = []
 
-    def refuse(sentence: str) -> NoReturn:
-        raise flags.Error(sentence)
+    def set_apart(parser) -> None:
+        parser.error = _refuse  # argparse would print hundreds of lines
+        own.extend(parser.parse_known_args(given)[1])
 
-    def check(parser) -> None:
-        parser.error = refuse  # argparse would print hundreds of lines
-        if unknown := parser.parse_known_args(arguments)[1]:
-            refuse(f"{unknown[0]!r} is neither a flag of this program nor an option of Beam")
+    PipelineOptions([]).get_all_options(add_extra_args_fn=set_apart)
+    rest = iter(own)  # in the order of `given`
+    following = next(rest, None)
+    chosen = []
+    for argument in given:
+        if argument == following:
+            following = next(rest, None)
+        else:
+            chosen.append(argument)
+    return own, PipelineOptions([*chosen, *unchecked])
 
-    PipelineOptions(arguments).get_all_options(add_extra_args_fn=check)
-    return PipelineOptions([*arguments, *unchecked])
+
+def _refuse(sentence: str) -> NoReturn:
+    raise flags.Error(sentence)
 
 
 def run_tasks(

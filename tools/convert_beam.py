@@ -26,7 +26,8 @@ from tools.beam_tasks import run_tasks, split_arguments
 
 
 def _parse(values: flags.FlagValues, argv: Sequence[str]) -> Build:
-    options = split_arguments(values, argv)
+    own, options = split_arguments(argv)
+    create_coco_tfrecord.parse(values, own)
     if values["num_processes"].present:
         raise flags.Error(
             "--num_processes has no effect here; give the runner's option, such as "

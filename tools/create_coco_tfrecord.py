@@ -58,7 +58,8 @@ def _define_flags() -> flags.FlagValues:
     return values
 
 
-def _parse(values: flags.FlagValues, argv: Sequence[str]) -> None:
+def parse(values: flags.FlagValues, argv: Sequence[str]) -> None:
+    """Parses a command line to the flags' values; raises flags.Error if it is invalid."""
     if extra := values(argv)[1:]:
         raise flags.Error(f"unexpected argument {extra[0]!r}; every setting is a --flag=value")
 
@@ -97,7 +98,7 @@ def _summary(settings: Conversion, written: Manifest) -> str:
     )
 
 
-def run(argv: Sequence[str], parse: Parse = _parse, description: str | None = __doc__) -> int:
+def run(argv: Sequence[str], parse: Parse = parse, description: str | None = __doc__) -> int:
     """Runs the command line `argv`, whose first entry is the program; returns the exit status.
 
     Args:
