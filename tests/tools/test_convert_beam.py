@@ -4,6 +4,8 @@ import importlib.util
 import json
 import os
 import pathlib
+import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -14,13 +16,20 @@ from PIL import Image
 
 from data import files
 from tools import convert_beam, create_coco_tfrecord
+from tools.beam_tasks import split_arguments
 
-THREADS = "--direct_running_mode=multi_threading", "--direct_num_workers=3"
-PROCESSES = "--direct_running_mode=multi_processing", "--direct_num_workers=2"
+# What Beam calls the DirectRunner may be a program that it downloads.
+DIRECT = "--runner=FnApiRunner"
+THREADS = DIRECT, "--direct_running_mode=multi_threading", "--direct_num_workers=3"
+PROCESSES = DIRECT, "--direct_running_mode=multi_processing", "--direct_num_workers=2"
 needs_beam = pytest.mark.skipif(
     not importlib.util.find_spec("apache_beam"), reason="apache-beam is not installed"
 )
 ROOT = pathlib.Path(__file__).parents[2]
+OWN = {
+    "convert": ("image_dir", "object_annotations_file", "output_file_prefix", "num_shards"),
+    "predict": ("model", "input", "output_dir"),
+}
 
 
 @pytest.fixture
@@ -97,7 +106,7 @@ def test_images_and_output_on_a_remote_file_system(tmp_path, dataset):
 
 @needs_beam
 def test_options_of_beam_stand_anywhere(tmp_path, dataset):
-    arguments = ["--runner", "DirectRunner", *dataset, "--direct_num_workers", "2"]
+    arguments = ["--runner", "FnApiRunner", *dataset, "--direct_num_workers", "1"]
     assert run(*arguments, to(tmp_path / "out"), "--", "--only_the_runner_knows=this") == 0
     assert contents(tmp_path / "out") == expected(tmp_path, *dataset)
 
@@ -121,7 +130,7 @@ def test_bad_input_stops_with_one_sentence_and_keeps_the_rest(tmp_path, dataset,
 @needs_beam
 def test_what_is_left_out_is_listed(tmp_path, dataset):
     (tmp_path / "images" / "9.png").unlink()
-    assert run(*dataset, "--on_invalid=skip", to(tmp_path / "out")) == 0
+    assert run(DIRECT, *dataset, "--on_invalid=skip", to(tmp_path / "out")) == 0
     alone = expected(tmp_path, *dataset, "--on_invalid=skip")
     assert contents(tmp_path / "out") == alone
     assert json.loads(alone["train.manifest.json"])["skipped"]["images"] == 1
@@ -200,6 +209,18 @@ def test_a_killed_run_goes_on(tmp_path, dataset):
     assert contents(tmp_path / "out") == alone
     for name, modified in finished.items():
         assert (tmp_path / "out" / name).stat().st_mtime_ns == modified
+
+
+@needs_beam
+def test_the_commands_of_the_page_are_accepted():
+    page = (ROOT / "docs" / "BEAM.md").read_text().replace("\\\n", "").replace("…", "")
+    commands = re.findall(r"^    .*(convert|predict)[-_]beam(?:\.py)? +(.*)$", page, re.MULTILINE)
+    assert len(commands) == 5
+    for tool, arguments in commands:
+        own, options = split_arguments(shlex.split(arguments))
+        assert options.get_all_options()["runner"]
+        known = {f"--{name}" for name in OWN[tool]}
+        assert {argument.partition("=")[0] for argument in own} <= known
 
 
 def test_without_beam_the_program_says_what_to_install(tmp_path, dataset, capsys, monkeypatch):

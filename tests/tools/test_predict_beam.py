@@ -15,9 +15,11 @@ from tools import predict, predict_beam
 from trainer.predictor import Detections
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "trainer"))
-from small_model import make_model_dir, photograph, save  # noqa: E402
+from small_model import photograph, save  # noqa: E402
 
-THREADS = "--direct_running_mode=multi_threading", "--direct_num_workers=3"
+# What Beam calls the DirectRunner may be a program that it downloads.
+DIRECT = "--runner=FnApiRunner"
+THREADS = DIRECT, "--direct_running_mode=multi_threading", "--direct_num_workers=3"
 needs_beam = pytest.mark.skipif(
     not importlib.util.find_spec("apache_beam"), reason="apache-beam is not installed"
 )
@@ -103,7 +105,7 @@ def test_results_are_those_of_one_machine(tmp_path, files, fake, capsys, chunk_s
 @needs_beam
 def test_a_rerun_predicts_what_is_missing_or_changed(tmp_path, files, fake, capsys):
     (tmp_path / "in" / "2-broken.png").unlink()
-    arguments = [*files, f"--output_dir={tmp_path}/out", "--chunk_size=2"]
+    arguments = [DIRECT, *files, f"--output_dir={tmp_path}/out", "--chunk_size=2"]
     fake.refused = {5}
     assert run(*arguments) == 1
     assert "error: the picture 5 is refused." in capsys.readouterr().err
@@ -123,7 +125,7 @@ def test_a_rerun_predicts_what_is_missing_or_changed(tmp_path, files, fake, caps
 @needs_beam
 @pytest.mark.parametrize("change", ["settings", "model"])
 def test_chunks_of_another_model_are_not_used(tmp_path, files, fake, change):
-    arguments = [*files, f"--output_dir={tmp_path}/out", "--chunk_size=2"]
+    arguments = [DIRECT, *files, f"--output_dir={tmp_path}/out", "--chunk_size=2"]
     fake.refused = {5}
     assert run(*arguments) == 1
     fake.seen.clear()
@@ -142,9 +144,9 @@ def test_a_model_that_cannot_be_opened_is_one_sentence(tmp_path, files, capsys, 
         raise UserError("There is no trained model in it.")
 
     monkeypatch.setattr(trainer.predictor, "load", load)
-    assert run(*files, f"--output_dir={tmp_path}/out") == 1
+    assert run(DIRECT, *files, f"--output_dir={tmp_path}/out") == 1
     assert "error: There is no trained model in it." in capsys.readouterr().err.splitlines()
-    assert run("--model=nowhere", files[1], f"--output_dir={tmp_path}/out") == 1
+    assert run(DIRECT, "--model=nowhere", files[1], f"--output_dir={tmp_path}/out") == 1
     assert "error: nowhere: No such file" in capsys.readouterr().err
 
 
@@ -178,12 +180,11 @@ def test_help_lists_the_flags(capsys):
 
 
 @needs_beam
-def test_a_network_finds_what_it_finds_on_one_machine(tmp_path):
-    model = make_model_dir(tmp_path / "model")
+def test_a_model_finds_what_it_finds_on_one_machine(tmp_path, small_model):
     (tmp_path / "in").mkdir()
     for number in range(3):
         save(tmp_path / "in", f"{number}.png", photograph(seed=number))
-    flags = [f"--model={model}", f"--input={tmp_path}/in"]
+    flags = [f"--model={small_model}", f"--input={tmp_path}/in"]
     alone, out = tmp_path / "alone", tmp_path / "out"
     assert predict.main(["predict", *flags, f"--output_dir={alone}", "--min_score=2"]) == 0
     assert run(*THREADS, *flags, f"--output_dir={out}", "--chunk_size=1") == 0
