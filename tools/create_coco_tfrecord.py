@@ -11,16 +11,17 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 if __package__ is None:  # started as a script, perhaps without the package installed
     sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 from absl import flags
 
-from data.conversion import Conversion, convert
+from data.conversion import Build, Conversion, convert
 from data.errors import UserError
 from data.manifest import Manifest, manifest_name
+from data.settings import SettingError
 
 _REQUIRED_FLAGS = {
     "image_dir": "Folder with the images.",
@@ -28,6 +29,8 @@ _REQUIRED_FLAGS = {
     "output_file_prefix": "Prefix P of the output files P-00000-of-0000N.tfrecord and "
     "P.manifest.json.",
 }
+
+Parse = Callable[[flags.FlagValues, Sequence[str]], Build | None]
 
 
 def _define_flags() -> flags.FlagValues:
@@ -55,17 +58,13 @@ def _define_flags() -> flags.FlagValues:
     return values
 
 
-def _read_flags(argv: Sequence[str]) -> Conversion | str:
-    """Returns the conversion to do, or the help text if it was requested.
-
-    Raises:
-        flags.Error, ValueError: the flags are invalid.
-    """
-    values = _define_flags()
-    if any(argument in ("-h", "-help", "--help") for argument in argv):
-        return f"{__doc__}\n{values.get_help()}"
+def parse(values: flags.FlagValues, argv: Sequence[str]) -> None:
+    """Parses a command line to the flags' values; raises flags.Error if it is invalid."""
     if extra := values(argv)[1:]:
         raise flags.Error(f"unexpected argument {extra[0]!r}; every setting is a --flag=value")
+
+
+def _conversion_of(values: flags.FlagValues) -> Conversion:
     return Conversion(
         image_dir=values.image_dir,
         annotations_file=values.object_annotations_file,
@@ -99,18 +98,26 @@ def _summary(settings: Conversion, written: Manifest) -> str:
     )
 
 
-def run(argv: Sequence[str]) -> int:
-    """Runs the command line `argv`, whose first entry is the program; returns the exit status."""
-    try:
-        settings = _read_flags(argv)
-    except (flags.Error, ValueError) as error:
-        print(f"error: {str(error).splitlines()[0]}", file=sys.stderr)
-        return 2
-    if isinstance(settings, str):
-        print(settings)
+def run(argv: Sequence[str], parse: Parse = parse, description: str | None = __doc__) -> int:
+    """Runs the command line `argv`, whose first entry is the program; returns the exit status.
+
+    Args:
+        argv: the command line.
+        parse: parses it to the flags' values and returns the `build` of `data.conversion.convert`;
+            raises flags.Error if it is invalid, and UserError if it cannot be followed.
+        description: purpose of the program, for --help.
+    """
+    values = _define_flags()
+    if any(argument in ("-h", "-help", "--help") for argument in argv):
+        print(f"{description}\n{values.get_help()}")
         return 0
     try:
-        written = convert(settings)
+        build = parse(values, argv)
+        settings = _conversion_of(values)
+        written = convert(settings, build)
+    except (flags.Error, SettingError) as error:
+        print(f"error: {str(error).splitlines()[0]}", file=sys.stderr)
+        return 2
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

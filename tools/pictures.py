@@ -8,7 +8,6 @@ Axes: h w rows and columns of an image.
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
@@ -58,14 +57,16 @@ def find_pictures(patterns: Sequence[str]) -> list[str]:
 
 
 def read_pictures(
-    paths: Sequence[str], read: Callable[[str], np.ndarray], refused: list[str]
+    paths: Sequence[str],
+    read: Callable[[str], np.ndarray],
+    refuse: Callable[[UserError], None],
 ) -> Iterator[Picture]:
-    """Yields the images of all files; one that cannot be read is reported on stderr and skipped.
+    """Yields the images of all files; one that cannot be read is reported and skipped.
 
     Args:
         paths: image and video files.
         read: returns the pixels of an image file, or raises a UserError.
-        refused: set that receives the paths of files that cannot be read completely.
+        refuse: called with the error of each file that cannot be read completely.
     """
     for path in paths:
         try:
@@ -75,8 +76,7 @@ def read_pictures(
             else:
                 yield Picture(path, None, read(path))
         except UserError as error:
-            print(f"error: {error}", file=sys.stderr)
-            refused.append(path)
+            refuse(error)
 
 
 def read_frames(path: str) -> Iterator[np.ndarray]:

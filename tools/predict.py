@@ -14,25 +14,28 @@ import itertools
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 from absl import flags
 from PIL import Image
 
 from data import files
+from data.errors import UserError
 from data.progress import ProgressMeter
 from data.tensorflow_log import quieten_tensorflow
 from tools.pictures import Picture, find_pictures, is_video, read_pictures
-from trainer.flags import exit_status, parse_command_line, require_flags
+from trainer.flags import CommandLine, exit_status, parse_command_line, require_flags
+
+if TYPE_CHECKING:
+    from trainer.predictor import Detections
 
 _DESCRIPTION = "python tools/predict.py --model=M --input=FILES --output_dir=O"
-_RESULTS = "predictions.json"
+RESULTS = "predictions.json"
 
 
-def predict(
-    predictor, paths: Sequence[str], folder: str, min_score: float
-) -> tuple[int, list[str]]:
+def predict(predictor, paths: Sequence[str], folder: str, min_score: float) -> tuple[int, int]:
     """Writes the detections in images and videos, and draws them.
 
     Args:
@@ -42,30 +45,63 @@ def predict(
         min_score: detections with a lower box score are not drawn; above 1 nothing is drawn.
 
     Returns:
-        The number of images, and the files that could not be read completely.
+        The number of images, and of files that could not be read completely.
     """
     names = _names_of_drawings(paths)
-    refused: list[str] = []
+    refused: list[UserError] = []
     results: list[dict] = []
-    pictures = read_pictures(paths, predictor.read, refused)
+
+    def refuse(error: UserError) -> None:
+        report(error)
+        refused.append(error)
+
     total = None if any(map(is_video, paths)) else len(paths)
     with ProgressMeter("Predicting", total) as meter:
-        # Images that use several canvases arrive in another order.
-        numbered = (((number, p), p.pixels) for number, p in enumerate(pictures))
-        for (number, picture), found in predictor.stream(numbered):
-            results += _entries(number, picture, found)
+        for number, picture, found in detect(predictor, paths, refuse):
+            results += entries_of(number, picture, found)
             if min_score <= 1.0:
                 frame = "" if picture.frame is None else f"/{picture.frame:06}"
                 drawing = os.path.join(folder, f"{names[picture.path]}{frame}.png")
                 _write_picture(drawing, found.draw(picture.pixels, min_score))
             meter.update()
-    results.sort(key=lambda entry: entry["image_id"])
-    with files.whole_file(os.path.join(folder, _RESULTS)) as file:
-        json.dump(results, file)
-    return meter.n, refused
+    write_results(folder, sorted(results, key=lambda entry: entry["image_id"]))
+    return meter.n, len(refused)
 
 
-def _entries(number: int, picture: Picture, found) -> list[dict]:
+def detect(
+    predictor, paths: Sequence[str], refuse: Callable[[UserError], None]
+) -> Iterator[tuple[int, Picture, Detections]]:
+    """Yields the number of each image, the image, and its detections.
+
+    Images that use several canvases arrive in another order than that of their numbers.
+
+    Args:
+        predictor: `msrcnn.Predictor`.
+        paths: the files.
+        refuse: called with the error of each file that cannot be read completely.
+    """
+    pictures = read_pictures(paths, predictor.read, refuse)
+    numbered = (((number, picture), picture.pixels) for number, picture in enumerate(pictures))
+    for (number, picture), found in predictor.stream(numbered):
+        yield number, picture, found
+
+
+def report(error: UserError) -> None:
+    """Prints the error of a file that cannot be read."""
+    print(f"error: {error}", file=sys.stderr)
+
+
+def write_results(folder: str, entries: Iterable[dict]) -> None:
+    """Writes entries in COCO results format to the folder, without holding all of them."""
+    with files.whole_file(os.path.join(folder, RESULTS)) as file:
+        file.write("[")
+        for index, entry in enumerate(entries):
+            file.write((", " if index else "") + json.dumps(entry))
+        file.write("]")
+
+
+def entries_of(number: int, picture: Picture, found: Detections) -> list[dict]:
+    """Returns the entries of an image, with the `frame` if it is from a video."""
     frame = {} if picture.frame is None else {"frame": picture.frame}
     return [entry | frame for entry in found.to_coco(image_id=number, file_name=picture.path)]
 
@@ -88,7 +124,8 @@ def _write_picture(path: str, pixels: np.ndarray) -> None:
         Image.fromarray(pixels).save(file, "png")
 
 
-def _define_flags(flag_values: flags.FlagValues) -> None:
+def define_flags(flag_values: flags.FlagValues) -> None:
+    """Defines what to predict with, and on what."""
     flags.DEFINE_string(
         "model", "", "model_dir of a training, with the model to use.", flag_values=flag_values
     )
@@ -102,11 +139,20 @@ def _define_flags(flag_values: flags.FlagValues) -> None:
         "batch_size", 1, "Number of images with the same canvas that are processed together.",
         lower_bound=1, flag_values=flag_values,
     )  # fmt: skip
+
+
+def _define_flags(flag_values: flags.FlagValues) -> None:
+    define_flags(flag_values)
     flags.DEFINE_float(
         "min_score", 0.3, "Minimum box score of detections that are drawn; above 1, no images "
                           "are drawn.",
         flag_values=flag_values,
     )  # fmt: skip
+
+
+def settings_of(command: CommandLine) -> dict[str, object]:
+    """Returns the given settings that the model is opened with."""
+    return {name: value for name, value in command.given.items() if name != "output_dir"}
 
 
 def main(argv: Sequence[str]) -> int:
@@ -123,10 +169,9 @@ def main(argv: Sequence[str]) -> int:
         from trainer.predictor import load
 
         batch_size = values["batch_size"].value
-        settings = {name: v for name, v in command.given.items() if name != "output_dir"}
-        predictor = load(values["model"].value, batch_size=batch_size, **settings)
+        predictor = load(values["model"].value, batch_size=batch_size, **settings_of(command))
         count, refused = predict(predictor, paths, folder, values["min_score"].value)
-        print(f"The detections in {count} images are in {os.path.join(folder, _RESULTS)}.")
+        print(f"The detections in {count} images are in {os.path.join(folder, RESULTS)}.")
         return 1 if refused else 0
 
     return exit_status(work)
