@@ -99,6 +99,12 @@ class DataConfig:
     train_batch_size: int = setting(
         16, "Images per training step, summed over all replicas.", POSITIVE
     )
+    steps_per_call: int = setting(
+        1,
+        "Training steps that one call of the devices takes, with images of one canvas: fewer calls "
+        "on TPUs and for small networks, but they are logged and stopped only between calls.",
+        POSITIVE,
+    )
     eval_batch_size: int = setting(
         8, "Images per evaluation step, summed over all replicas.", POSITIVE
     )

@@ -1,7 +1,8 @@
 """The order of training images: a function of the seed alone, so a run can start at any step.
 
 An epoch walks through all records once, in an order drawn from the seed and the epoch's number. Its
-images are grouped by canvas into windows, one for each step, before anything is decoded. To fill
+images are grouped by canvas into windows, one for each step (or call, with `--steps_per_call`),
+before anything is decoded. To fill
 windows exactly, an epoch leaves the first few images of each canvas to the next epoch. So the
 images that an epoch takes over are found at the head of the previous epoch, and earlier epochs need
 not be read. With N images of a canvas and windows of W images, every epoch takes over (epoch * N)
@@ -35,7 +36,7 @@ class EpochPlan(NamedTuple):
 
     Attributes:
         counts: images of each canvas in an epoch.
-        window: images of a step.
+        window: images of a step, or of the steps of a call.
         passes: passes over the records that make an epoch: more than one if a single pass has fewer
             images than a window.
     """
@@ -52,11 +53,11 @@ class EpochPlan(NamedTuple):
         """Number of windows filled by all previous epochs."""
         return sum(epoch * count // self.window for count in self.counts)
 
-    def locate(self, step: int) -> tuple[int, int]:
-        """Finds the epoch that a step (from 0) lies in, and how many of its windows come before."""
-        # Epoch `step + 1` begins after the step, because every epoch fills at least one window.
-        epoch = bisect.bisect_right(range(step + 2), step, key=self.windows_before) - 1
-        return epoch, step - self.windows_before(epoch)
+    def locate(self, window: int) -> tuple[int, int]:
+        """Finds the epoch of a window (from 0), and how many of its windows come before."""
+        # Epoch `window + 1` begins after it, because every epoch fills at least one window.
+        epoch = bisect.bisect_right(range(window + 2), window, key=self.windows_before) - 1
+        return epoch, window - self.windows_before(epoch)
 
 
 def plan_epochs(
@@ -70,7 +71,7 @@ def plan_epochs(
     Args:
         config: canvases, short and long side.
         sizes: number of images of each (height, width).
-        window: images of a step over all replicas.
+        window: images of a step, or of the steps of a call, over all replicas.
 
     Returns:
         The config with only the canvases in use, and the plan, with counts in the same order.
@@ -83,8 +84,8 @@ def plan_epochs(
             break
         print(
             f"Canvas {config.canvases[rarest]} has {counts[rarest]} of the {sum(counts)} training "
-            f"images, fewer than the {window} images of a step, so they are moved to other "
-            "canvases.",
+            f"images, fewer than the {window} that training takes at a time, so they are moved to "
+            "other canvases.",
             file=sys.stderr,
         )
         others = config.canvases[:rarest] + config.canvases[rarest + 1 :]
@@ -105,7 +106,7 @@ def ordered_records(
     records_of_pass: Callable[[tf.Tensor], tf.data.Dataset],
     config: DataConfig,
     plan: EpochPlan,
-    start_step: int,
+    start: int,
 ) -> tf.data.Dataset:
     """Makes the endless dataset of serialised records in step order, window after window.
 
@@ -113,7 +114,7 @@ def ordered_records(
         records_of_pass: maps a pass (int64 scalar) to its records, in order.
         config: the canvases in use, as `plan_epochs` returns it.
         plan: of the same records.
-        start_step: number of steps whose windows are skipped without decoding.
+        start: number of windows that are skipped without decoding.
 
     Returns:
         Dataset of (string scalar, int64 scalar): records with the pass that they come from. Each
@@ -129,7 +130,7 @@ def ordered_records(
         kept = _choose(own, lambda place, canvas: place >= tf.gather(late, canvas))
         return taken_over.take(tf.reduce_sum(early)).concatenate(kept)
 
-    epoch, windows = plan.locate(start_step)
+    epoch, windows = plan.locate(start)
     return (
         tf.data.Dataset.range(epoch, tf.int64.max)
         .flat_map(of_epoch)

@@ -55,7 +55,7 @@ def input_fn(
     """Makes the batches of one worker; consecutive ones go to its replicas.
 
     A batch holds images of one canvas, and so do all batches that the replicas of a worker take in
-    one step. In training the dataset is endless. Otherwise every image appears exactly once, and
+    one step. With `--steps_per_call`, it holds those of all steps of a call. In training the dataset is endless. Otherwise every image appears exactly once, and
     black images with image_id -1 complete the last batches of all replicas.
 
     Args:
@@ -64,7 +64,8 @@ def input_fn(
             masks (`include_mask`; only if the records have them) and polygons (`include_polygons`).
         input_context: number of pipelines and replicas, from
             `strategy.distribute_datasets_from_function`; one of each if None.
-        start_step: number of training steps already taken; their batches are skipped.
+        start_step: number of training steps already taken; their batches are skipped. It is a
+            multiple of `--steps_per_call`.
 
     Returns:
         Dataset of (features, labels) in "train", of features otherwise; their shapes and types
@@ -102,8 +103,9 @@ def _train_examples(
     buffer_size = files.count_that_fit(config.shuffle_megabytes)
     read_pass = functools.partial(files.read_shuffled, seed=config.seed, buffer_size=buffer_size)
     with tf.init_scope():  # counted eagerly, even while a graph is being built
-        config, plan = plan_epochs(config, files.count_sizes(), config.train_batch_size)
-    records = ordered_records(read_pass, config, plan, start_step)
+        window = config.train_batch_size * config.steps_per_call
+        config, plan = plan_epochs(config, files.count_sizes(), window)
+    records = ordered_records(read_pass, config, plan, start_step // config.steps_per_call)
     if config.pairs_images:
         records = with_next(records)
     return _share_of_windows(records, plan, context).map(
@@ -207,14 +209,14 @@ def _batch_by_canvas(
 
 
 def _replica_batch_size(kind: str, config: DataConfig, context: tf.distribute.InputContext) -> int:
-    """Computes the number of images per step and replica."""
+    """Computes the number of images that a replica takes at a time."""
     total, replicas = getattr(config, f"{kind}_batch_size"), context.num_replicas_in_sync
     if total % replicas:
         raise UserError(
             f"--{kind}_batch_size={total} cannot be split evenly over {replicas} replicas; make "
             "it a multiple of their number."
         )
-    return total // replicas
+    return total // replicas * (config.steps_per_call if kind == "train" else 1)
 
 
 def _options(config: DataConfig) -> tf.data.Options:

@@ -114,6 +114,12 @@ class TrainConfig:
         "Weight decay of kernels; it does not apply to norm parameters and biases.",
         NOT_NEGATIVE,
     )
+    accumulate_steps: int = setting(
+        1,
+        "Compute each batch in this many parts, one after another, and update with the sum of "
+        "their gradients, which needs the memory of one part.",
+        POSITIVE,
+    )
     gradient_clip_norm: float = setting(
         0.0, "Global norm that gradients are clipped to; 0 turns clipping off.", NOT_NEGATIVE
     )
@@ -167,6 +173,12 @@ class Params:
             self.data.augmentations,
             "no copy_paste if the system has no masks or with --mask_target=polygon, because "
             "polygons cannot describe partly covered objects",
+        )
+        require(
+            self.train.train_steps % self.data.steps_per_call == 0,
+            "train_steps",
+            self.train.train_steps,
+            f"a multiple of --steps_per_call={self.data.steps_per_call}",
         )
         on_tpu = self.train.distribution == "tpu"
         require(

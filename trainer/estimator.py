@@ -66,10 +66,10 @@ class Action:
         self._every_seconds = 60.0 * every_minutes or math.inf
         self._ran_at = time.monotonic()
 
-    def is_due(self, step: int, last: int) -> bool:
-        """Whether to run after `step`, where `last` is the final step."""
+    def is_due(self, step: int, last: int, taken: int = 1) -> bool:
+        """Whether to run after `step`, the end of `taken` steps; `last` is the final step."""
         late = time.monotonic() - self._ran_at >= self._every_seconds
-        return step % self._every_steps == 0 or step == last or late
+        return step % self._every_steps < taken or step == last or late
 
     def run(self, step: int) -> None:
         """Runs, and restarts counting the minutes."""
@@ -297,19 +297,22 @@ class Estimator:
         report: TrainReport,
         actions: Sequence[Action],
     ) -> None:
-        """Runs the outer loop: fetches batches, takes steps, and acts at the right steps."""
-        last = self._params.train.train_steps
+        """Runs the outer loop: fetches batches, takes steps, and acts at the right steps.
+
+        Each call of the devices takes `--steps_per_call` steps, and `step` is the last of them.
+        """
+        last, count = self._params.train.train_steps, self._params.data.steps_per_call
         guard = FiniteGuard(self._strategy, OVERFLOWS_ENDURED if self._updater.loss_scale else 0)
         report.stopwatch.restart()
-        for step in range(start + 1, last + 1):
+        for step in range(start + count, last + 1, count):
             fetched = time.perf_counter()
             features, labels = _next_batch(batches, step)
             report.stopwatch.count(time.perf_counter() - fetched)
             previous = report.result
             report.result = self._train_step(features, labels, bool(self._signals.requested))
             self.checkpoints.step.assign(step)
-            guard.keep(step, report.result, features["image_id"])
-            due = [action for action in actions if action.is_due(step, last)]
+            guard.keep(step - count + 1, report.result, features["image_id"])
+            due = [action for action in actions if action.is_due(step, last, count)]
             if due or self._agreed_request(previous):
                 guard.check()
             self._run_unless_stopped(due, step, previous)
@@ -323,7 +326,7 @@ class Estimator:
         """
         if self._workers.count == 1:
             return self._signals.requested
-        if previous is None or not float(previous.stops):
+        if previous is None or not np.any(previous.stops):
             return ""
         return self._signals.requested or "another worker"
 
@@ -376,16 +379,22 @@ class Estimator:
         )
 
     def _require_agreement(self, start: int) -> None:
-        """Refuses workers that would train different things together."""
+        """Refuses workers that would train different things together, and half a call."""
         facts = {
             f"the checkpoint in --model_dir={self._params.train.model_dir}": start,
             "their flags": self._params,
         }
         self._workers.require_agreement(facts)
+        if start % (count := self._params.data.steps_per_call):
+            raise UserError(
+                f"--steps_per_call={count}: {start} steps of this run are taken, so give a number "
+                f"that divides {start}, such as 1."
+            )
 
     def _lacks_evaluation(self, evaluation: Action) -> bool:
         """Whether an evaluation was due at the restored step but was interrupted."""
-        is_due = evaluation.is_due(self.step, self._params.train.train_steps)
+        count = self._params.data.steps_per_call
+        is_due = evaluation.is_due(self.step, self._params.train.train_steps, count)
         return self.step > 0 and is_due and not self.checkpoints.is_evaluated()
 
 

@@ -39,11 +39,14 @@ class FiniteGuard:
         self._strategy = strategy
         self._overflows_endured = overflows_endured
         self._overflows = 0
-        self._kept: list[tuple[int, tf.Tensor, tf.Tensor, tf.Tensor]] = []
+        self._kept: list[tuple[int, StepResult, tf.Tensor]] = []
 
     def keep(self, step: int, result: StepResult, image_ids: tf.Tensor) -> None:
-        """Remembers a step; `image_ids` int64 [B] in each replica."""
-        self._kept.append((step, result.loss, result.gradient_norm, image_ids))
+        """Remembers the steps of a call, the first of which is `step`.
+
+        `image_ids` is int64 [B] in each replica, in the order of the steps.
+        """
+        self._kept.append((step, result, image_ids))
 
     def check(self) -> None:
         """Checks the steps kept and forgets them.
@@ -53,36 +56,42 @@ class FiniteGuard:
                 its images.
         """
         kept, self._kept = self._kept, []
-        for step, loss, norm, image_ids in kept:
-            self._overflows = 0 if math.isfinite(norm) else self._overflows + 1
-            if not math.isfinite(loss):
-                problem = f"The loss of step {step} is {float(loss)}"
-            elif self._overflows > self._overflows_endured == 0:
-                problem = f"The gradient of step {step} is {float(norm)}"
-            elif self._overflows > self._overflows_endured:
-                raise UserError(
-                    f"float16 has overflowed in each of the last {self._overflows} steps, up to "
-                    f"step {step} ({self._name_images(image_ids)}), so nothing is learnt: use "
-                    "--precision=mixed_bfloat16 or float32, or lower --learning_rate."
-                )
-            else:
-                continue
-            raise UserError(
-                f"{problem} ({self._name_images(image_ids)}); no checkpoint was saved since then. "
-                "Check those images' annotations, or lower --learning_rate, raise --warmup_steps "
-                "or set --gradient_clip_norm."
-            )
+        for first, result, image_ids in kept:
+            results = result.fetch()
+            for place, of_step in enumerate(results):
+                parts = self._strategy.experimental_local_results(image_ids)
+                ids = [np.array_split(part.numpy(), len(results))[place] for part in parts]
+                self._check_step(first + place, of_step, np.concatenate(ids).tolist())
 
-    def _name_images(self, image_ids: tf.Tensor) -> str:
-        parts = self._strategy.experimental_local_results(image_ids)
-        return "image ids " + ", ".join(str(i) for part in parts for i in part.numpy().ravel())
+    def _check_step(self, step: int, result: StepResult, image_ids: list[int]) -> None:
+        loss, norm = result.loss, result.gradient_norm
+        images = "image ids " + ", ".join(map(str, image_ids))
+        self._overflows = 0 if math.isfinite(norm) else self._overflows + 1
+        if not math.isfinite(loss):
+            problem = f"The loss of step {step} is {loss}"
+        elif self._overflows > self._overflows_endured == 0:
+            problem = f"The gradient of step {step} is {norm}"
+        elif self._overflows > self._overflows_endured:
+            raise UserError(
+                f"float16 has overflowed in each of the last {self._overflows} steps, up to "
+                f"step {step} ({images}), so nothing is learnt: use --precision=mixed_bfloat16 or "
+                "float32, or lower --learning_rate."
+            )
+        else:
+            return
+        raise UserError(
+            f"{problem} ({images}); no checkpoint was saved since then. Check those images' "
+            "annotations, or lower --learning_rate, raise --warmup_steps or set "
+            "--gradient_clip_norm."
+        )
 
 
 class Stopwatch:
     """Times steps between two reports: images per second and share of time waiting for input."""
 
-    def __init__(self, images_per_step: int):
+    def __init__(self, images_per_step: int, steps_per_call: int = 1):
         self._images_per_step = images_per_step
+        self._steps_per_call = steps_per_call
         self.restart()
 
     def restart(self) -> None:
@@ -92,9 +101,9 @@ class Stopwatch:
         self._steps = 0
 
     def count(self, waited: float) -> None:
-        """Counts a step that waited `waited` seconds for its batch."""
+        """Counts a call that waited `waited` seconds for its batch."""
         self._waited += waited
-        self._steps += 1
+        self._steps += self._steps_per_call
 
     def untimed(self, action: Callable[[int], None]) -> Callable[[int], None]:
         """Wraps an action so that its time is excluded from the interval."""

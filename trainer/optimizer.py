@@ -9,7 +9,7 @@ replicas does not change the result.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 
 import keras
 import tensorflow as tf
@@ -166,16 +166,17 @@ class Updater:
     """Updates the variables from the replicas' losses; must be made under the strategy's scope.
 
     Attributes:
-        optimizer: the Keras optimizer, built for the network's trainable variables.
+        variables: the network's trainable variables, in the order of their gradients.
+        optimizer: the Keras optimizer, built for `variables`.
         loss_scale: `LossScale` under mixed_float16, else None.
     """
 
     def __init__(self, network, params: Params):
-        self._variables = list(network.trainable_variables)
+        self.variables = list(network.trainable_variables)
         self._clip_norm = params.train.gradient_clip_norm
         self._schedule = WarmupSchedule(peak_learning_rate(params), params.train)
         self.optimizer = make_optimizer(network, params.train, self._schedule)
-        self.optimizer.build(self._variables)
+        self.optimizer.build(self.variables)
         self.loss_scale = LossScale() if params.model.precision == "mixed_float16" else None
 
     def latest_learning_rate(self) -> float:
@@ -191,15 +192,25 @@ class Updater:
         loss_scale = {} if self.loss_scale is None else {"loss_scale": self.loss_scale}
         return tf.train.Checkpoint(variables=list(self.optimizer.variables), **loss_scale)
 
-    def gradients(
-        self, tape: tf.GradientTape, loss: tf.Tensor
-    ) -> tuple[list[tf.Tensor | None], tf.Tensor]:
-        """Computes clipped gradients of the global loss, and their global norm before clipping.
+    def differentiate(self, tape: tf.GradientTape, loss: tf.Tensor) -> list[tf.Tensor | None]:
+        """Computes the gradients of a replica's loss; call it in a replica, outside the tape.
 
-        Call it in a replica, outside the tape. `loss` is the replica's share as returned by
-        `scaled`.
+        `loss` is the replica's share as returned by `scaled`.
         """
-        gradients = tape.gradient(loss, [_native(variable) for variable in self._variables])
+        gradients = tape.gradient(loss, [_native(variable) for variable in self.variables])
+        return [_map(tf.convert_to_tensor, gradient) for gradient in gradients]
+
+    def combine(
+        self, gradients: Sequence[tf.Tensor | None]
+    ) -> tuple[list[tf.Tensor | None], tf.Tensor]:
+        """Sums the replicas' gradients and clips them; call it in a replica.
+
+        Args:
+            gradients: what `differentiate` returned, or sums of it.
+
+        Returns:
+            The gradients of the global loss, clipped, and their global norm before clipping.
+        """
         gradients = sum_over_replicas(gradients)
         if self.loss_scale is not None:
             gradients = [_map(lambda g: g / self.loss_scale.scale, g) for g in gradients]
@@ -217,7 +228,7 @@ class Updater:
         """Updates the variables; call it outside the replicas.
 
         Args:
-            gradients: what `gradients` returned in each replica.
+            gradients: what `combine` returned in each replica.
             norm: float32 scalar, the global norm; with float16, steps in which it is not finite are
                 skipped.
         """
@@ -236,7 +247,7 @@ class Updater:
     def _apply_in_replica(self, gradients) -> None:
         pairs = [
             (gradient, variable)
-            for gradient, variable in zip(gradients, self._variables, strict=True)
+            for gradient, variable in zip(gradients, self.variables, strict=True)
             if gradient is not None
         ]
         self.optimizer.apply([g for g, _ in pairs], [v for _, v in pairs])
@@ -256,9 +267,8 @@ def make_optimizer(
     return optimizer
 
 
-def sum_over_replicas(gradients: Iterable[tf.Tensor | None]) -> list[tf.Tensor | None]:
-    """Sums each gradient over the replicas (dense; None stays None); call it in a replica."""
-    gradients = [_map(tf.convert_to_tensor, gradient) for gradient in gradients]
+def sum_over_replicas(gradients: Sequence[tf.Tensor | None]) -> list[tf.Tensor | None]:
+    """Sums each gradient over the replicas (None stays None); call it in a replica."""
     present = [gradient for gradient in gradients if gradient is not None]
     context = tf.distribute.get_replica_context()
     summed = iter(context.all_reduce(tf.distribute.ReduceOp.SUM, present))

@@ -14,6 +14,7 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 
+from trainer.accumulation import GradientSums
 from trainer.config import Params
 from trainer.optimizer import Updater
 
@@ -26,18 +27,25 @@ Features = dict[str, tf.Tensor]
 class StepResult(NamedTuple):
     """Scalars of one training step over all replicas, still on the device.
 
+    With `--steps_per_call` above 1, each has an axis of the call's steps instead.
+
     `stops` is above 0 if the training has to stop because one of the workers was asked to.
     """
 
     loss: tf.Tensor
     losses: dict[str, tf.Tensor]
     metrics: dict[str, tf.Tensor]
-    gradient_norm: tf.Tensor
     stops: tf.Tensor
+    gradient_norm: tf.Tensor
+
+    def fetch(self) -> list[StepResult]:
+        """Returns the values of each step as floats."""
+        values = [np.ravel(value.numpy()).tolist() for value in tf.nest.flatten(self)]
+        return [tf.nest.pack_sequence_as(self, step) for step in zip(*values, strict=True)]
 
 
 class TrainStep:
-    """Forward pass, backward pass and update for one batch."""
+    """Forward pass, backward pass and update for one batch; or for several, in one call."""
 
     def __init__(
         self,
@@ -52,36 +60,96 @@ class TrainStep:
         self._updater = updater
         self._strategy = strategy
         self._params = params
+        self._parts = params.train.accumulate_steps
+        self._steps = params.data.steps_per_call
+        if self._parts > 1:
+            with strategy.scope():
+                self._sums = GradientSums(updater.variables)
         self._function = tf.function(
-            self._step, autograph=False, jit_compile=params.model.jit_compile or None
+            self._call, autograph=False, jit_compile=params.model.jit_compile or None
         )
 
     def __call__(self, features: Features, labels: Features, stop: bool = False) -> StepResult:
-        """Takes one step; each replica has its own `[B, ...]` of features and labels.
+        """Takes the steps of one call.
 
-        `stop` tells all workers that this one was asked to stop.
+        Args:
+            features, labels: each replica's own `[B, ...]`, B images a step, one step's images
+                after another's.
+            stop: tells all workers that this one was asked to stop.
         """
         return self._function(features, labels, tf.constant(stop, tf.float32))
 
+    def _call(self, features: Features, labels: Features, stop: tf.Tensor) -> StepResult:
+        if self._steps == 1:
+            return self._step(features, labels, stop)
+        return self._in_turn(self._step, self._steps, features, labels, stop)
+
     def _step(self, features: Features, labels: Features, stop: tf.Tensor) -> StepResult:
-        shares, gradients, norms = self._strategy.run(
-            self._differentiate, args=(features, labels, stop)
-        )
+        if self._parts == 1:
+            shares, gradients = self._strategy.run(
+                self._differentiate, args=(features, labels, stop)
+            )
+            totals = self._total(shares)
+        else:
+            parts = self._in_turn(self._accumulate, self._parts, features, labels, stop)
+            totals = tf.nest.map_structure(lambda part: tf.reduce_sum(part, axis=0), parts)
+            gradients = self._strategy.run(self._sums.take)
+        gradients, norms = self._strategy.run(self._updater.combine, args=(gradients,))
         norm = self._strategy.experimental_local_results(norms)[0]
         self._updater.apply(self._strategy, gradients, norm)
-        totals = tf.nest.map_structure(
-            lambda share: self._strategy.reduce("SUM", share, axis=None), shares
-        )
         return StepResult(**totals, gradient_norm=norm)
+
+    def _accumulate(self, features: Features, labels: Features, stop: tf.Tensor):
+        def in_replica(*batch):
+            shares, gradients = self._differentiate(*batch)
+            self._sums.add(gradients)
+            return shares
+
+        return self._total(self._strategy.run(in_replica, args=(features, labels, stop)))
 
     def _differentiate(self, features: Features, labels: Features, stop: tf.Tensor):
         with tf.GradientTape() as tape:
             spec = self._model_fn(features, labels, "train", self._params, self._network)
-            loss = self._updater.scaled(spec.loss)
-        gradients, norm = self._updater.gradients(tape, loss)
-        shares = {"loss": spec.loss, "losses": dict(spec.losses), "metrics": dict(spec.metrics)}
+            loss = self._updater.scaled(spec.loss / self._parts)
+        losses = {"loss": spec.loss, "losses": dict(spec.losses)}
+        shares = tf.nest.map_structure(lambda loss: loss / self._parts, losses)
+        shares["metrics"] = dict(spec.metrics)
         shares["stops"] = tf.identity(stop)  # each replica its own, so that it can be summed
-        return shares, gradients, norm
+        return shares, self._updater.differentiate(tape, loss)
+
+    def _total(self, shares):
+        """Sums the replicas' shares of each scalar."""
+        return tf.nest.map_structure(
+            lambda share: self._strategy.reduce("SUM", share, axis=None), shares
+        )
+
+    def _in_turn(
+        self, function: Callable, count: int, features: Features, labels: Features, stop: tf.Tensor
+    ):
+        """Passes a batch to `function` in `count` parts, one after another, and stacks its results.
+
+        It is a loop of the graph, so the memory is that of one part.
+        """
+
+        @tf.function(autograph=False)
+        def take_part(index: tf.Tensor):
+            def cut(tensor: tf.Tensor) -> tf.Tensor:
+                size = tensor.shape[0] // count
+                begin = [index * size] + [0] * (tensor.shape.rank - 1)
+                return tf.slice(tensor, begin, [size, *tensor.shape[1:]])
+
+            part = self._strategy.run(
+                lambda *batch: tf.nest.map_structure(cut, batch), args=(features, labels)
+            )
+            return function(*part, stop)
+
+        result = take_part.get_concrete_function(tf.TensorSpec([], tf.int32)).structured_outputs
+        signature = tf.nest.map_structure(
+            lambda tensor: tf.TensorSpec(tensor.shape, tensor.dtype), result
+        )
+        return tf.map_fn(
+            take_part, tf.range(count), parallel_iterations=1, fn_output_signature=signature
+        )
 
 
 class PredictStep:

@@ -135,3 +135,9 @@ def _check_replicas(params: Params, strategy: tf.distribute.Strategy) -> None:
                 f"--{name}={size} cannot be split over {replicas} replicas: give a multiple of "
                 f"{replicas}, or --distribution=one_device."
             )
+    per_replica, parts = params.data.train_batch_size // replicas, params.train.accumulate_steps
+    if params.train.trains and per_replica % parts:
+        raise UserError(
+            f"--accumulate_steps={parts} cannot split the {per_replica} images of a replica evenly "
+            f"(--train_batch_size={params.data.train_batch_size}): give a divisor of {per_replica}."
+        )

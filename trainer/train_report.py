@@ -14,13 +14,14 @@ class TrainReport:
     """Writes a logged step to train.jsonl, the progress line and TensorBoard.
 
     Attributes:
-        result: the latest step's scalars.
+        result: the scalars of the latest call's steps.
         stopwatch: times the steps since the latest report.
     """
 
     def __init__(self, params: Params, updater: Updater):
         self.result: StepResult | None = None
-        self.stopwatch = Stopwatch(params.data.train_batch_size)
+        data = params.data
+        self.stopwatch = Stopwatch(data.train_batch_size, data.steps_per_call)
         self._model_dir = params.train.model_dir
         self._updater = updater
         self._progress = Progress(params.train.train_steps)
@@ -34,17 +35,17 @@ class TrainReport:
         """Reports the latest step's own values, not averages, so that reruns are comparable."""
         timing = self.stopwatch.report()
         steps_per_second = timing.pop("steps_per_second")
-        losses = {name: float(value) for name, value in self.result.losses.items()}
+        result = self.result.fetch()[-1]
         scalars = {
-            "loss": float(self.result.loss),
-            **losses,
+            "loss": result.loss,
+            **result.losses,
             "learning_rate": self._updater.latest_learning_rate(),
             **timing,
-            "gradient_norm": float(self.result.gradient_norm),
-            **{name: float(value) for name, value in self.result.metrics.items()},
+            "gradient_norm": result.gradient_norm,
+            **result.metrics,
         }
         record = {"step": step, **scalars}
         self._log.write(record)
-        self._progress.write(record, list(losses), steps_per_second)
+        self._progress.write(record, list(result.losses), steps_per_second)
         self._summaries.write_scalars(step, scalars)
         self.stopwatch.restart()

@@ -205,6 +205,21 @@ def test_pipelines_are_on_one_canvas_in_a_step_and_share_its_images(pattern):
         )
 
 
+def test_calls_take_every_image_once_an_epoch_and_start_anywhere(pattern):
+    params = _params(pattern, canvases=("64x64",), steps_per_call=3)
+    calls = _take(input_fn("train", params), 11)
+    assert {features["image"].shape for features, _ in calls} == {(6, 64, 64, 3)}
+    assert sorted(_ids(calls)) == sorted(ALL_IDS * 6)
+    later = _take(input_fn("train", params, None, 6), 9)
+    tf.nest.map_structure(np.testing.assert_array_equal, later, calls[2:])
+
+
+def test_a_call_has_one_canvas(pattern):
+    params = _params(pattern, steps_per_call=2, train_batch_size=2)
+    shapes = [features["image"].shape for features, _ in _take(input_fn("train", params), 12)]
+    assert set(shapes) == {(4, 32, 64, 3), (4, 64, 32, 3)}
+
+
 def test_without_order_every_image_still_appears(pattern):
     params = _params(pattern, deterministic=False, train_batch_size=11, canvases=("64x64",))
     assert set(_ids(_take(input_fn("train", params), 3))) == set(ALL_IDS)

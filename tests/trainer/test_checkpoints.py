@@ -35,7 +35,7 @@ def change(network, updater):
     """Takes an update by hand so that weights and momentum are no longer the initial ones."""
     with tf.GradientTape() as tape:
         loss = tf.add_n([tf.reduce_sum(v * v + v) for v in network.trainable_variables])
-    gradients, norm = updater.gradients(tape, loss)
+    gradients, norm = updater.combine(updater.differentiate(tape, loss))
     updater.apply(tf.distribute.get_strategy(), gradients, norm)
 
 

@@ -79,7 +79,7 @@ def run_updates(network, updater, steps):
                     ]
                 )
             )
-        gradients, norm = updater.gradients(tape, loss)
+        gradients, norm = updater.combine(updater.differentiate(tape, loss))
         updater.apply(strategy, gradients, norm)
         norms.append(float(norm))
     return norms
@@ -153,7 +153,7 @@ def test_variables_without_gradient_stay(tmp_path):
     before = network.out.kernel.numpy()
     with tf.GradientTape() as tape:
         loss = tf.reduce_sum(network.hidden.kernel)
-    gradients, norm = updater.gradients(tape, loss)
+    gradients, norm = updater.combine(updater.differentiate(tape, loss))
     updater.apply(tf.distribute.get_strategy(), gradients, norm)
     np.testing.assert_array_equal(network.out.kernel.numpy(), before)
 
@@ -173,7 +173,7 @@ def test_overflowing_step_is_skipped_and_halves_the_scale(tmp_path):
     before = [v.numpy() for v in [*network.variables, *updater.optimizer.variables]]
     with tf.GradientTape() as tape:
         loss = updater.scaled(tf.reduce_sum(network.hidden.kernel) * np.inf)
-    gradients, norm = updater.gradients(tape, loss)
+    gradients, norm = updater.combine(updater.differentiate(tape, loss))
     updater.apply(tf.distribute.get_strategy(), gradients, norm)
     after = [v.numpy() for v in [*network.variables, *updater.optimizer.variables]]
     for old, new in zip(before, after, strict=True):

@@ -60,7 +60,7 @@ def toy_model_fn(features, labels, mode, params, network) -> ToySpec:
     value = network(features["image"])
     if mode == "train":
         error = tf.square(value - labels["target"])
-        loss = tf.reduce_sum(error) / params.data.train_batch_size
+        loss = tf.reduce_mean(error) / tf.distribute.get_strategy().num_replicas_in_sync
         return ToySpec(mode, loss, {"half_loss": loss / 2}, {"seen": tf.reduce_sum(error * 0 + 1)})
     batch = tf.shape(features["image"])[0]
     detections = tf.reshape(tf.range(batch * 3, dtype=tf.float32), [batch, 3])
@@ -95,7 +95,7 @@ def make_train_input_fn(targets: list[float]):
         dataset = tf.data.Dataset.from_tensor_slices((features, labels)).repeat()
         dataset = dataset.skip(start_step * size)
         size = context.get_per_replica_batch_size(size) if context else size
-        return dataset.batch(size, drop_remainder=True)
+        return dataset.batch(size * params.data.steps_per_call, drop_remainder=True)
 
     return input_fn
 
