@@ -180,6 +180,12 @@ class Params:
             self.train.train_steps,
             f"a multiple of --steps_per_call={self.data.steps_per_call}",
         )
+        require(
+            self.train.accumulate_steps == 1 or self.data.steps_per_call == 1,
+            "accumulate_steps",
+            self.train.accumulate_steps,
+            "1 with --steps_per_call above 1",
+        )
         on_tpu = self.train.distribution == "tpu"
         require(
             not on_tpu or self.model.roi_sampling_ratio > 0,

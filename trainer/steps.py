@@ -7,6 +7,7 @@ images of a replica, N detections.
 
 from __future__ import annotations
 
+import functools
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
@@ -62,12 +63,14 @@ class TrainStep:
         self._params = params
         self._parts = params.train.accumulate_steps
         self._steps = params.data.steps_per_call
+        compiled = functools.partial(
+            tf.function, autograph=False, jit_compile=params.model.jit_compile or None
+        )
+        self._function = compiled(self._step if self._steps == 1 else self._several_steps)
         if self._parts > 1:
             with strategy.scope():
                 self._sums = GradientSums(updater.variables)
-        self._function = tf.function(
-            self._call, autograph=False, jit_compile=params.model.jit_compile or None
-        )
+            self._accumulate, self._update = compiled(self._accumulate), compiled(self._update)
 
     def __call__(self, features: Features, labels: Features, stop: bool = False) -> StepResult:
         """Takes the steps of one call.
@@ -77,35 +80,69 @@ class TrainStep:
                 after another's.
             stop: tells all workers that this one was asked to stop.
         """
-        return self._function(features, labels, tf.constant(stop, tf.float32))
-
-    def _call(self, features: Features, labels: Features, stop: tf.Tensor) -> StepResult:
-        if self._steps == 1:
-            return self._step(features, labels, stop)
-        return self._in_turn(self._step, self._steps, features, labels, stop)
+        stop = tf.constant(stop, tf.float32)
+        if self._parts == 1:
+            return self._function(features, labels, stop)
+        parts = [
+            self._accumulate(features, labels, tf.constant(index), stop)
+            for index in range(self._parts)
+        ]
+        totals = tf.nest.map_structure(lambda *part: tf.add_n(part), *parts)
+        return StepResult(**totals, gradient_norm=self._update())
 
     def _step(self, features: Features, labels: Features, stop: tf.Tensor) -> StepResult:
-        if self._parts == 1:
-            shares, gradients = self._strategy.run(
-                self._differentiate, args=(features, labels, stop)
-            )
-            totals = self._total(shares)
-        else:
-            parts = self._in_turn(self._accumulate, self._parts, features, labels, stop)
-            totals = tf.nest.map_structure(lambda part: tf.reduce_sum(part, axis=0), parts)
-            gradients = self._strategy.run(self._sums.take)
-        gradients, norms = self._strategy.run(self._updater.combine, args=(gradients,))
-        norm = self._strategy.experimental_local_results(norms)[0]
-        self._updater.apply(self._strategy, gradients, norm)
-        return StepResult(**totals, gradient_norm=norm)
+        shares, gradients = self._strategy.run(self._differentiate, args=(features, labels, stop))
+        return StepResult(**self._total(shares), gradient_norm=self._apply(gradients))
 
-    def _accumulate(self, features: Features, labels: Features, stop: tf.Tensor):
+    def _several_steps(self, features: Features, labels: Features, stop: tf.Tensor) -> StepResult:
+        """Takes the steps in a loop of the graph; the results have an axis of steps."""
+
+        def take_step(index: tf.Tensor) -> StepResult:
+            batch = self._cut(features, labels, index, self._steps)
+            return self._step(*batch, stop)
+
+        traced = tf.function(take_step, autograph=False)
+        result = traced.get_concrete_function(tf.TensorSpec([], tf.int32)).structured_outputs
+        signature = tf.nest.map_structure(
+            lambda tensor: tf.TensorSpec(tensor.shape, tensor.dtype), result
+        )
+        return tf.map_fn(
+            take_step, tf.range(self._steps), parallel_iterations=1, fn_output_signature=signature
+        )
+
+    def _accumulate(self, features: Features, labels: Features, index: tf.Tensor, stop: tf.Tensor):
+        """Adds the gradients of a part of the batch to the sums."""
+
         def in_replica(*batch):
             shares, gradients = self._differentiate(*batch)
             self._sums.add(gradients)
             return shares
 
-        return self._total(self._strategy.run(in_replica, args=(features, labels, stop)))
+        part = self._cut(features, labels, index, self._parts)
+        return self._total(self._strategy.run(in_replica, args=(*part, stop)))
+
+    def _update(self) -> tf.Tensor:
+        """Updates the variables by the sums."""
+        return self._apply(self._strategy.run(self._sums.take))
+
+    def _apply(self, gradients) -> tf.Tensor:
+        """Updates the variables by the replicas' gradients; returns the global norm."""
+        gradients, norms = self._strategy.run(self._updater.combine, args=(gradients,))
+        norm = self._strategy.experimental_local_results(norms)[0]
+        self._updater.apply(self._strategy, gradients, norm)
+        return norm
+
+    def _cut(self, features: Features, labels: Features, index: tf.Tensor, count: int):
+        """Returns part `index` of `count` equal parts of the replicas' batches."""
+
+        def cut(tensor: tf.Tensor) -> tf.Tensor:
+            size = tensor.shape[0] // count
+            begin = [index * size] + [0] * (tensor.shape.rank - 1)
+            return tf.slice(tensor, begin, [size, *tensor.shape[1:]])
+
+        return self._strategy.run(
+            lambda *batch: tf.nest.map_structure(cut, batch), args=(features, labels)
+        )
 
     def _differentiate(self, features: Features, labels: Features, stop: tf.Tensor):
         with tf.GradientTape() as tape:
@@ -121,34 +158,6 @@ class TrainStep:
         """Sums the replicas' shares of each scalar."""
         return tf.nest.map_structure(
             lambda share: self._strategy.reduce("SUM", share, axis=None), shares
-        )
-
-    def _in_turn(
-        self, function: Callable, count: int, features: Features, labels: Features, stop: tf.Tensor
-    ):
-        """Passes a batch to `function` in `count` parts, one after another, and stacks its results.
-
-        It is a loop of the graph, so the memory is that of one part.
-        """
-
-        @tf.function(autograph=False)
-        def take_part(index: tf.Tensor):
-            def cut(tensor: tf.Tensor) -> tf.Tensor:
-                size = tensor.shape[0] // count
-                begin = [index * size] + [0] * (tensor.shape.rank - 1)
-                return tf.slice(tensor, begin, [size, *tensor.shape[1:]])
-
-            part = self._strategy.run(
-                lambda *batch: tf.nest.map_structure(cut, batch), args=(features, labels)
-            )
-            return function(*part, stop)
-
-        result = take_part.get_concrete_function(tf.TensorSpec([], tf.int32)).structured_outputs
-        signature = tf.nest.map_structure(
-            lambda tensor: tf.TensorSpec(tensor.shape, tensor.dtype), result
-        )
-        return tf.map_fn(
-            take_part, tf.range(count), parallel_iterations=1, fn_output_signature=signature
         )
 
 

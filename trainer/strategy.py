@@ -126,6 +126,13 @@ def _check_replicas(params: Params, strategy: tf.distribute.Strategy) -> None:
             f"--jit_compile cannot be used over {replicas} mirrored replicas: give "
             "--nojit_compile, or --distribution=one_device."
         )
+    on_tpu = isinstance(strategy, tf.distribute.TPUStrategy)
+    if replicas > 1 and not on_tpu and params.data.steps_per_call > 1:
+        # TensorFlow's graph optimiser breaks loops over several devices without a word.
+        raise UserError(
+            f"--steps_per_call={params.data.steps_per_call} cannot be used over {replicas} "
+            "replicas that are no TPU's: give --steps_per_call=1, or --distribution=one_device."
+        )
     used = ["train_batch_size"] if params.train.trains else []
     used += ["eval_batch_size"] if params.train.mode != "train" else []
     for name in used:

@@ -30,6 +30,7 @@ TARGETS = [3.0, -1.0, 2.0, 5.0, 0.0, 1.0, -7.0, 4.0]
 RUNS = {
     "sgd": (TARGETS, {"gradient_clip_norm": 0.5}),
     "adamw": (TARGETS, {"optimizer": "adamw", "precision": "mixed_float16"}),
+    "accumulated": (TARGETS, {"gradient_clip_norm": 0.5, "accumulate_steps": 2}),
     "overflow": (TARGETS[:4], {"precision": "mixed_float16", "train_steps": 2}),
 }
 
@@ -70,6 +71,8 @@ for name, (targets, settings) in RUNS.items():
     print(json.dumps([train(devices, name, targets, settings) for devices in (2, 1)]))
 """
 
+RUNS = ("sgd", "adamw", "accumulated", "overflow")
+
 
 def test_two_replicas_train_and_predict_like_one(tmp_path):
     done = subprocess.run(
@@ -81,7 +84,7 @@ def test_two_replicas_train_and_predict_like_one(tmp_path):
     )
     assert done.returncode == 0, done.stderr[-3000:]
     results = map(json.loads, done.stdout.splitlines())
-    for name, (two, one) in zip(("sgd", "adamw", "overflow"), results, strict=True):
+    for name, (two, one) in zip(RUNS, results, strict=True):
         for weight, other in zip(one["weights"], two["weights"], strict=True):
             np.testing.assert_allclose(weight, other, rtol=1e-5, atol=1e-7)
         assert one["changed"] == two["changed"] == (name != "overflow")
@@ -105,7 +108,9 @@ def test_one_device_by_default(tmp_path):
     ("settings", "words"),
     [
         ({"jit_compile": True}, "--jit_compile cannot be used over 2"),
+        ({"steps_per_call": 2}, "--steps_per_call=2 cannot be used over 2"),
         ({"train_batch_size": 3}, "--train_batch_size=3 cannot be split over 2"),
+        ({"accumulate_steps": 4}, "--accumulate_steps=4 cannot split the 2 images of a replica"),
         ({"eval_batch_size": 1, "mode": "predict"}, "--eval_batch_size=1 cannot be split over 2"),
         ({"eval_batch_size": 1, "mode": "train_and_eval"}, "--eval_batch_size=1 cannot be split"),
     ],
