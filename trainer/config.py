@@ -181,6 +181,12 @@ class Params:
             f"a multiple of --steps_per_call={self.data.steps_per_call}",
         )
         require(
+            self.data.train_batch_size % self.train.accumulate_steps == 0,
+            "accumulate_steps",
+            self.train.accumulate_steps,
+            f"a divisor of --train_batch_size={self.data.train_batch_size}",
+        )
+        require(
             self.train.accumulate_steps == 1 or self.data.steps_per_call == 1,
             "accumulate_steps",
             self.train.accumulate_steps,

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Protocol
@@ -21,6 +20,7 @@ import tensorflow as tf
 from data.data_service import watched
 from data.errors import UserError
 from data.progress import with_progress
+from trainer.action import Action
 from trainer.ahead import ahead
 from trainer.checkpoints import Checkpoints
 from trainer.cluster import ALONE, Cluster
@@ -55,26 +55,6 @@ class Evaluator(Collector, Protocol):
 
     def evaluate(self) -> dict:
         """Measures the predictions added."""
-
-
-class Action:
-    """Something to do after a number of steps or minutes (0: never), and after the last step."""
-
-    def __init__(self, run: Callable[[int], None], every_steps: int, every_minutes: float = 0.0):
-        self._run = run
-        self._every_steps = every_steps
-        self._every_seconds = 60.0 * every_minutes or math.inf
-        self._ran_at = time.monotonic()
-
-    def is_due(self, step: int, last: int, taken: int = 1) -> bool:
-        """Whether to run after `step`, the end of `taken` steps; `last` is the final step."""
-        late = time.monotonic() - self._ran_at >= self._every_seconds
-        return step % self._every_steps < taken or step == last or late
-
-    def run(self, step: int) -> None:
-        """Runs, and restarts counting the minutes."""
-        self._run(step)
-        self._ran_at = time.monotonic()
 
 
 class _Exhausted(Exception):
