@@ -55,8 +55,9 @@ def input_fn(
     """Makes the batches of one worker; consecutive ones go to its replicas.
 
     A batch holds images of one canvas, and so do all batches that the replicas of a worker take in
-    one step. With `--steps_per_call`, it holds those of all steps of a call. In training the dataset is endless. Otherwise every image appears exactly once, and
-    black images with image_id -1 complete the last batches of all replicas.
+    one step. With `--steps_per_call`, it holds those of all steps of a call. In training the
+    dataset is endless. Otherwise every image appears exactly once, and black images with image_id
+    -1 complete the last batches of all replicas.
 
     Args:
         mode: "train", "eval" or "predict".

@@ -4,8 +4,13 @@ import fcntl
 import os
 import pathlib
 
+import hypothesis
 import numpy as np
 import pytest
+
+# Time says nothing on a machine that does other work.
+hypothesis.settings.register_profile("untimed", deadline=None)
+hypothesis.settings.load_profile("untimed")
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
