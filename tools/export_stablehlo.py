@@ -1,4 +1,4 @@
-"""Exports prediction as StableHLO, for JAX and other runtimes that are built on XLA.
+"""Exports a network as StableHLO, for JAX and other runtimes that are built on XLA.
 
     python tools/export_stablehlo.py --model=M --output=O
 
@@ -6,6 +6,12 @@ writes O/model.stablehlo, which contains the weights, and O/metadata.json with t
 classes and the settings. The module takes one uint8 image of the canvas that --canvas names. Where
 JAX is installed, the module is run beside TensorFlow before it is written. Every setting that
 changes predictions is a flag here too, such as --detections_per_image=20.
+
+    python tools/export_stablehlo.py --model=M --output=O --training_step
+
+writes a training step instead, for batches like those of the training records: the module
+O/train_step.stablehlo, O/train_step.json with its inputs and outputs in order, and O/train_step.npz
+with the first batch and the variables of network and optimizer.
 """
 
 from __future__ import annotations
@@ -62,6 +68,23 @@ def export(params: Params, folder: str, check_image: str) -> None:
     print(f"{path}: {len(content) / 1e6:.1f} MB; {message}", flush=True)
 
 
+def export_training_step(params: Params, folder: str) -> None:
+    """Writes the files of a training step.
+
+    Raises:
+        UserError: there is no checkpoint, or there are no records to train on.
+    """
+    from data.input_fn import input_fn
+    from trainer.stablehlo_training import lower_step, open_step, write_step
+
+    step, variables, params = open_step(params)
+    features, labels = next(iter(input_fn("train", params).take(1)))
+    lowered = lower_step(step, variables, features, labels)
+    path = write_step(folder, lowered, features | labels)
+    size = len(lowered.content) / 1e6
+    print(f"{path}: {size:.1f} MB, batches of {params.data.train_batch_size}.", flush=True)
+
+
 def _write(folder: str, content: bytes, metadata: dict) -> str:
     path = os.path.join(folder, FILE)
     files.make_folder(folder)
@@ -76,6 +99,9 @@ def _write(folder: str, content: bytes, metadata: dict) -> str:
 def _define_flags(flag_values: flags.FlagValues) -> None:
     flags.DEFINE_string("model", "", "model_dir of a training.", flag_values=flag_values)
     flags.DEFINE_string("output", "", "Folder for the files.", flag_values=flag_values)
+    flags.DEFINE_bool(
+        "training_step", False, "Export a training step instead.", flag_values=flag_values
+    )
     flags.DEFINE_string(
         "check_image", "", "Image with objects to compare on; empty: noise.",
         flag_values=flag_values,
@@ -93,7 +119,10 @@ def main(argv: Sequence[str]) -> int:
         files.require_writable(folder, "output")
         quieten_tensorflow()
         params = load_params(values["model"].value, command.given)
-        export(params, folder, values["check_image"].value)
+        if values["training_step"].value:
+            export_training_step(params, folder)
+        else:
+            export(params, folder, values["check_image"].value)
         return 0
 
     return exit_status(work)

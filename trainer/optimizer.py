@@ -106,7 +106,7 @@ class CoupledSGD(_SummedGradients, keras.optimizers.SGD):
             return
         tf.raw_ops.ResourceApplyMomentum(
             var=variable.handle,
-            accum=_native(self.momentums[index]).handle,
+            accum=native(self.momentums[index]).handle,
             lr=learning_rate,
             grad=gradient,
             momentum=self.momentum,
@@ -124,8 +124,8 @@ class DecoupledAdamW(_SummedGradients, keras.optimizers.AdamW):
         step = tf.cast(self.iterations + 1, tf.float32)
         tf.raw_ops.ResourceApplyAdam(
             var=variable.handle,
-            m=_native(self._momentums[index]).handle,
-            v=_native(self._velocities[index]).handle,
+            m=native(self._momentums[index]).handle,
+            v=native(self._velocities[index]).handle,
             beta1_power=tf.pow(self.beta_1, step),
             beta2_power=tf.pow(self.beta_2, step),
             lr=learning_rate,
@@ -197,7 +197,7 @@ class Updater:
 
         `loss` is the replica's share as returned by `scaled`.
         """
-        gradients = tape.gradient(loss, [_native(variable) for variable in self.variables])
+        gradients = tape.gradient(loss, [native(variable) for variable in self.variables])
         return [_map(tf.convert_to_tensor, gradient) for gradient in gradients]
 
     def combine(
@@ -277,10 +277,11 @@ def sum_over_replicas(gradients: Sequence[tf.Tensor | None]) -> list[tf.Tensor |
 
 def variable_key(variable) -> int:
     """Returns a key that is equal for a Keras variable and the TensorFlow variable inside it."""
-    return id(_native(variable))
+    return id(native(variable))
 
 
-def _native(variable) -> tf.Variable:
+def native(variable) -> tf.Variable:
+    """Returns the TensorFlow variable inside a Keras variable, or the variable itself."""
     return variable.value if isinstance(variable, keras.Variable) else variable
 
 

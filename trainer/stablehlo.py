@@ -38,13 +38,7 @@ def lower(network: Detector, canvas: Sequence[int]) -> tuple[bytes, list[dict]]:
 
     image = tf.TensorSpec([1, *canvas, 3], tf.uint8, "image")
     function = tf.function(predict, [image], autograph=False, jit_compile=True)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        # Its argument is deprecated, but without it TensorFlow finds the device by a random number,
-        # which fails without a seed where operations are deterministic.
-        content = function.experimental_get_compiler_ir(image)(
-            stage="stablehlo_serialized", device_name=tf.zeros([]).device
-        )
+    content = serialize(function, image)
     outputs = function.get_concrete_function().structured_outputs
     return content, [
         # TensorFlow orders the values of a dict by their keys.
@@ -53,10 +47,44 @@ def lower(network: Detector, canvas: Sequence[int]) -> tuple[bytes, list[dict]]:
     ]
 
 
+def serialize(function, *arguments) -> bytes:
+    """Lowers a `tf.function` that is compiled by XLA to a module."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        # Its argument is deprecated, but without it TensorFlow finds the device by a random number,
+        # which fails without a seed where operations are deterministic.
+        return function.experimental_get_compiler_ir(*arguments)(
+            stage="stablehlo_serialized", device_name=tf.zeros([]).device
+        )
+
+
 def make_runner(
     content: bytes, metadata: Mapping[str, Any]
 ) -> Callable[[np.ndarray], dict[str, np.ndarray]]:
     """Compiles a module, and returns what runs it on an image on JAX's default device.
+
+    Raises:
+        UserError, ValueError: as `compile_module`.
+    """
+    sides, outputs = metadata["input"], metadata["outputs"]
+    image = {"dtype": "uint8", "shape": [1, sides["height"], sides["width"], 3]}
+    compiled = compile_module(content, [image], outputs)
+
+    def run(image: np.ndarray) -> dict[str, np.ndarray]:
+        names = [output["name"] for output in outputs]
+        return dict(zip(names, compiled(image), strict=True))
+
+    return run
+
+
+def compile_module(
+    content: bytes, inputs: Sequence[Mapping[str, Any]], outputs: Sequence[Mapping[str, Any]]
+) -> Callable[..., list[np.ndarray]]:
+    """Compiles a module for JAX's default device, and returns what runs it.
+
+    Args:
+        content: the module, which has a function `main`.
+        inputs, outputs: "dtype" and "shape" of each, in order.
 
     Raises:
         UserError: JAX is not installed.
@@ -66,24 +94,23 @@ def make_runner(
         import jax.export
     except ImportError:
         raise UserError("StableHLO files are run by JAX; pip install jax.") from None
-    sides = metadata["input"]
-    image = jax.ShapeDtypeStruct([1, sides["height"], sides["width"], 3], np.uint8)
-    outputs = metadata["outputs"]
 
-    def same_signature(image):
+    def same_signature(*arguments):
         return [jax.numpy.zeros(output["shape"], output["dtype"]) for output in outputs]
 
-    # JAX's way of reading a module is to export one: that of another function is exchanged.
-    exported = jax.export.export(jax.jit(same_signature, keep_unused=True))(image)
-    exported = dataclasses.replace(exported, mlir_module_serialized=content)
-    try:
-        compiled = jax.jit(exported.call).lower(image).compile()
-    except jax.errors.JaxRuntimeError as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"JAX {jax.__version__} cannot read it: {reason}") from None
+    with jax.enable_x64(True):  # for arguments in 64 bits
+        arguments = [jax.ShapeDtypeStruct(each["shape"], each["dtype"]) for each in inputs]
+        # JAX's way of reading a module is to export one: that of another function is exchanged.
+        exported = jax.export.export(jax.jit(same_signature, keep_unused=True))(*arguments)
+        exported = dataclasses.replace(exported, mlir_module_serialized=content)
+        try:
+            compiled = jax.jit(exported.call).lower(*arguments).compile()
+        except jax.errors.JaxRuntimeError as error:
+            reason = str(error).splitlines()[0]
+            raise ValueError(f"JAX {jax.__version__} cannot read it: {reason}") from None
 
-    def run(image: np.ndarray) -> dict[str, np.ndarray]:
-        names = [output["name"] for output in outputs]
-        return dict(zip(names, map(np.asarray, compiled(image)), strict=True))
+    def run(*arguments: np.ndarray) -> list[np.ndarray]:
+        with jax.enable_x64(True):
+            return list(map(np.asarray, compiled(*arguments)))
 
     return run

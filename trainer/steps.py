@@ -46,7 +46,11 @@ class StepResult(NamedTuple):
 
 
 class TrainStep:
-    """Forward pass, backward pass and update for one batch; or for several, in one call."""
+    """Forward pass, backward pass and update for one batch; or for several, in one call.
+
+    Attributes:
+        function: the graph of a call, of (features, labels, stop), without `--accumulate_steps`.
+    """
 
     def __init__(
         self,
@@ -66,7 +70,7 @@ class TrainStep:
         compiled = functools.partial(
             tf.function, autograph=False, jit_compile=params.model.jit_compile or None
         )
-        self._function = compiled(self._step if self._steps == 1 else self._several_steps)
+        self.function = compiled(self._step if self._steps == 1 else self._several_steps)
         if self._parts > 1:
             with strategy.scope():
                 self._sums = GradientSums(updater.variables)
@@ -82,7 +86,7 @@ class TrainStep:
         """
         stop = tf.constant(stop, tf.float32)
         if self._parts == 1:
-            return self._function(features, labels, stop)
+            return self.function(features, labels, stop)
         parts = [
             self._accumulate(features, labels, tf.constant(index), stop)
             for index in range(self._parts)
@@ -162,7 +166,11 @@ class TrainStep:
 
 
 class PredictStep:
-    """Prediction for a group of batches, one batch for each replica."""
+    """Prediction for a group of batches, one batch for each replica.
+
+    Attributes:
+        function: the graph, of features.
+    """
 
     def __init__(
         self, model_fn: Callable, network, strategy: tf.distribute.Strategy, params: Params
@@ -171,7 +179,7 @@ class PredictStep:
         self._network = network
         self._strategy = strategy
         self._params = params
-        self._function = tf.function(
+        self.function = tf.function(
             self._step, autograph=False, jit_compile=params.model.jit_compile or None
         )
 
@@ -186,7 +194,7 @@ class PredictStep:
             features = self._strategy.experimental_distribute_values_from_function(
                 lambda context: group[context.replica_id_in_sync_group % len(group)]
             )
-        results = self._function(features)
+        results = self.function(features)
         local = {
             name: self._strategy.experimental_local_results(value)
             for name, value in results.items()

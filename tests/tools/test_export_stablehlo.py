@@ -13,9 +13,10 @@ from data.errors import UserError
 from tools.export_stablehlo import main
 from trainer.predictor import Predictor
 from trainer.runtimes import open_export
+from trainer.stablehlo_training import make_step_runner, read_step
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "trainer"))
-from small_model import CANVAS, CATEGORIES, photograph  # noqa: E402
+from small_model import CANVAS, CATEGORIES, photograph, write_records  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -115,6 +116,25 @@ def test_a_module_that_does_not_run_is_not_written(small_model, jax, tmp_path, m
     error = capsys.readouterr().err
     assert "error: The StableHLO module was not written (JAX" in error and "Traceback" not in error
     assert not list((tmp_path / "broken").glob("*"))
+
+
+def test_a_training_step_under_jax_takes_the_loss_down(small_model, jax, tmp_path):
+    records = write_records(tmp_path / "train.tfrecord")
+    arguments = [f"--model={small_model}", f"--output={tmp_path}/out", f"--canvas={CANVAS}"]
+    arguments += [f"--train_file_pattern={records}", "--train_batch_size=2", "--training_step"]
+    arguments += ["--warmup_steps=0", "--learning_rate=0.01", "--freeze_at=5"]
+    assert main(["export_stablehlo.py", *arguments]) == 0
+    step, batch = read_step(str(tmp_path / "out"))
+    assert batch["image"].shape == (2, 64, 96, 3)
+    assert {"loss", "mask_loss", "maskiou_loss", "gradient_norm"} <= {
+        output["name"] for output in step.outputs
+    }
+    take_step, variables = make_step_runner(step), step.variables
+    losses = []
+    for _ in range(3):
+        scalars, variables = take_step(batch, variables)
+        losses.append(scalars["loss"])
+    assert losses[2] < losses[1] < losses[0]
 
 
 @pytest.mark.parametrize("arguments", [[], ["--model=x"], ["--output=y"]])

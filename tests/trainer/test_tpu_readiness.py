@@ -60,13 +60,13 @@ def parts():
 def train(parts):
     params, network, strategy = parts
     step = TrainStep(model_fn, network, Updater(network, params), strategy, params)
-    return step._function, toy_features(), toy_labels(), tf.constant(0.0)
+    return step.function, toy_features(), toy_labels(), tf.constant(0.0)
 
 
 @pytest.fixture(scope="module")
 def predict(parts):
     params, network, strategy = parts
-    return PredictStep(model_fn, network, strategy, params)._function, toy_features()
+    return PredictStep(model_fn, network, strategy, params).function, toy_features()
 
 
 @pytest.mark.parametrize("step", ["train", "predict"])
