@@ -1,6 +1,7 @@
 """Saves checkpoints, resumes from them, keeps the best one, and loads weights strictly.
 
-A checkpoint holds `network`, `optimizer` (its variables in order) and `step`. Before anything is
+A checkpoint holds `network`, `optimizer` (its variables in order) and `step`; with `--ema_decay`,
+`network` is the average of the weights, and `unaveraged` what training continues with. Before anything is
 restored, the names and shapes in the file are compared with the variables, so that a checkpoint of
 another architecture is refused as a whole instead of partly loaded.
 
@@ -54,18 +55,18 @@ class Checkpoints:
         self.loaded = ""
         self._damaged: set[str] = set()
         require_every_variable(network)
-        self._checkpoint = tf.train.Checkpoint(
-            network=network, optimizer=updater.state(), step=step
-        )
+        self._average = updater.average
+        parts = {"network": network, "optimizer": updater.state(), "step": step}
+        if self._average is not None:
+            parts |= {"network": self._average.tree, "unaveraged": network}
+        self._checkpoint = tf.train.Checkpoint(**parts)
         self._recent = tf.train.CheckpointManager(
             self._checkpoint, model_dir, max_to_keep=keep, checkpoint_name="ckpt"
         )
         # The best checkpoint contains its own metric, so that the two always agree.
         self._best_metric = tf.Variable(float("-inf"), dtype=tf.float64, trainable=False)
         self._best = tf.train.CheckpointManager(
-            tf.train.Checkpoint(
-                network=network, optimizer=updater.state(), step=step, metric=self._best_metric
-            ),
+            tf.train.Checkpoint(**parts, metric=self._best_metric),
             os.path.join(model_dir, "best"),
             max_to_keep=1,
             checkpoint_name="ckpt",
@@ -96,6 +97,8 @@ class Checkpoints:
         elif init_checkpoint:
             self.loaded = find_checkpoint(init_checkpoint)
             (load or load_network)(self._network, init_checkpoint)
+        if self._average is not None and not self._steps():
+            self._average.start()
         return self._steps()
 
     def remove_unfinished(self) -> None:

@@ -114,6 +114,12 @@ class TrainConfig:
         "Weight decay of kernels; it does not apply to norm parameters and biases.",
         NOT_NEGATIVE,
     )
+    ema_decay: float = setting(
+        0.0,
+        "Evaluate and export an exponential moving average of the weights that keeps this share of "
+        "itself at each step, such as 0.9998; 0 turns averaging off.",
+        SHARE_BELOW_ONE,
+    )
     accumulate_steps: int = setting(
         1,
         "Compute each batch in this many parts, one after another, and update with the sum of "

@@ -254,17 +254,18 @@ class Estimator:
         shown = 0
         batches = watched(input_fn(mode, self._params, context), self._params.data.data_service)
         groups = group_batches(batches, workers.replicas)
-        # The devices then do not wait for the use of a prediction, such as pasting its masks.
-        for group, results in ahead((group, self._predict_step(group)) for group in groups):
-            # Workers cannot stop alone, because the others would wait for their predictions.
-            if self._signals.requested and workers.count == 1:
-                raise _Cut
-            for features, predictions in zip(group, results, strict=True):
-                for image in split_images(features, predictions, num_images_shown > 0):
-                    yield image
-                    shown += 1
-                    if shown == num_images_shown:
-                        return
+        with self._updater.averaged_weights():
+            # The devices then do not wait for the use of a prediction, such as pasting its masks.
+            for group, results in ahead((group, self._predict_step(group)) for group in groups):
+                # Workers cannot stop alone, because the others would wait for their predictions.
+                if self._signals.requested and workers.count == 1:
+                    raise _Cut
+                for features, predictions in zip(group, results, strict=True):
+                    for image in split_images(features, predictions, num_images_shown > 0):
+                        yield image
+                        shown += 1
+                        if shown == num_images_shown:
+                            return
 
     def wait_for_all(self) -> None:
         """Waits until every worker has come here; a worker that leaves early is taken for dead."""

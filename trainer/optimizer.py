@@ -8,12 +8,14 @@ replicas does not change the result.
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable, Sequence
 
 import keras
 import tensorflow as tf
 
+from trainer.averaging import WeightAverage
 from trainer.config import Params, TrainConfig
 
 _INITIAL_LOSS_SCALE = 2.0**15
@@ -169,6 +171,7 @@ class Updater:
         variables: the network's trainable variables, in the order of their gradients.
         optimizer: the Keras optimizer, built for `variables`.
         loss_scale: `LossScale` under mixed_float16, else None.
+        average: `WeightAverage` in a training with `--ema_decay`, else None.
     """
 
     def __init__(self, network, params: Params):
@@ -178,6 +181,8 @@ class Updater:
         self.optimizer = make_optimizer(network, params.train, self._schedule)
         self.optimizer.build(self.variables)
         self.loss_scale = LossScale() if params.model.precision == "mixed_float16" else None
+        decay = params.train.ema_decay
+        self.average = WeightAverage(network, decay) if params.train.trains and decay else None
 
     def latest_learning_rate(self) -> float:
         """The learning rate of the latest update, which `iterations` already includes."""
@@ -191,6 +196,10 @@ class Updater:
         """
         loss_scale = {} if self.loss_scale is None else {"loss_scale": self.loss_scale}
         return tf.train.Checkpoint(variables=list(self.optimizer.variables), **loss_scale)
+
+    def averaged_weights(self) -> contextlib.AbstractContextManager:
+        """The network has its averaged weights within it, if they are averaged."""
+        return contextlib.nullcontext() if self.average is None else self.average.in_use()
 
     def differentiate(self, tape: tf.GradientTape, loss: tf.Tensor) -> list[tf.Tensor | None]:
         """Computes the gradients of a replica's loss; call it in a replica, outside the tape.
@@ -238,11 +247,13 @@ class Updater:
 
         if self.loss_scale is None:
             update()
-            return
-        finite = tf.math.is_finite(norm)
-        # The condition is outside the replicas, which may not synchronise within a branch.
-        _run_if(finite, update)
-        self.loss_scale.update(finite)
+        else:
+            finite = tf.math.is_finite(norm)
+            # The condition is outside the replicas, which may not synchronise within a branch.
+            _run_if(finite, update)
+            self.loss_scale.update(finite)
+        if self.average is not None:
+            self.average.update(strategy, self.optimizer.iterations)
 
     def _apply_in_replica(self, gradients) -> None:
         pairs = [

@@ -12,7 +12,7 @@ import os
 import tensorflow as tf
 
 from data import files
-from data.settings import SettingError
+from data.settings import SettingError, require
 from model.detector import Detector
 from model.model_fn import model_fn
 from model.roi_align import make_gradient_exact
@@ -80,6 +80,7 @@ def train_step(network: Detector, settings: Params) -> TrainStep:
     Optimizer, schedule and weight decay are taken from the settings. On a CPU it makes TensorFlow's
     operations deterministic, because the gradients of RoIAlign lose updates otherwise.
     """
+    require(settings.train.ema_decay == 0, "ema_decay", settings.train.ema_decay, "0 in own loops")
     make_gradient_exact()
     strategy = tf.distribute.get_strategy()
     return TrainStep(model_fn, network, Updater(network, settings), strategy, settings)

@@ -62,7 +62,7 @@ def open_step(params: Params) -> tuple[TrainStep, dict[str, tf.Variable], Params
         params,
         data=dataclasses.replace(params.data, canvases=(canvas,), steps_per_call=1),
         model=dataclasses.replace(params.model, jit_compile=True),
-        train=dataclasses.replace(params.train, mode="train", accumulate_steps=1),
+        train=dataclasses.replace(params.train, mode="train", accumulate_steps=1, ema_decay=0.0),
     )
     network = build_network(params)
     updater = Updater(network, params)

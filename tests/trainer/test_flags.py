@@ -140,6 +140,7 @@ ACCEPTED = {
         "momentum": "plain SGD",
         "weight_decay": "no decay",
         "gradient_clip_norm": "not clipped",
+        "ema_decay": "weights are not averaged",
         "save_every_minutes": "by steps only",
         "patience": "training does not stop early",
         "num_eval_images_shown": "none is shown",

@@ -30,7 +30,7 @@ TARGETS = [3.0, -1.0, 2.0, 5.0, 0.0, 1.0, -7.0, 4.0]
 RUNS = {
     "sgd": (TARGETS, {"gradient_clip_norm": 0.5}),
     "adamw": (TARGETS, {"optimizer": "adamw", "precision": "mixed_float16"}),
-    "accumulated": (TARGETS, {"gradient_clip_norm": 0.5, "accumulate_steps": 2}),
+    "accumulated": (TARGETS, {"gradient_clip_norm": 0.5, "accumulate_steps": 2, "ema_decay": 0.9}),
     "overflow": (TARGETS[:4], {"precision": "mixed_float16", "train_steps": 2}),
 }
 
@@ -56,8 +56,11 @@ def train(devices, name, targets, settings):
     estimator = Estimator(model_fn, network, params, strategy)
     before = weights_of(network)
     estimator.train(make_train_input_fn(targets))
+    saved = tf.train.load_checkpoint(model_dir)
+    names = sorted(name for name in saved.get_variable_to_shape_map() if "network" in name)
     return {
-        "weights": [weight.tolist() for weight in weights_of(network)],
+        "weights": [weight.tolist() for weight in weights_of(network)]
+        + [saved.get_tensor(name).tolist() for name in names],
         "changed": any((a != b).any() for a, b in zip(before, weights_of(network))),
         "predictions": sorted([int(p["image_id"]), float(p["image_info"][0]),
                                len(p["box_scores"])] for p in estimator.predict(eval_input_fn)),
