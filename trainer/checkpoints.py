@@ -1,9 +1,9 @@
 """Saves checkpoints, resumes from them, keeps the best one, and loads weights strictly.
 
 A checkpoint holds `network`, `optimizer` (its variables in order) and `step`; with `--ema_decay`,
-`network` is the average of the weights, and `unaveraged` what training continues with. Before anything is
-restored, the names and shapes in the file are compared with the variables, so that a checkpoint of
-another architecture is refused as a whole instead of partly loaded.
+`network` is the average of the weights, and `unaveraged` what training continues with. Before
+anything is restored, the names and shapes in the file are compared with the variables, so that a
+checkpoint of another architecture is refused as a whole instead of partly loaded.
 
 TensorFlow writes a checkpoint's files, then the list `checkpoint` that names it, and then deletes
 files that are not listed. So whenever a process is killed, the list names complete checkpoints
