@@ -21,6 +21,7 @@ from model.layers import (
 )
 
 BATCH_NORM_EPSILON = 1e-5
+BATCH_NORM_MOMENTUM = 0.9
 GROUP_NORM_EPSILON = 1e-5
 MAX_GROUPS = 32
 
@@ -31,11 +32,11 @@ class FrozenBatchNorm(Parameterised):
     It is never called: `ConvNorm` folds its `scale` and `offset` into the preceding convolution.
     """
 
-    def __init__(self, channels: int, *, dtype: str = "float32"):
+    def __init__(self, channels: int, *, trainable: bool = False, dtype: str = "float32"):
         super().__init__(dtype)
         ones, zeros = np.ones(channels, np.float32), np.zeros(channels, np.float32)
-        self.gamma = self._variable("gamma", ones, trainable=False)
-        self.beta = self._variable("beta", zeros, trainable=False)
+        self.gamma = self._variable("gamma", ones, trainable=trainable)
+        self.beta = self._variable("beta", zeros, trainable=trainable)
         self.moving_mean = self._variable("moving_mean", zeros, trainable=False)
         self.moving_variance = self._variable("moving_variance", ones, trainable=False)
 
@@ -43,6 +44,77 @@ class FrozenBatchNorm(Parameterised):
         """Returns scale and offset, float32 [C] each, of y = x * scale + offset."""
         scale = self.gamma * tf.math.rsqrt(self.moving_variance + BATCH_NORM_EPSILON)
         return scale, self.beta - self.moving_mean * scale
+
+
+class BatchNorm(FrozenBatchNorm):
+    """Batch normalisation (Ioffe and Szegedy, ICML 2015), statistics in float32.
+
+    It is called in training only. Then it normalises by the batch and moves its statistics.
+
+    Args:
+        channels, dtype: as for `make_norm`.
+        synchronised: whether the batch is that of all replicas.
+    """
+
+    def __init__(self, channels: int, *, synchronised: bool = False, dtype: str = "float32"):
+        super().__init__(channels, trainable=True, dtype=dtype)
+        self.synchronised = synchronised
+
+    def call(self, x: tf.Tensor) -> tf.Tensor:
+        """Normalises [B, H, W, C] over images, rows and columns."""
+        gamma, beta = tf.convert_to_tensor(self.gamma), tf.convert_to_tensor(self.beta)
+        y, mean, variance = _batch_norm(x, gamma, beta, self.synchronised)
+        for moving, current in ((self.moving_mean, mean), (self.moving_variance, variance)):
+            kept = BATCH_NORM_MOMENTUM * tf.convert_to_tensor(moving)
+            moving.assign(kept + (1.0 - BATCH_NORM_MOMENTUM) * tf.stop_gradient(current))
+        return y
+
+
+def _batch_norm(
+    x: tf.Tensor, gamma: tf.Tensor, beta: tf.Tensor, synchronised: bool
+) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+    """Computes y = x · scale + offset, and the mean and the variance of each channel.
+
+    The gradient is written explicitly, because TensorFlow would keep a float32 copy of 16-bit
+    activations for it.
+    """
+    channels = x.shape[-1]
+    count = tf.cast(tf.size(x) // channels, tf.float32)
+
+    def average(tensor: tf.Tensor) -> tf.Tensor:
+        return tf.reduce_sum(tensor, axis=[0, 1, 2]) / count
+
+    def over_replicas(*vectors: tf.Tensor) -> list[tf.Tensor]:
+        context = tf.distribute.get_replica_context()
+        if not synchronised or context is None or context.num_replicas_in_sync == 1:
+            return list(vectors)
+        return tf.unstack(context.all_reduce(tf.distribute.ReduceOp.MEAN, tf.stack(vectors)))
+
+    def affine(tensor: tf.Tensor, scale: tf.Tensor, offset: tf.Tensor) -> tf.Tensor:
+        return tensor * tf.cast(scale, x.dtype) + tf.cast(offset, x.dtype)
+
+    @tf.custom_gradient
+    def normalise(x, gamma, beta):
+        own_mean = average(tf.cast(x, tf.float32))
+        own_variance = average(tf.square(tf.cast(x, tf.float32) - own_mean))
+        mean, variance, square = over_replicas(own_mean, own_variance, tf.square(own_mean))
+        variance += tf.maximum(square - tf.square(mean), 0.0)  # that of the replicas' means
+        inverse = tf.math.rsqrt(variance + BATCH_NORM_EPSILON)
+        y = affine(tf.cast(tf.cast(x, tf.float32) - mean, x.dtype), gamma * inverse, beta)
+
+        def gradient(dy, *_):
+            centred = tf.cast(x, tf.float32) - mean
+            own_mean_dy = average(tf.cast(dy, tf.float32))
+            own_mean_dy_centred = average(tf.cast(dy, tf.float32) * centred)
+            mean_dy, mean_dy_centred = over_replicas(own_mean_dy, own_mean_dy_centred)
+            scale = gamma * inverse
+            slope = -scale * inverse * inverse * mean_dy_centred
+            dx = affine(dy, scale, -scale * mean_dy) + tf.cast(centred * slope, x.dtype)
+            return dx, count * own_mean_dy_centred * inverse, count * own_mean_dy
+
+        return (y, mean, variance), gradient
+
+    return normalise(x, gamma, beta)
 
 
 class GroupNorm(Parameterised):
@@ -92,6 +164,8 @@ def _group_norm(x: tf.Tensor, gamma: tf.Tensor, beta: tf.Tensor, groups: int) ->
         y = affine(tf.cast(centred, x.dtype), scale) + tf.cast(beta, x.dtype)
 
         def gradient(dy):
+            # Computed again, so that only x is kept, which may have 16 bits.
+            centred = tf.cast(x, tf.float32) - mean[:, None, None, :]
             sum_dy = sum_cells(dy)
             sum_dy_centred = sum_cells(tf.cast(dy, tf.float32) * centred)
             mean_g = over_group(gamma * sum_dy)
@@ -116,14 +190,7 @@ def make_norm(norm: str, channels: int, dtype: str) -> keras.layers.Layer:
         return FrozenBatchNorm(channels, dtype=dtype)
     if norm == "gn":
         return GroupNorm(channels, dtype=dtype)
-    layer = keras.layers.BatchNormalization(
-        momentum=0.9,
-        epsilon=BATCH_NORM_EPSILON,
-        synchronized=norm == "sync_bn",
-        dtype=dtype,
-    )
-    layer.build((None, None, None, channels))
-    return layer
+    return BatchNorm(channels, synchronised=norm == "sync_bn", dtype=dtype)
 
 
 class ConvNorm(keras.layers.Layer):
@@ -171,10 +238,9 @@ class ConvNorm(keras.layers.Layer):
 
     def call(self, x: tf.Tensor, training: bool = False) -> tf.Tensor:
         """Maps [B, H, W, in_channels] → [B, H / stride, W / stride, out_channels]."""
-        if isinstance(self.norm, FrozenBatchNorm):
+        is_trained = training and isinstance(self.norm, BatchNorm)
+        if isinstance(self.norm, FrozenBatchNorm) and not is_trained:
             scale, offset = self.norm.affine()
             return self.conv(x, scale=scale, offset=offset)
         x = self.conv(x)
-        if self.norm is None or isinstance(self.norm, GroupNorm):
-            return x if self.norm is None else self.norm(x)
-        return self.norm(x, training=training)
+        return x if self.norm is None else self.norm(x)

@@ -1,5 +1,7 @@
 """Convolution, dense and normalisation layers."""
 
+import functools
+
 import keras
 import numpy as np
 import pytest
@@ -18,6 +20,7 @@ from model.layers import (
 from model.norms import (
     BATCH_NORM_EPSILON,
     GROUP_NORM_EPSILON,
+    BatchNorm,
     ConvNorm,
     FrozenBatchNorm,
     GroupNorm,
@@ -165,7 +168,8 @@ def test_group_norm_keeps_images_apart():
 def test_frozen_batch_norm_folds_to_keras_inference():
     ours = ConvNorm(rng(), 3, 6, 3, stride=2, norm="frozen_bn")
     random_statistics(ours.norm)
-    keras_norm = make_norm("bn", 6, "float32")
+    keras_norm = keras.layers.BatchNormalization(epsilon=BATCH_NORM_EPSILON)
+    keras_norm.build((None, None, None, 6))
     random_statistics(keras_norm)
     x = randn(2, 7, 9, 3)
     for training in (False, True):
@@ -213,19 +217,44 @@ def test_batch_norm_moves_its_statistics_in_training_only():
     np.testing.assert_allclose(tf.reduce_mean(y, [0, 1, 2]), np.zeros(4), atol=1e-4)
 
 
+@pytest.mark.parametrize("jit_compile", [False, True])
+def test_batch_norm_equals_keras(jit_compile):
+    ours = BatchNorm(4)
+    theirs = keras.layers.BatchNormalization(momentum=0.9, epsilon=1e-5)
+    theirs.build((None, None, None, 4))
+    ours.gamma.assign([1.0, 0.5, -2.0, 3.0])
+    theirs.gamma.assign(ours.gamma)
+    x, weights = randn(3, 5, 4, 4) * 3.0 + 20.0, randn(3, 5, 4, 4, seed=1)
+
+    def run(layer, **options):
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            y = layer(x, **options)
+            loss = tf.reduce_sum(y * weights)
+        return y, tape.gradient(loss, [x, layer.gamma.value, layer.beta.value])
+
+    y, gradients = tf.function(functools.partial(run, ours), jit_compile=jit_compile)()
+    expected, expected_gradients = run(theirs, training=True)
+    np.testing.assert_allclose(y, expected, atol=1e-4)
+    for ours_, theirs_ in zip(gradients, expected_gradients, strict=True):
+        np.testing.assert_allclose(ours_, theirs_, atol=1e-4 * np.abs(theirs_).max())
+    for ours_, theirs_ in zip(ours.variables, theirs.variables, strict=True):
+        np.testing.assert_allclose(ours_, theirs_, rtol=1e-5)
+
+
 @pytest.mark.parametrize(
     "norm, kind, synchronised",
     [
         ("frozen_bn", FrozenBatchNorm, None),
         ("gn", GroupNorm, None),
-        ("bn", keras.layers.BatchNormalization, False),
-        ("sync_bn", keras.layers.BatchNormalization, True),
+        ("bn", BatchNorm, False),
+        ("sync_bn", BatchNorm, True),
     ],
 )
 def test_make_norm(norm, kind, synchronised):
     layer = make_norm(norm, 16, "float32")
     assert type(layer) is kind
-    assert getattr(layer, "synchronized", None) == synchronised
+    assert getattr(layer, "synchronised", None) == synchronised
     assert all(variable.shape == (16,) for variable in layer.variables)
 
 
