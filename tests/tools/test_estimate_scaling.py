@@ -108,6 +108,9 @@ def test_what_is_missing_is_one_sentence(recorded, tmp_path, capsys):
     (tmp_path / "work.json").write_text("{}")
     assert run(f"--work={tmp_path / 'work.json'}", recorded[1]) == 1
     assert "missing from --work or --inputs" in capsys.readouterr().err
+    (tmp_path / "work.json").write_text('{"predict": 1, "train": 2, "weights": 3}')
+    assert run(f"--work={tmp_path / 'work.json'}", recorded[1]) == 1
+    assert "not a file of --count" in capsys.readouterr().err
     (tmp_path / "page.md").write_text("no places")
     assert run(*recorded, f"--page={tmp_path / 'page.md'}") == 1
     assert "<!-- work -->" in capsys.readouterr().err

@@ -71,14 +71,17 @@ def read_inputs(
     """
     work, inputs = map(_read_json, (work_path, inputs_path))
     try:
-        inputs = {name: Input(float(value), source) for name, (value, source) in inputs.items()}
+        inputs = {name: _parse_input(*entry) for name, entry in inputs.items()}
     except (TypeError, ValueError):
-        raise UserError(f"{inputs_path}: expected {{name: [number, source]}}.") from None
+        raise UserError(f"{inputs_path}: expected {{name: [number above 0, source]}}.") from None
     for change in changes:
         name, _, text = change.partition("=")
         if name not in inputs:
             raise UserError(f"--set={change}: {inputs_path} has no {name!r}.")
-        inputs[name] = Input(_parse_number(change, text), "--set")
+        try:
+            inputs[name] = _parse_input(text, "--set")
+        except ValueError:
+            raise UserError(f"--set={change}: expected NAME=NUMBER, above 0.") from None
     return work, inputs
 
 
@@ -142,26 +145,31 @@ class Estimates:
         rates = self.training_rate(machine)
         return Range.of(*(self.get("images") / rate / 3600 for rate in rates))
 
-    def pasting_hours(self) -> Range:
+    def evaluated_images(self, machine: Machine) -> float:
+        """Counts the images of all evaluations, the last of which is at the end."""
+        steps = self.get("images") / machine.batch
+        return math.ceil(steps / self.get("eval_every_steps")) * self.get("eval_images")
+
+    def pasting_hours(self, machine: Machine) -> Range:
         """Estimates the hours in which one thread pastes and encodes the masks of evaluations."""
-        masks = self.get("evaluations") * self.get("eval_images") * self.get("detections_per_image")
+        masks = self.evaluated_images(machine) * self.get("detections_per_image")
         return Range.of(*(masks * self.get(f"{cpu}.paste_ms") / 3.6e6 for cpu in _CPUS))
 
     def evaluation_hours(self, machine: Machine) -> Range:
         """Estimates the hours of all evaluations: the slower of chips and pasting, then metrics."""
-        images = self.get("evaluations") * self.get("eval_images")
+        images = self.evaluated_images(machine)
         metrics = images * self.get("fast_cpu.metrics_ms") / 3.6e6
         rates = self.rate_per_chip("predict", machine.chip)
         chips = Range.of(*(images / rate / machine.chips / 3600 for rate in rates))
-        pasting = self.pasting_hours()
+        pasting = self.pasting_hours(machine)
         return Range(*(max(pair) + metrics for pair in zip(chips, pasting, strict=True)))
 
     def saving_hours(self, machine: Machine) -> Range:
         """Estimates the hours in which the training waits for checkpoints to be written."""
-        by_images = self.get("images") / self.get("save_every_images")
+        by_steps = self.get("images") / machine.batch / self.get("save_every_steps")
         each = self.work["checkpoint_bytes"] / (self.get("storage_gb_per_s") * 1e9) / 3600
         by_time = [h * 60 / self.get("save_every_minutes") for h in self.training_hours(machine)]
-        return Range.of(*(math.ceil(max(by_images, saves)) * each for saves in by_time))
+        return Range.of(*(math.ceil(max(by_steps, saves)) * each for saves in by_time))
 
     def total_hours(self, machine: Machine) -> Range:
         """Adds the hours of training, evaluations and checkpoints."""
@@ -181,11 +189,8 @@ def _read_json(path: str) -> dict:
         raise UserError(f"{path} is not a JSON object.") from None
 
 
-def _parse_number(change: str, text: str) -> float:
-    try:
-        number = float(text)
-    except ValueError:
-        number = math.nan
-    if not 0 < number < math.inf:
-        raise UserError(f"--set={change}: expected NAME=NUMBER, above 0.")
-    return number
+def _parse_input(number: float | str, source: str) -> Input:
+    value = float(number)
+    if not 0 < value < math.inf:
+        raise ValueError(number)
+    return Input(value, source)

@@ -30,6 +30,8 @@ def make_tables(work: Mapping, inputs: Mapping[str, Input]) -> dict[str, str]:
         }
     except KeyError as error:
         raise UserError(f"{error} is missing from --work or --inputs.") from None
+    except (AttributeError, TypeError, ValueError):
+        raise UserError("--work is not a file of --count; count again.") from None
 
 
 def fill_page(page: str, tables: Mapping[str, str]) -> str:
@@ -65,16 +67,15 @@ def _span(values: Range) -> str:
 
 def _work(estimates: Estimates) -> str:
     work = estimates.work
-    (predict,), train = (work["predict"].values(), work["train"])
-    forward, backward = train["forward"], train["backward"]
-    none = (0.0, 0.0)
+    passes = (work["predict"]["forward"], work["train"]["forward"], work["train"]["backward"])
+    parts = {part: work["weights"].get(part, 0) for counted in passes for part in counted}
 
     def row(part: str) -> tuple[float, ...]:
-        passes = [each.get(part, none) for each in (predict, forward, backward)]
-        moved = passes[1][1] + passes[2][1]
-        return (work["weights"].get(part, 0), *(each[0] for each in passes), passes[0][1], moved)
+        flops, moved = zip(*(counted.get(part, (0, 0)) for counted in passes), strict=True)
+        return parts[part], *flops, moved[0], moved[1] + moved[2]
 
-    rows = {part: row(part) for part in sorted(forward, key=lambda part: -forward[part][0])}
+    rows = {part: row(part) for part in parts}
+    rows = dict(sorted(rows.items(), key=lambda each: -each[1][2]))
     total = tuple(map(sum, zip(*rows.values(), strict=True)))
     whole = total[2] + total[3]
 
@@ -146,7 +147,7 @@ def _hosts(estimates: Estimates) -> str:
             f"{rate * sizes['record'] / 1e6:.0f}",
             f"{rate * (sizes['image'] + sizes['labels']) / 1e6:,.0f}",
         ])  # fmt: skip
-    head = ["machine", "images/s per host", "vCPUs needed", "usable", "service needed"]
+    head = ["machine", "images/s per host", "vCPUs needed", "usable vCPUs", "service needed"]
     head += ["needed below, vCPUs", "hosts for all"]
     return _table([*head, "read, MB/s", "to devices, MB/s"], rows)
 
@@ -160,7 +161,7 @@ def _costs(estimates: Estimates) -> str:
             machine.name,
             _span(training),
             _span(estimates.evaluation_hours(machine)),
-            _span(estimates.pasting_hours()),
+            _span(estimates.pasting_hours(machine)),
             _span(estimates.saving_hours(machine)),
             _span(total),
             _span(Range(*(estimates.usd(machine, hours) for hours in training))),

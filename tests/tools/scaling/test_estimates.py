@@ -30,7 +30,7 @@ INPUTS = {
     "tpu.usd_per_hour": 1,
     "tpu.vcpus_per_chip": 5,
     "images": 720_000,
-    "evaluations": 10,
+    "eval_every_steps": 19_000,
     "eval_images": 3600,
     "detections_per_image": 100,
     "fast_cpu.input_ms": 5,
@@ -38,7 +38,7 @@ INPUTS = {
     "fast_cpu.paste_ms": 0.1,
     "slow_cpu.paste_ms": 1,
     "fast_cpu.metrics_ms": 1,
-    "save_every_images": 36_000,
+    "save_every_steps": 9_000,
     "save_every_minutes": 15,
     "storage_gb_per_s": 0.1,
     "usable_vcpus": 0.5,
@@ -81,8 +81,10 @@ def test_vcpus_and_hosts_of_the_service(estimates):
 
 def test_hours_and_money(estimates):
     assert estimates.training_hours(ONE) == pytest.approx((2, 2))
+    # 180,000 steps have 10 evaluations.
+    assert estimates.evaluated_images(ONE) == 36_000
     # 3.6 million masks take 0.1 to 1 h, the 36,000 images 0.025 h on the chip and 0.01 h to rate.
-    assert estimates.pasting_hours() == pytest.approx((0.1, 1))
+    assert estimates.pasting_hours(ONE) == pytest.approx((0.1, 1))
     assert estimates.evaluation_hours(ONE) == pytest.approx((0.11, 1.01))
     # 20 checkpoints of 4 s are more than one every 15 minutes in 2 h.
     assert estimates.saving_hours(ONE) == pytest.approx((80 / 3600, 80 / 3600))
@@ -110,7 +112,9 @@ def test_changes_that_cannot_be_made_are_refused(tmp_path, change):
         read_inputs(*write(tmp_path, {"c": [2, "assumed"]}), [change])
 
 
-@pytest.mark.parametrize("inputs", [{"c": 2}, {"c": ["two", "assumed"]}, ["c"], 3])
+@pytest.mark.parametrize(
+    "inputs", [{"c": 2}, {"c": ["two", "assumed"]}, {"c": [0, "measured"]}, ["c"], 3]
+)
 def test_other_files_are_refused(tmp_path, inputs):
     with pytest.raises(UserError, match="inputs.json"):
         read_inputs(*write(tmp_path, inputs))
