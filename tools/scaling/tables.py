@@ -88,7 +88,7 @@ def _work(estimates: Estimates) -> str:
             *(f"{value / 1e9:.1f}" for value in (predict, forward, backward)),
             f"{flops / whole:.0%}",
             *(f"{value / 1e6:.0f}" for value in (read, moved)),
-            f"{flops / moved:.0f}",
+            f"{flops / moved:.0f}" if moved else "–",
         ]
 
     head = ["part", "weights, M", "prediction, GFLOP", "training forward", "backward", "share"]
