@@ -25,6 +25,7 @@ PACKAGES = [
     "tools.benchmarks.peers",
     "tools.cloud",
     "tools.demo_page",
+    "tools.scaling",
 ]
 PACKAGE_FILES = {"tools.demo_page": ["*.css", "*.html", "*.js", "*.svg"]}
 SCRIPTS = {
@@ -37,6 +38,7 @@ SCRIPTS = {
     "benchmark": "tools.benchmark:run",
     "draw-benchmarks": "tools.draw_benchmarks:run",
     "draw-shapes": "tools.draw_shapes:run",
+    "estimate-scaling": "tools.estimate_scaling:run",
     "evaluate-export": "tools.evaluate_export:run",
     "export-stablehlo": "tools.export_stablehlo:run",
     "export-tflite": "tools.export_tflite:run",

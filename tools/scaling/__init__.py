@@ -1,0 +1,1 @@
+"""What training on larger machines needs, calculated from what was counted and measured."""
