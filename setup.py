@@ -42,6 +42,7 @@ SCRIPTS = {
     "evaluate-export": "tools.evaluate_export:run",
     "export-stablehlo": "tools.export_stablehlo:run",
     "export-tflite": "tools.export_tflite:run",
+    "find-learning-rate": "tools.find_learning_rate:run",
     "predict": "tools.predict:run",
     "predict-beam": "tools.predict_beam:run",
     "profile-steps": "tools.profile_steps:run",
