@@ -38,6 +38,7 @@ SCRIPTS = {
     "benchmark": "tools.benchmark:run",
     "draw-benchmarks": "tools.draw_benchmarks:run",
     "draw-shapes": "tools.draw_shapes:run",
+    "estimate-memory": "tools.estimate_memory:run",
     "estimate-scaling": "tools.estimate_scaling:run",
     "evaluate-export": "tools.evaluate_export:run",
     "export-stablehlo": "tools.export_stablehlo:run",
