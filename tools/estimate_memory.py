@@ -24,6 +24,7 @@ from absl import flags
 
 from data import files
 from data.tensorflow_log import quieten_tensorflow
+from tools.benchmarks.memory import current_mb
 from trainer.completion import complete_from_manifests, complete_from_records
 from trainer.config import Params
 from trainer.flags import exit_status, parse_command_line, require_flags
@@ -141,7 +142,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def find_memory(mem_info: str = "/proc/meminfo") -> tuple[str, float]:
-    """Returns the name of the device to train on and its memory in bytes.
+    """Returns the name of the device to train on, and the bytes that a step can have.
 
     Args:
         mem_info: file in which Linux lists the memory.
@@ -153,7 +154,8 @@ def find_memory(mem_info: str = "/proc/meminfo") -> tuple[str, float]:
         return "The GPU", float(min(gpu.memory_limit for gpu in gpus))
     with files.open_file(mem_info) as file:
         (line,) = (line for line in file if line.startswith("MemTotal:"))
-    return "The machine", 1024.0 * int(line.split()[1])
+    total = 1024.0 * int(line.split()[1])
+    return "Besides the program itself, this machine", total - current_mb() * 2**20
 
 
 def _largest_canvas(params: Params) -> str:

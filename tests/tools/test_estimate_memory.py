@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from data.tfrecords import write_shard
+from tools.benchmarks.memory import current_mb
 from tools.estimate_memory import Estimate, describe, find_memory, main
 
 TESTS = pathlib.Path(__file__).resolve().parents[1]
@@ -40,8 +41,10 @@ def test_the_lines_name_the_batch_and_what_fits(tmp_path):
 
 
 def test_main_memory_is_read_from_what_linux_says(tmp_path):
-    (tmp_path / "meminfo").write_text("MemTotal:   2000000 kB\nMemFree:  1 kB\n")
-    assert find_memory(str(tmp_path / "meminfo")) == ("The machine", 2.048e9)
+    (tmp_path / "meminfo").write_text("MemTotal:   50000000 kB\nMemFree:  1 kB\n")
+    device, memory = find_memory(str(tmp_path / "meminfo"))
+    assert device == "Besides the program itself, this machine"
+    assert memory == pytest.approx(51.2e9 - current_mb() * 2**20, abs=0.2e9)
 
 
 def test_the_tool_counts_weights_and_traces_a_step(tmp_path, capsys):
