@@ -95,6 +95,12 @@ class DataConfig:
     """Settings of reading, augmenting, resizing and anchor matching (`data/`)."""
 
     train_file_pattern: str = setting("", "Glob of the training TFRecord shards.")
+    train_fraction: float = setting(
+        1.0,
+        "Share of the training images to use, chosen by their ids; a smaller share is part of a "
+        "larger one.",
+        POSITIVE_SHARE,
+    )
     eval_file_pattern: str = setting("", "Glob of the evaluation TFRecord shards.")
     train_batch_size: int = setting(
         16, "Images per training step, summed over all replicas.", POSITIVE

@@ -100,7 +100,8 @@ def _train_examples(
 ) -> tf.data.Dataset:
     """Makes the images of all epochs, each step's of one canvas."""
     config = params.data
-    files = RecordFiles.find(config.train_file_pattern, skip_of("train", params))
+    skip = skip_of("train", params)
+    files = RecordFiles.find(config.train_file_pattern, skip, config.train_fraction)
     buffer_size = files.count_that_fit(config.shuffle_megabytes)
     read_pass = functools.partial(files.read_shuffled, seed=config.seed, buffer_size=buffer_size)
     with tf.init_scope():  # counted eagerly, even while a graph is being built
@@ -119,7 +120,8 @@ def _dealt_train_examples(
 ) -> tf.data.Dataset:
     """The same images made by the workers of a service, in any order of canvases."""
     config = params.data
-    files = RecordFiles.find(config.train_file_pattern, skip_of("train", params))
+    skip = skip_of("train", params)
+    files = RecordFiles.find(config.train_file_pattern, skip, config.train_fraction)
     records = deal_training_records(files, config, context, start_step)
     if config.pairs_images:
         records = with_next(records)

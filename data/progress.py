@@ -62,10 +62,14 @@ class ProgressMeter:
 
 
 def with_progress(
-    items: Iterable[Item], what: str, total: int | None, stream: TextIO | None = None
+    items: Iterable[Item],
+    what: str,
+    total: int | None,
+    stream: TextIO | None = None,
+    unit: str = "images",
 ) -> Iterator[Item]:
     """Yields the items while a `ProgressMeter` counts them."""
-    with ProgressMeter(what, total, stream=stream) as meter:
+    with ProgressMeter(what, total, unit, stream) as meter:
         for item in items:
             yield item
             meter.update()

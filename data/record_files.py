@@ -6,18 +6,20 @@ Images are not decoded here; facts about them come from the manifest or else fro
 from __future__ import annotations
 
 import collections
+import functools
 import itertools
 import os
 import sys
 from typing import NamedTuple
 
+import numpy as np
 import tensorflow as tf
 
 from data.diagnosis import Needs
 from data.errors import UserError
 from data.files import size as file_size
 from data.manifest import Manifest, expand_pattern, find_manifest
-from data.records import parse_sizes
+from data.records import is_in_fraction, parse_sizes
 from data.skipped_records import SkippedRecords, find_skipped
 from data.tfrecords import record_ends
 
@@ -38,25 +40,28 @@ class RecordFiles(NamedTuple):
 
     Attributes:
         skipped: the records that are not read; None if all have to be.
+        fraction: share of the other records that is read, see `data.records.is_in_fraction`.
     """
 
     paths: list[str]
     manifest: Manifest | None = None
     skipped: SkippedRecords | None = None
+    fraction: float = 1.0
 
     @classmethod
-    def find(cls, pattern: str, skip: Needs | None = None) -> RecordFiles:
+    def find(cls, pattern: str, skip: Needs | None = None, fraction: float = 1.0) -> RecordFiles:
         """Finds the files, and warns of the records that are skipped.
 
         Args:
             pattern: as for `data.manifest.expand_pattern`.
             skip: as for `match`.
+            fraction: share of the records to read.
 
         Raises:
             UserError: there are no files or no images in them, which an endless dataset would read
                 forever.
         """
-        files = cls.match(pattern, skip)
+        files = cls.match(pattern, skip)._replace(fraction=fraction)
         manifest = files.manifest
         if not (manifest.num_images if manifest else any(map(file_size, files.paths))):
             raise UserError(
@@ -70,6 +75,11 @@ class RecordFiles(NamedTuple):
                     f"{skipped.records[0] if skipped.records else files.paths[0]}; convert the "
                     "dataset again."
                 )
+        if fraction < 1 and not any(files.count_records()):
+            raise UserError(
+                f"--train_fraction={fraction} of the records {pattern} are no images: give a "
+                "larger one."
+            )
         return files
 
     @classmethod
@@ -96,6 +106,9 @@ class RecordFiles(NamedTuple):
 
     def count_records(self) -> list[int]:
         """Counts the records of each file that are read."""
+        if self.fraction < 1:
+            with tf.init_scope():  # counted eagerly, even while a graph is being built
+                return [_count(self.read_file(path)) for path in self.paths]
         if self.skipped:
             return list(map(self.skipped.count_read, self.paths))
         told = self._listed_counts()
@@ -114,16 +127,16 @@ class RecordFiles(NamedTuple):
 
     def count_sizes(self) -> collections.Counter[Size]:
         """Counts the images of each (height, width) in pixels."""
-        skips = self.skipped is not None and self.skipped.counts
+        skips = self.fraction < 1 or (self.skipped is not None and self.skipped.counts)
         told = self.manifest.image_sizes if self.manifest and not skips else None
         if told is not None:
             return told
         num_bytes = sum(map(file_size, self.paths))
         if num_bytes > _BYTES_READ_UNSAID:
+            advice = "" if skips else "; convert the dataset again to have them in the manifest"
             print(
                 f"Reading the sizes of all images in {self.paths[0]} and its sibling shards "
-                f"({num_bytes / 1e9:.1f} GB); convert the dataset again to have them in the "
-                "manifest.",
+                f"({num_bytes / 1e9:.1f} GB){advice}.",
                 file=sys.stderr,
             )
         found = self.read().batch(_BLOCK).map(parse_sizes, tf.data.AUTOTUNE).unbatch()
@@ -165,7 +178,10 @@ class RecordFiles(NamedTuple):
 
     def read_file(self, path: tf.Tensor) -> tf.data.Dataset:
         """Reads the serialised records of one of the files: string []."""
-        return self.skipped.read_file(path) if self.skipped else tf.data.TFRecordDataset(path)
+        whole = self.skipped.read_file(path) if self.skipped else tf.data.TFRecordDataset(path)
+        if self.fraction == 1:
+            return whole
+        return whole.filter(functools.partial(is_in_fraction, fraction=self.fraction))
 
     def _read_in_turn(self, paths: tf.data.Dataset) -> tf.data.Dataset:
         return paths.interleave(
@@ -185,6 +201,10 @@ class RecordFiles(NamedTuple):
         )
         order_seed = tf.random.stateless_uniform([], key, 0, 2**31 - 1, tf.int64, alg="philox")
         return tf.random.experimental.stateless_shuffle(self.paths, key, alg="philox"), order_seed
+
+
+def _count(records: tf.data.Dataset) -> int:
+    return int(records.reduce(np.int64(0), lambda count, _: count + 1))
 
 
 def _mean_record_bytes(path: str) -> float:

@@ -30,6 +30,8 @@ from data.tf_example import bytes_feature, float_feature, int64_feature, seriali
 _BOX_KEYS = tuple(f"image/object/bbox/{side}" for side in ("ymin", "xmin", "ymax", "xmax"))
 # This means "no id": images may have any id from 0 on, and -1 marks padding.
 _NO_ID = -(2**63)
+# Steps in which the share of records can be chosen.
+_FRACTION_STEPS = 1_000_000
 _HASH_RANGE = 2**63 - 1
 
 
@@ -221,6 +223,18 @@ def parse_sizes(serialized):
     spec = {f"image/{side}": tf.io.FixedLenFeature([], tf.int64) for side in ("height", "width")}
     parsed = tf.io.parse_example(serialized, spec)
     return tf.stack([parsed["image/height"], parsed["image/width"]], axis=-1)
+
+
+def is_in_fraction(serialized, fraction: float):
+    """Tells whether a record is in a share of all: string [] -> bool [].
+
+    It depends only on the image id, and shares are nested: a record in one is in every larger one.
+    """
+    import tensorflow as tf
+
+    image_id = _image_id(tf, tf.io.parse_single_example(serialized, _image_id_spec(tf)))
+    bucket = tf.strings.to_hash_bucket_fast(tf.strings.as_string(image_id), _FRACTION_STEPS)
+    return bucket < round(fraction * _FRACTION_STEPS)
 
 
 def _image_id_spec(tf) -> dict:

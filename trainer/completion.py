@@ -79,8 +79,21 @@ def complete_from_records(params: Params) -> Completion:
     params = _replace_num_classes(params, num_classes)
     found = record_categories(about, lambda: names[about])
     known, label_map = settle_categories(params, found)
-    num_images = (find_manifest(about) or facts[about]).num_images
+    if params.data.train_fraction < 1 and training:
+        num_images = _count_images(params)
+    else:
+        num_images = (find_manifest(about) or facts[about]).num_images
     return Completion(params, known, label_map, num_images if training else None)
+
+
+def _count_images(params: Params) -> int:
+    """Counts the training images of `--train_fraction`."""
+    from data.record_files import RecordFiles
+    from data.skipped_records import skip_of
+
+    data = params.data
+    files = RecordFiles.find(data.train_file_pattern, skip_of("train", params), data.train_fraction)
+    return sum(files.count_records())
 
 
 def _look_into(params: Params) -> dict:

@@ -21,8 +21,10 @@ from trainer.config import Params, TrainConfig
 _INITIAL_LOSS_SCALE = 2.0**15
 _LOSS_SCALE_GROWTH_STEPS = 2000
 
+Schedule = keras.optimizers.schedules.LearningRateSchedule
 
-class WarmupSchedule(keras.optimizers.schedules.LearningRateSchedule):
+
+class WarmupSchedule(Schedule):
     """Linear warm-up to the peak rate, then steps, a cosine or a constant.
 
     At step s < warmup_steps the rate is `peak * (f + (1 - f) * s / warmup_steps)` with f the
@@ -61,9 +63,13 @@ class WarmupSchedule(keras.optimizers.schedules.LearningRateSchedule):
 
 def peak_learning_rate(params: Params) -> float:
     """Returns the peak rate, scaled to the batch size if `--learning_rate_batch_size` is set."""
+    return params.train.learning_rate * learning_rate_scale(params)
+
+
+def learning_rate_scale(params: Params) -> float:
+    """Returns the peak rate divided by `--learning_rate`."""
     reference = params.train.learning_rate_batch_size
-    scale = params.data.train_batch_size / reference if reference else 1.0
-    return params.train.learning_rate * scale
+    return params.data.train_batch_size / reference if reference else 1.0
 
 
 class _SummedGradients:
@@ -167,6 +173,11 @@ class LossScale(tf.Module):
 class Updater:
     """Updates the variables from the replicas' losses; must be made under the strategy's scope.
 
+    Args:
+        network: has `variables`, `trainable_variables` and `decayed_variables`.
+        params: settings.
+        schedule: of the learning rate; the default is the one in the settings.
+
     Attributes:
         variables: the network's trainable variables, in the order of their gradients.
         optimizer: the Keras optimizer, built for `variables`.
@@ -174,10 +185,10 @@ class Updater:
         average: `WeightAverage` in a training with `--ema_decay`, else None.
     """
 
-    def __init__(self, network, params: Params):
+    def __init__(self, network, params: Params, schedule: Schedule | None = None):
         self.variables = list(network.trainable_variables)
         self._clip_norm = params.train.gradient_clip_norm
-        self._schedule = WarmupSchedule(peak_learning_rate(params), params.train)
+        self._schedule = schedule or WarmupSchedule(peak_learning_rate(params), params.train)
         self.optimizer = make_optimizer(network, params.train, self._schedule)
         self.optimizer.build(self.variables)
         self.loss_scale = LossScale() if params.model.precision == "mixed_float16" else None
@@ -264,9 +275,7 @@ class Updater:
         self.optimizer.apply([g for g, _ in pairs], [v for _, v in pairs])
 
 
-def make_optimizer(
-    network, config: TrainConfig, schedule: WarmupSchedule
-) -> keras.optimizers.Optimizer:
+def make_optimizer(network, config: TrainConfig, schedule: Schedule) -> keras.optimizers.Optimizer:
     """Makes the optimizer that `--optimizer` names, which decays `network.decayed_variables`."""
     decayed = frozenset(variable_key(variable) for variable in network.decayed_variables)
     if config.optimizer == "sgd":

@@ -7,6 +7,7 @@ import os
 from trainer.config import Params
 from trainer.hooks import Progress, Stopwatch, Summaries, TrainLog
 from trainer.optimizer import Updater
+from trainer.peak_memory import read_peak_memory
 from trainer.steps import StepResult
 
 
@@ -44,6 +45,8 @@ class TrainReport:
             "gradient_norm": result.gradient_norm,
             **result.metrics,
         }
+        if memory := read_peak_memory():
+            scalars["peak_memory_gb"] = memory
         record = {"step": step, **scalars}
         self._log.write(record)
         self._progress.write(record, list(result.losses), steps_per_second)

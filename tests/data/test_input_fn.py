@@ -18,6 +18,7 @@ from data.config import DataConfig
 from data.errors import UserError
 from data.input_fn import input_fn
 from data.manifest import Manifest, manifest_name, shard_name, write_manifest
+from data.record_files import RecordFiles
 from data.tfrecords import write_shard
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -100,6 +101,19 @@ def test_training_shows_every_image_once_an_epoch_in_a_fresh_order(three_epochs)
     ids = np.reshape(_ids(three_epochs), (3, NUM_IMAGES))
     np.testing.assert_array_equal(np.sort(ids), [ALL_IDS] * 3)
     assert len({tuple(epoch) for epoch in ids}) == 3
+
+
+@pytest.mark.parametrize("fraction", [0.3, 0.7])
+def test_a_fraction_is_shown_once_an_epoch_and_evaluation_shows_all(pattern, fraction):
+    params = _params(pattern, **ONE_CANVAS, train_fraction=fraction)
+    count = sum(RecordFiles.find(pattern, fraction=fraction).count_records())
+    assert 0 < count < NUM_IMAGES
+    batches = _take(input_fn("train", params), 3 * count)
+    epochs = np.sort(np.reshape(_ids(batches), (3, count)))
+    assert len(set(epochs[0])) == count
+    np.testing.assert_array_equal(epochs, [epochs[0]] * 3)
+    shown = _ids((features, None) for features in input_fn("eval", params).as_numpy_iterator())
+    assert sorted(set(shown) - {-1}) == ALL_IDS
 
 
 def test_an_image_is_drawn_anew_each_epoch(three_epochs):

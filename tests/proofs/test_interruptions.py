@@ -47,7 +47,7 @@ SMALL = (
     "--eval_every_steps=12",
     "--mode=train_and_eval",
 )
-TIMES = {"images_per_second", "input_wait_share"}
+MEASURED = {"images_per_second", "input_wait_share", "peak_memory_gb"}
 DATASETS = {
     "nuclei": ("nuclei/{}", "nuclei/annotations/instances_{}.json"),
     "coco_tiny": ("coco_tiny/{}2017", "coco_tiny/annotations/instances_{}2017.json"),
@@ -78,7 +78,9 @@ def read_log(model_dir):
     path = model_dir / "train.jsonl"
     lines = path.read_text().splitlines(keepends=True) if path.exists() else []
     parsed = [json.loads(line) for line in lines if line.endswith("\n")]
-    return [{name: value for name, value in line.items() if name not in TIMES} for line in parsed]
+    return [
+        {name: value for name, value in line.items() if name not in MEASURED} for line in parsed
+    ]
 
 
 def unfinished(model_dir):

@@ -134,6 +134,9 @@ def test_a_first_training_takes_the_classes_of_its_records(tmp_path):
         {"label": 3, "id": 3, "name": "cow"},
     )
     assert completion.num_images == 2
+    # Image 1 is in this fraction, image 0 is not.
+    half = complete(tmp_path, "train", train_file_pattern=foreign, train_fraction=0.3)
+    assert half.num_images == 1
 
 
 def test_a_resumed_training_maps_labels_by_name(tmp_path, capsys):

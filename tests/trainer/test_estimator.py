@@ -50,6 +50,7 @@ def test_training_learns_and_logs(tmp_path, capsys):
         "learning_rate",
         "images_per_second",
         "input_wait_share",
+        "peak_memory_gb",
         "seen",
     } <= lines[0].keys()
     assert lines[0]["half_loss"] == pytest.approx(lines[0]["loss"] / 2)

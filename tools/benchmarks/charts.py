@@ -5,7 +5,6 @@ Lengths are in inches. Needs matplotlib, which is imported where it is used.
 
 from __future__ import annotations
 
-import io
 import itertools
 import math
 from collections.abc import Sequence
@@ -22,36 +21,12 @@ from tools.benchmarks.measurements import (
     name_program,
 )
 from tools.benchmarks.stages import STAGES
+from tools.chart_style import BLUE, INK, ORANGE, SOFT, make_figure, render, set_log_ticks, tidy
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.axis import Axis
     from matplotlib.figure import Figure
 
-_FASTER, _SLOWER = "#0072B2", "#D55E00"  # Okabe and Ito's, safe for the colour-blind.
-_INK, _SOFT, _GRID = "#1F2328", "#59636E", "#D8DEE4"
-_STYLE = {
-    "svg.fonttype": "none",  # text remains text
-    "svg.hashsalt": "msrcnn",  # ids are the same in every run
-    "font.family": "sans-serif",
-    # The first one is installed with matplotlib, so the layout is the same on any machine.
-    "font.sans-serif": ["DejaVu Sans", "Verdana", "Helvetica", "Arial", "sans-serif"],
-    "font.size": 9.0,
-    "text.color": _INK,
-    "axes.axisbelow": True,
-    "axes.edgecolor": _GRID,
-    "axes.labelcolor": _SOFT,
-    "axes.titlelocation": "left",
-    "axes.titlesize": 9.0,
-    "axes.titleweight": "bold",
-    "grid.color": _GRID,
-    "grid.linewidth": 0.6,
-    "savefig.bbox": "tight",
-    "savefig.dpi": 160,
-    "savefig.pad_inches": 0.2,
-    "xtick.labelcolor": _SOFT,
-    "ytick.labelcolor": _SOFT,
-}
 _WIDTH, _ROW, _GROUP = 10.0, 0.25, 0.35
 _PANEL_WIDTH, _PANEL_HEIGHT = 3.0, 3.6
 
@@ -67,27 +42,12 @@ def draw(chart: str, measurements: Sequence[Measurement], picture: str) -> bytes
     Raises:
         UserError: matplotlib is missing, or the chart would be empty.
     """
-    try:
-        import matplotlib
-    except ImportError as error:
-        raise UserError(
-            "charts need matplotlib; install the extra `charts`: pip install "
-            "'mask-scoring-rcnn[charts]'."
-        ) from error
     overview = chart == "overview"
     shown = [entry for entry in measurements if (entry.speedups if overview else entry.sweep)]
     if not shown:
         need = "peers (--against)" if overview else "a sweep (--sweep)"
         raise UserError(f"none of the {len(measurements)} files has {need}: nothing to draw.")
-    file = io.BytesIO()
-    with matplotlib.rc_context():
-        matplotlib.rcdefaults()  # independent of the user's settings
-        matplotlib.rcParams.update(_STYLE)
-        figure = (draw_overview if overview else draw_scaling)(shown)
-        # The bytes must not depend on the date or matplotlib's version.
-        blank = {"Date": None, "Creator": None} if picture == "svg" else {"Software": None}
-        figure.savefig(file, format=picture, metadata=blank)
-    return file.getvalue()
+    return render(lambda: (draw_overview if overview else draw_scaling)(shown), picture)
 
 
 def draw_overview(measurements: Sequence[Measurement]) -> Figure:
@@ -113,7 +73,7 @@ def draw_overview(measurements: Sequence[Measurement]) -> Figure:
         axes.set_title(STAGES[stage].title)
         _draw_bars(axes, group)
     axes.set_xscale("log")
-    _set_log_ticks(axes.xaxis, "×")
+    set_log_ticks(axes.xaxis, "×")
     return figure
 
 
@@ -126,15 +86,15 @@ def _draw_bars(axes: Axes, speedups: Sequence[tuple[str, Spread]]) -> None:
         0.62,
         left=1,
         xerr=_reach(spreads),
-        color=[_FASTER if median >= 1 else _SLOWER for median in medians],
-        error_kw={"ecolor": _INK, "elinewidth": 0.8},
+        color=[BLUE if median >= 1 else ORANGE for median in medians],
+        error_kw={"ecolor": INK, "elinewidth": 0.8},
     )
     axes.bar_label(bars, map(format_times, medians), padding=5, weight="bold")
     axes.set_yticks(range(len(spreads)), names)
     axes.set_ylim(len(spreads) - 0.5, -0.5)
     axes.margins(x=0.12)
-    axes.axvline(1, color=_SOFT, linewidth=1)
-    _tidy(axes, "x")
+    axes.axvline(1, color=SOFT, linewidth=1)
+    tidy(axes, "x")
 
 
 def draw_scaling(measurements: Sequence[Measurement]) -> Figure:
@@ -163,8 +123,8 @@ def _draw_sweep(above: Axes, below: Axes, measurement: Measurement, note: str) -
     above.set_ylabel("seconds, lower is better" if measurement.unit == "s" else "images/s")
     below.set_ylabel("peak memory, GB")
     below.set_xlabel(f"{swept}, pixels" if swept == "image size" else swept)
-    _draw_line(above, values, [measurement.throughput(entry) for entry in entries], _FASTER)
-    _draw_line(below, values, memory, _SLOWER)
+    _draw_line(above, values, [measurement.throughput(entry) for entry in entries], BLUE)
+    _draw_line(below, values, memory, ORANGE)
     if min(values) > 0 and max(values) / min(values) >= 8:
         below.set_xscale("log")
     below.set_xticks(values, map(str, values))
@@ -177,12 +137,12 @@ def _draw_line(axes: Axes, values: Sequence[int], spreads: Sequence[Spread], col
     high, low = max(spread.high for spread in spreads), min(spread.low for spread in spreads)
     if high / low >= 10:
         axes.set_yscale("log")
-        _set_log_ticks(axes.yaxis)
+        set_log_ticks(axes.yaxis)
     else:
         axes.set_ylim(0, high * 1.15)
         axes.locator_params(axis="y", nbins=4)
         axes.yaxis.set_major_formatter("{x:g}")
-    _tidy(axes, "y")
+    tidy(axes, "y")
 
 
 def _reach(spreads: Sequence[Spread]) -> list[list[float]]:
@@ -190,29 +150,7 @@ def _reach(spreads: Sequence[Spread]) -> list[list[float]]:
     return [[s.median - s.low for s in spreads], [s.high - s.median for s in spreads]]
 
 
-def _set_log_ticks(axis: Axis, suffix: str = "") -> None:
-    from matplotlib.ticker import LogLocator
-
-    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axis.set_major_formatter("{x:g}" + suffix)
-    axis.axes.minorticks_off()
-
-
-def _tidy(axes: Axes, lines: str) -> None:
-    """Shows the grid lines of one axis instead of the frame and the ticks."""
-    axes.grid(axis=lines)
-    axes.tick_params(which="both", length=0)
-    axes.spines[["left", "right", "top"]].set_visible(False)
-
-
 def _make_figure(
     width: float, height: float, title: str, note: str, measurements: Sequence[Measurement]
 ) -> Figure:
-    from matplotlib.figure import Figure
-
-    # Opaque, so that it is readable on a dark page.
-    figure = Figure(figsize=(width, height), dpi=100, facecolor="white", layout="constrained")
-    figure.suptitle(title, x=0, ha="left", fontsize=13, weight="bold")
-    footer = f"{note}\n{list_machines(measurements)}"
-    figure.supxlabel(footer, x=0, ha="left", fontsize=8, color=_SOFT)
-    return figure
+    return make_figure(width, height, title, f"{note}\n{list_machines(measurements)}")
