@@ -5,8 +5,9 @@
 
 takes the flags of a training. Weights, optimizer and averages are counted. What the images of a
 batch need is estimated from the graph of a step on the largest canvas, without running it (see
-trainer/memory.py). --memory_gb is the memory of the device that will train; by default it is that
-of this machine's GPU, else this machine's main memory.
+trainer/memory.py). On a CPU the estimate was too high (docs/PERFORMANCE.md). --memory_gb is the
+memory of the device that will train; by default it is that of this machine's GPU, else this
+machine's main memory.
 """
 
 from __future__ import annotations
