@@ -49,7 +49,8 @@ class FrozenBatchNorm(Parameterised):
 class BatchNorm(FrozenBatchNorm):
     """Batch normalisation (Ioffe and Szegedy, ICML 2015), statistics in float32.
 
-    It is called in training only. Then it normalises by the batch and moves its statistics.
+    It is called in training only, and only where it is trainable. Then it normalises by the batch
+    and moves its statistics.
 
     Args:
         channels, dtype: as for `make_norm`.
@@ -238,7 +239,7 @@ class ConvNorm(keras.layers.Layer):
 
     def call(self, x: tf.Tensor, training: bool = False) -> tf.Tensor:
         """Maps [B, H, W, in_channels] → [B, H / stride, W / stride, out_channels]."""
-        is_trained = training and isinstance(self.norm, BatchNorm)
+        is_trained = training and isinstance(self.norm, BatchNorm) and self.norm.trainable
         if isinstance(self.norm, FrozenBatchNorm) and not is_trained:
             scale, offset = self.norm.affine()
             return self.conv(x, scale=scale, offset=offset)

@@ -15,7 +15,7 @@ from trainer.steps import StepResult
 
 
 def result(loss=1.0, norm=1.0) -> StepResult:
-    return StepResult(tf.constant(loss), {}, {}, tf.constant(norm), tf.constant(0.0))
+    return StepResult(tf.constant(loss), {}, {}, tf.constant(0.0), tf.constant(norm))
 
 
 def make_guard(overflows_endured=0) -> FiniteGuard:

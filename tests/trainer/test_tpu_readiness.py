@@ -92,5 +92,6 @@ def test_an_operation_of_the_host_is_found():
 
 @pytest.mark.filterwarnings("ignore:device_name is being deprecated")
 def test_a_dynamic_shape_is_found():
-    program = hlo(tf.function(tf.where, jit_compile=True), tf.constant([True, False]))
+    where = tf.function(lambda condition: tf.where(condition), jit_compile=True)
+    program = hlo(where, tf.constant([True, False]))
     assert _DYNAMIC.findall(program)
