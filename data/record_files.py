@@ -108,7 +108,8 @@ class RecordFiles(NamedTuple):
         """Counts the records of each file that are read."""
         if self.fraction < 1:
             with tf.init_scope():  # counted eagerly, even while a graph is being built
-                return [_count(self.read_file(path)) for path in self.paths]
+                files = map(tf.data.Dataset.from_tensors, self.paths)
+                return [_count(file.flat_map(self.read_file)) for file in files]
         if self.skipped:
             return list(map(self.skipped.count_read, self.paths))
         told = self._listed_counts()

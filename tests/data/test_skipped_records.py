@@ -161,3 +161,14 @@ def test_undamaged_files_are_read_as_without_skip(tmp_path, capsys):
     assert _train_ids(skip, 0, 9) == _train_ids(error, 0, 9)
     assert _ids(input_fn("eval", skip)) == _ids(input_fn("eval", error))
     assert "Warning" not in capsys.readouterr().err
+
+
+def test_a_share_of_the_records_leaves_corrupt_ones_out(files):
+    params = _params(files)
+    pattern, needs = params.data.train_file_pattern, skip_of("train", params)
+    whole = RecordFiles.find(pattern, needs)
+    part = RecordFiles.find(pattern, needs, fraction=0.5)
+    assert whole.count_records() == [3, 4]
+    counts = part.count_records()
+    assert 0 < sum(counts) < 7 and sum(part.count_sizes().values()) == sum(counts)
+    assert sum(1 for _ in part.read()) == sum(counts)
