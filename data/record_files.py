@@ -75,7 +75,7 @@ class RecordFiles(NamedTuple):
                     f"{skipped.records[0] if skipped.records else files.paths[0]}; convert the "
                     "dataset again."
                 )
-        if fraction < 1 and not any(files.count_records()):
+        if fraction < 1 and files._are_empty():
             raise UserError(
                 f"--train_fraction={fraction} of the records {pattern} are no images: give a "
                 "larger one."
@@ -103,6 +103,11 @@ class RecordFiles(NamedTuple):
     def offsets_skipped(self) -> set[tuple[str, int]] | None:
         """Paths and byte offsets of the corrupt records that are skipped; None if all are read."""
         return self.skipped.offsets if self.skipped else None
+
+    def _are_empty(self) -> bool:
+        """Whether there is no record to read; reads up to the first one."""
+        with tf.init_scope():
+            return next(iter(self.read()), None) is None
 
     def count_records(self) -> list[int]:
         """Counts the records of each file that are read."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 
+import keras
 import tensorflow as tf
 
 # Layers with outputs for every class, and the number of values per class.
@@ -39,6 +40,11 @@ def named_variables(root) -> dict[str, tf.Variable]:
             else:
                 queue.append((child, path + "/"))
     return found
+
+
+def native(variable) -> tf.Variable:
+    """Returns the TensorFlow variable inside a Keras variable, or the variable itself."""
+    return variable.value if isinstance(variable, keras.Variable) else variable
 
 
 def _escape(name: str) -> str:

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 
 import tensorflow as tf
 
-from model.variables import named_variables
+from model.variables import named_variables, native
 
 
 class WeightAverage:
@@ -49,11 +49,12 @@ class WeightAverage:
         step = tf.cast(step, tf.float32)
         share = 1.0 - tf.minimum(self._decay, (1.0 + step) / (10.0 + step))
 
-        def move(average: tf.Variable, variable: tf.Tensor, share: tf.Tensor) -> None:
+        def move(average: tf.Variable, variable: tf.Variable, share: tf.Tensor) -> None:
             average.assign_sub(share * (average - variable))
 
         for average, variable in self._pairs:
-            strategy.extended.update(average, move, args=(tf.convert_to_tensor(variable), share))
+            # A tensor would be copied from the first device to the others.
+            strategy.extended.update(average, move, args=(native(variable), share))
 
     @contextlib.contextmanager
     def in_use(self) -> Iterator[None]:

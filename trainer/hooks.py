@@ -6,6 +6,7 @@ Each hook is a small object that receives numbers; none depends on the model or 
 from __future__ import annotations
 
 import datetime
+import functools
 import json
 import math
 import os
@@ -39,14 +40,14 @@ class FiniteGuard:
         self._strategy = strategy
         self._overflows_endured = overflows_endured
         self._overflows = 0
-        self._kept: list[tuple[int, StepResult, tf.Tensor]] = []
+        self._kept: list[tuple[int, tf.Tensor, tf.Tensor, tf.Tensor]] = []
 
     def keep(self, step: int, result: StepResult, image_ids: tf.Tensor) -> None:
         """Remembers the steps of a call, the first of which is `step`.
 
         `image_ids` is int64 [B] in each replica, in the order of the steps.
         """
-        self._kept.append((step, result, image_ids))
+        self._kept.append((step, result.loss, result.gradient_norm, image_ids))
 
     def check(self) -> None:
         """Checks the steps kept and forgets them.
@@ -56,16 +57,15 @@ class FiniteGuard:
                 its images.
         """
         kept, self._kept = self._kept, []
-        for first, result, image_ids in kept:
-            results = result.fetch()
-            for place, of_step in enumerate(results):
-                parts = self._strategy.experimental_local_results(image_ids)
-                ids = [np.array_split(part.numpy(), len(results))[place] for part in parts]
-                self._check_step(first + place, of_step, np.concatenate(ids).tolist())
+        for first, losses, norms, image_ids in kept:
+            values = list(zip(np.ravel(losses).tolist(), np.ravel(norms).tolist(), strict=True))
+            for place, (loss, norm) in enumerate(values):
+                name_images = functools.partial(self._name_images, image_ids, place, len(values))
+                self._check_step(first + place, loss, norm, name_images)
 
-    def _check_step(self, step: int, result: StepResult, image_ids: list[int]) -> None:
-        loss, norm = result.loss, result.gradient_norm
-        images = "image ids " + ", ".join(map(str, image_ids))
+    def _check_step(
+        self, step: int, loss: float, norm: float, name_images: Callable[[], str]
+    ) -> None:
         self._overflows = 0 if math.isfinite(norm) else self._overflows + 1
         if not math.isfinite(loss):
             problem = f"The loss of step {step} is {loss}"
@@ -74,16 +74,22 @@ class FiniteGuard:
         elif self._overflows > self._overflows_endured:
             raise UserError(
                 f"float16 has overflowed in each of the last {self._overflows} steps, up to "
-                f"step {step} ({images}), so nothing is learnt: use --precision=mixed_bfloat16 or "
-                "float32, or lower --learning_rate."
+                f"step {step} ({name_images()}), so nothing is learnt: use "
+                "--precision=mixed_bfloat16 or float32, or lower --learning_rate."
             )
         else:
             return
         raise UserError(
-            f"{problem} ({images}); no checkpoint was saved since then. Check those images' "
+            f"{problem} ({name_images()}); no checkpoint was saved since then. Check those images' "
             "annotations, or lower --learning_rate, raise --warmup_steps or set "
             "--gradient_clip_norm."
         )
+
+    def _name_images(self, image_ids: tf.Tensor, place: int, count: int) -> str:
+        """Names the images of step `place` of a call of `count` steps."""
+        parts = self._strategy.experimental_local_results(image_ids)
+        ids = [np.array_split(part.numpy(), count)[place] for part in parts]
+        return "image ids " + ", ".join(map(str, np.concatenate(ids).tolist()))
 
 
 class Stopwatch:

@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 import keras
 import tensorflow as tf
 
+from model.variables import native
 from trainer.averaging import WeightAverage
 from trainer.config import Params, TrainConfig
 
@@ -298,11 +299,6 @@ def sum_over_replicas(gradients: Sequence[tf.Tensor | None]) -> list[tf.Tensor |
 def variable_key(variable) -> int:
     """Returns a key that is equal for a Keras variable and the TensorFlow variable inside it."""
     return id(native(variable))
-
-
-def native(variable) -> tf.Variable:
-    """Returns the TensorFlow variable inside a Keras variable, or the variable itself."""
-    return variable.value if isinstance(variable, keras.Variable) else variable
 
 
 def _map(function: Callable, gradient: tf.Tensor | None) -> tf.Tensor | None:

@@ -20,10 +20,10 @@ import tensorflow as tf
 from data import files
 from model.model_fn import model_fn
 from model.systems import build_network
-from model.variables import named_variables
+from model.variables import named_variables, native
 from trainer.checkpoints import find_checkpoint, load_network, read_shapes, restore
 from trainer.config import Params
-from trainer.optimizer import Updater, native
+from trainer.optimizer import Updater
 from trainer.run_record import require_checkpoint
 from trainer.stablehlo import compile_module, serialize
 from trainer.steps import StepResult, TrainStep
