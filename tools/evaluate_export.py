@@ -171,7 +171,7 @@ def _run(features: Mapping[str, np.ndarray]) -> tuple[dict[str, np.ndarray], flo
 
 def _size(path: str) -> int:
     """Bytes of an export, or of the latest checkpoint in a model_dir."""
-    from trainer.checkpoints import find_checkpoint
+    from trainer.checkpoint_files import find_checkpoint
 
     if is_export(path) or not has_checkpoint(path):
         return files.total_size(path)

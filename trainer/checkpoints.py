@@ -1,9 +1,8 @@
-"""Saves checkpoints, resumes from them, keeps the best one, and loads weights strictly.
+"""Saves checkpoints, resumes from them, and keeps the best one.
 
 A checkpoint holds `network`, `optimizer` (its variables in order) and `step`; with `--ema_decay`,
-`network` is the average of the weights, and `unaveraged` what training continues with. Before
-anything is restored, the names and shapes in the file are compared with the variables, so that a
-checkpoint of another architecture is refused as a whole instead of partly loaded.
+`network` is the average of the weights, and `unaveraged` what training continues with; with
+`--nonfinite_retries`, `halvings` counts how often the learning rate was halved.
 
 TensorFlow writes a checkpoint's files, then the list `checkpoint` that names it, and then deletes
 files that are not listed. So whenever a process is killed, the list names complete checkpoints
@@ -18,26 +17,26 @@ import json
 import os
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import tensorflow as tf
-from google.protobuf.message import DecodeError
+from google.protobuf import text_format
 
 from data import files
 from data.errors import UserError
 from model.variables import named_variables
+from trainer.checkpoint_files import (
+    DamagedCheckpoint,
+    find_checkpoint,
+    load_network,
+    read_shapes,
+    read_variable,
+    restore,
+)
 from trainer.optimizer import Updater
 
-_SUFFIX = "/.ATTRIBUTES/VARIABLE_VALUE"
-_MISMATCHES_NAMED = 3
-# What TensorFlow raises for damaged files, depending on where the damage is.
-_UNREADABLE = (tf.errors.OpError, IndexError, RuntimeError, ValueError, DecodeError)
 # Files that an interrupted save leaves behind.
 _UNFINISHED = re.compile(r"ckpt-\d+(_temp|\..*\.tempstate\d+)")
-
-
-class DamagedCheckpoint(UserError):
-    """Files of a checkpoint are missing, cut off or changed."""
 
 
 class Checkpoints:
@@ -59,10 +58,17 @@ class Checkpoints:
         parts = {"network": network, "optimizer": updater.state(), "step": step}
         if self._average is not None:
             parts |= {"network": self._average.tree, "unaveraged": network}
-        self._checkpoint = tf.train.Checkpoint(**parts)
-        self._recent = tf.train.CheckpointManager(
-            self._checkpoint, model_dir, max_to_keep=keep, checkpoint_name="ckpt"
+        if updater.halvings is not None:
+            parts |= {"halvings": updater.halvings}
+        self._parts = parts
+        self._make_recent = functools.partial(
+            tf.train.CheckpointManager,
+            tf.train.Checkpoint(**parts),
+            model_dir,
+            max_to_keep=keep,
+            checkpoint_name="ckpt",
         )
+        self._recent = self._make_recent()
         # The best checkpoint contains its own metric, so that the two always agree.
         self._best_metric = tf.Variable(float("-inf"), dtype=tf.float64, trainable=False)
         self._best = tf.train.CheckpointManager(
@@ -92,14 +98,28 @@ class Checkpoints:
             UserError: the checkpoint does not fit, all are damaged, or `init_checkpoint` is not a
                 checkpoint.
         """
-        if self._recent.latest_checkpoint:
-            self.loaded = self._load_latest(functools.partial(restore, self._checkpoint))
+        if self.latest:
+            self.loaded = self._load_latest(self._restore)
         elif init_checkpoint:
             self.loaded = find_checkpoint(init_checkpoint)
             (load or load_network)(self._network, init_checkpoint)
         if self._average is not None and not self._steps():
             self._average.start()
         return self._steps()
+
+    def go_back(self, path: str) -> int:
+        """Restores everything from a checkpoint of this run, and returns its step."""
+        self._restore(path)
+        return self._steps()
+
+    def remove_from(self, step: int) -> None:
+        """Removes the checkpoints of this step and later, but keeps the earliest of all."""
+        paths = self._recent.checkpoints
+        later = [path for path in paths[1:] if int(path.rpartition("-")[2]) >= step]
+        if later:
+            with files.os_errors(self._model_dir):
+                _forget(later, self._model_dir)
+            self._recent = self._make_recent()
 
     def remove_unfinished(self) -> None:
         """Removes the files of interrupted saves; only the owner of the model_dir may call it."""
@@ -121,7 +141,7 @@ class Checkpoints:
         path = find_checkpoint(init_checkpoint)
         if path:
             load(path)
-        elif self._recent.latest_checkpoint:
+        elif self.latest:
             path = self._load_latest(load)
         else:
             raise UserError(
@@ -142,13 +162,18 @@ class Checkpoints:
                 are intact.
         """
         if self.is_saved():
-            return self._recent.latest_checkpoint
+            return self.latest
         with files.os_errors(self._model_dir):
             return self._recent.save(checkpoint_number=self._steps())
 
+    @property
+    def latest(self) -> str:
+        """Path of the latest checkpoint; "" if there is none."""
+        return self._recent.latest_checkpoint or ""
+
     def is_saved(self) -> bool:
         """Whether the current step is the latest checkpoint's."""
-        latest = self._recent.latest_checkpoint or ""
+        latest = self.latest
         is_latest = os.path.basename(latest) == f"ckpt-{self._steps()}"
         return is_latest and latest not in self._damaged
 
@@ -175,6 +200,13 @@ class Checkpoints:
     def is_evaluated(self) -> bool:
         """Whether `record_evaluation` was called at the current step."""
         return _read_record(self._record_path).get("evaluated_step") == self._steps()
+
+    def _restore(self, path: str) -> None:
+        """Restores everything; a run may begin to count halvings later than its checkpoints."""
+        parts = self._parts
+        if "halvings" in parts and "halvings" not in read_shapes(path):
+            parts = {name: part for name, part in parts.items() if name != "halvings"}
+        restore(tf.train.Checkpoint(**parts), path)
 
     def _load_latest(self, load: Callable[[str], None]) -> str:
         """Loads the latest checkpoint that is not damaged, and returns its path."""
@@ -226,68 +258,6 @@ def require_every_variable(network) -> None:
         )
 
 
-def load_network(network, path: str) -> None:
-    """Loads all weights of the network from a checkpoint (or a folder's latest).
-
-    Raises:
-        UserError: there is no checkpoint at `path`, or its network differs in names or shapes.
-    """
-    path = find_checkpoint(path)
-    restore(tf.train.Checkpoint(network=network), path)
-
-
-def find_checkpoint(path: files.Path) -> str:
-    """Returns the latest checkpoint of a folder, or the path itself."""
-    path = files.expand(path)
-    return tf.train.latest_checkpoint(path) or path if files.is_folder(path) else path
-
-
-def restore(checkpoint: tf.train.Checkpoint, path: str) -> None:
-    """Restores `checkpoint` from `path` after checking that all tensors fit.
-
-    Raises:
-        UserError: names or shapes differ between the file and the parts of `checkpoint`.
-        DamagedCheckpoint: the files cannot be read. Some variables may have been restored.
-    """
-    check_fit(list_shapes(checkpoint), read_shapes(path), path)
-    try:
-        found = checkpoint.read(path)
-    except _UNREADABLE as error:
-        raise _damage(path, error) from error
-    found.assert_existing_objects_matched().expect_partial()
-
-
-def check_fit(wanted: dict[str, list[int]], found: dict[str, list[int]], path: str) -> None:
-    """Compares tensors by name and shape; parts that are not requested are ignored.
-
-    Raises:
-        UserError: there are mismatches; it names the first ones and the number of others.
-    """
-    parts = {name.split("/")[0] for name in wanted}
-    found = {name: shape for name, shape in found.items() if name.split("/")[0] in parts}
-    mismatches = [
-        f"{name} is {found.get(name, 'missing')} in the checkpoint and "
-        f"{wanted.get(name, 'unknown')} here"
-        for name in sorted(wanted.keys() | found.keys())
-        if wanted.get(name) != found.get(name)
-    ]
-    if not mismatches:
-        return
-    more = len(mismatches) - _MISMATCHES_NAMED
-    listed = "; ".join(mismatches[:_MISMATCHES_NAMED]) + (f"; and {more} more" if more > 0 else "")
-    raise UserError(
-        f"Checkpoint {path} does not fit this network and optimizer: {listed}; use the flags it "
-        "was trained with (config.flags next to it), or another --model_dir or --init_checkpoint."
-    )
-
-
-def list_shapes(checkpoint: tf.train.Checkpoint) -> dict[str, list[int]]:
-    """Lists names, as in a checkpoint file, and shapes of the variables below `checkpoint`."""
-    shapes = {name: list(found.shape) for name, found in named_variables(checkpoint).items()}
-    shapes.pop("save_counter", None)
-    return shapes
-
-
 def write_json(content: dict, path: str) -> None:
     """Writes JSON, either completely or not at all."""
     files.make_folder(os.path.dirname(path))
@@ -296,53 +266,31 @@ def write_json(content: dict, path: str) -> None:
         file.write("\n")
 
 
-def _reader(path: str):
-    # On ram://, tf.train.load_checkpoint treats any prefix of a path as a folder.
-    return tf.compat.v1.train.NewCheckpointReader(path)
-
-
-def read_shapes(path: str) -> dict[str, list[int]]:
-    """Reads names and shapes of a checkpoint's tensors.
-
-    Raises:
-        UserError: there is no checkpoint at `path`, or a damaged one.
-    """
-    try:
-        shapes = _reader(path).get_variable_to_shape_map()
-    except _UNREADABLE as error:
-        if files.exists(f"{path}.index"):
-            raise _damage(path, error) from error
-        foreign = files.is_file(path)
-        raise UserError(
-            f"There is no readable checkpoint at {path}: "
-            + (
-                "convert weights of other programs with tools/import_weights.py."
-                if foreign
-                else "give its prefix, such as runs/x/ckpt-1000, or its folder."
-            )
-        ) from error
-    return {
-        name.removesuffix(_SUFFIX): shape
-        for name, shape in shapes.items()
-        if name.endswith(_SUFFIX) and not name.startswith("save_counter/")
-    }
-
-
-def _damage(path: str, error: Exception) -> DamagedCheckpoint:
-    reason = str(getattr(error, "message", error)).splitlines()[0]
-    return DamagedCheckpoint(f"Checkpoint {path} is damaged ({reason}).")
-
-
-def read_variable(path: str, name: str):
-    """Reads the value of a variable by its name, such as "step"."""
-    return _reader(path).get_tensor(name + _SUFFIX)
-
-
 def _read_record(path: str) -> dict:
     if not files.exists(path):
         return {}
     with files.open_file(path) as file:
         return json.load(file)
+
+
+def _forget(paths: Sequence[str], folder: str) -> None:
+    """Removes checkpoints from TensorFlow's list of a folder's checkpoints, then their files."""
+    state = tf.train.get_checkpoint_state(folder)
+    times = zip(
+        state.all_model_checkpoint_paths, state.all_model_checkpoint_timestamps, strict=True
+    )
+    kept = {os.path.basename(path): time for path, time in times if path not in paths}
+    state.ClearField("all_model_checkpoint_paths")
+    state.ClearField("all_model_checkpoint_timestamps")
+    state.all_model_checkpoint_paths.extend(kept)
+    state.all_model_checkpoint_timestamps.extend(kept.values())
+    state.model_checkpoint_path = list(kept)[-1]
+    with files.whole_file(os.path.join(folder, "checkpoint")) as file:
+        file.write(text_format.MessageToString(state))
+    for path in paths:
+        for name in files.list_folder(folder):
+            if name.startswith(os.path.basename(path) + "."):
+                files.remove(os.path.join(folder, name))
 
 
 def _remove_unfinished(folder: str) -> None:

@@ -129,6 +129,13 @@ class TrainConfig:
     gradient_clip_norm: float = setting(
         0.0, "Global norm that gradients are clipped to; 0 turns clipping off.", NOT_NEGATIVE
     )
+    nonfinite_retries: int = setting(
+        0,
+        "If a loss or gradient is not finite, go back to the latest checkpoint (next time, to the "
+        "one before) and go on with half the learning rate, at most this many times; 0 ends the "
+        "training at once.",
+        NOT_NEGATIVE,
+    )
 
     log_every_steps: int = setting(
         20, "Steps between lines in train.jsonl and in the progress output.", POSITIVE

@@ -9,7 +9,6 @@ fetches batches and decides when to act; the inner steps are in `trainer/steps.p
 from __future__ import annotations
 
 import contextlib
-import functools
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Protocol
@@ -26,8 +25,10 @@ from trainer.checkpoints import Checkpoints
 from trainer.cluster import ALONE, Cluster
 from trainer.config import Params
 from trainer.exchange import Workers
-from trainer.hooks import OVERFLOWS_ENDURED, FiniteGuard
+from trainer.hooks import OVERFLOWS_ENDURED, FiniteGuard, NotFinite
 from trainer.optimizer import Updater
+from trainer.patience import Patience
+from trainer.retries import Retries
 from trainer.steps import PredictStep, StepResult, TrainStep, group_batches, split_images
 from trainer.stopping import Stopped, StopSignals
 from trainer.train_report import TrainReport
@@ -55,10 +56,6 @@ class Evaluator(Collector, Protocol):
 
     def evaluate(self) -> dict:
         """Measures the predictions added."""
-
-
-class _Exhausted(Exception):
-    """The AP has not become better for `--patience` evaluations."""
 
 
 class _Cut(Exception):
@@ -96,6 +93,10 @@ class Estimator:
         self.checkpoints = Checkpoints(
             params.train.model_dir, network, self._updater, step, params.train.keep_checkpoints
         )
+        self._retries = Retries(
+            params.train.nonfinite_retries, self._updater.halvings, self.checkpoints, self._workers
+        )
+        self._patience = Patience(params.train, self.checkpoints, self._workers)
         self._signals = StopSignals()  # those of the current training
         self._train_step = TrainStep(model_fn, network, self._updater, strategy, params)
         self._predict_step = PredictStep(model_fn, network, strategy, params)
@@ -138,8 +139,9 @@ class Estimator:
             The number of steps taken; 0 if the run was already complete.
 
         Raises:
-            UserError: a loss or gradient is not finite, the input ends, a checkpoint does not fit,
-                or the workers have different settings or checkpoints.
+            UserError: a loss or gradient is not finite (after the last of `--nonfinite_retries`),
+                the input ends, a checkpoint does not fit, or the workers have different settings or
+                checkpoints.
             Stopped: requested by Ctrl-C, SIGTERM or SIGHUP, of any worker; the steps taken are
                 saved.
         """
@@ -154,8 +156,7 @@ class Estimator:
                 "nothing is left to train; raise --train_steps to continue."
             )
             return 0
-        if evaluate is not None and self.checkpoints.is_evaluated() and self._is_exhausted():
-            print(f"{self._explain_exhaustion()} Raise --patience to continue.")
+        if evaluate is not None and self._patience.was_at_its_end():
             return 0
         report = TrainReport(self._params, self._updater)
         untimed = report.stopwatch.untimed
@@ -163,25 +164,20 @@ class Estimator:
         if self.is_chief:
             begin(start)
             report.open(start)
+            self._retries.prepare()
             save = untimed(lambda step: self.checkpoints.save())
             actions += [
                 Action(report.write, config.log_every_steps),
                 Action(save, config.save_every_steps, config.save_every_minutes),
             ]
-        with StopSignals() as self._signals, self._end_when_exhausted():
+        with StopSignals() as self._signals, self._patience.ends_training():
             if evaluate is not None:
-                judge = functools.partial(self._evaluate_and_judge, evaluate)
-                evaluation = Action(untimed(judge), config.eval_every_steps)
+                judged = self._patience.judging(evaluate)
+                evaluation = Action(untimed(judged), config.eval_every_steps)
                 actions.append(evaluation)
                 if self._lacks_evaluation(evaluation):
                     self._run_unless_stopped([evaluation], start)
-            batches = watched(
-                self._strategy.distribute_datasets_from_function(
-                    lambda context: input_fn("train", self._params, context, start)
-                ),
-                self._params.data.data_service,
-            )
-            self._run_steps(batches, start, report, actions)
+            self._run_to_the_end(input_fn, start, report, actions)
         return self.step - start
 
     def load(self) -> int:
@@ -271,6 +267,26 @@ class Estimator:
         """Waits until every worker has come here; a worker that leaves early is taken for dead."""
         self._workers.wait()
 
+    def _run_to_the_end(
+        self, input_fn: InputFn, start: int, report: TrainReport, actions: Sequence[Action]
+    ) -> None:
+        """Runs all steps, some of them again after a loss that is not finite."""
+        while True:
+            try:
+                self._run_steps(self._read_batches(input_fn, start), start, report, actions)
+                return
+            except NotFinite as error:
+                start = self._retries.go_back(error)
+            if self.is_chief:
+                report.open(start)
+
+    def _read_batches(self, input_fn: InputFn, start: int) -> Iterator:
+        """Returns the endless batches from the step after `start` on."""
+        batches = self._strategy.distribute_datasets_from_function(
+            lambda context: input_fn("train", self._params, context, start)
+        )
+        return watched(batches, self._params.data.data_service)
+
     def _run_steps(
         self,
         batches: Iterator,
@@ -294,7 +310,7 @@ class Estimator:
             self.checkpoints.step.assign(step)
             guard.keep(step - count + 1, report.result, features["image_id"])
             due = [action for action in actions if action.is_due(step, last, count)]
-            if due or self._agreed_request(previous):
+            if due or self._retries.are_shared or self._agreed_request(previous):
                 guard.check()
             self._run_unless_stopped(due, step, previous)
 
@@ -329,35 +345,6 @@ class Estimator:
                 f"Stopped by {request} after step {step}, which is saved in {saved}; run the same "
                 "command again to continue from there."
             )
-
-    def _evaluate_and_judge(self, evaluate: Callable[[int], None], step: int) -> None:
-        """Evaluates, and ends the training if `--patience` is at its end, on all workers."""
-        evaluate(step)
-        is_over = self.is_chief and self._is_exhausted()
-        judgements = self._workers.gather(b"over" if is_over else b"")
-        if judgements[0] and step < self._params.train.train_steps:
-            raise _Exhausted
-
-    @contextlib.contextmanager
-    def _end_when_exhausted(self) -> Iterator[None]:
-        try:
-            yield
-        except _Exhausted:
-            if self.is_chief:
-                self.checkpoints.save()
-            print(self._explain_exhaustion(), flush=True)
-
-    def _is_exhausted(self) -> bool:
-        config = self._params.train
-        limit = config.patience * config.eval_every_steps
-        return 0 < limit <= self.checkpoints.steps_since_best()
-
-    def _explain_exhaustion(self) -> str:
-        best = self.step - self.checkpoints.steps_since_best()
-        return (
-            f"Training ends at step {self.step}: for --patience={self._params.train.patience} "
-            f"evaluations, AP has not become better than at step {best}."
-        )
 
     def _require_agreement(self, start: int) -> None:
         """Refuses workers that would train different things together, and half a call."""

@@ -14,7 +14,7 @@ from model.detector import Detector
 from model.systems import build_network
 from trainer.calibration import read_calibration_images
 from trainer.categories import Category, load_categories
-from trainer.checkpoints import find_checkpoint, load_network
+from trainer.checkpoint_files import find_checkpoint, load_network
 from trainer.config import Params
 from trainer.export_check import find_expected
 from trainer.exported import ASSETS, choose_canvas, describe, write_metadata

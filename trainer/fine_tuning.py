@@ -16,7 +16,7 @@ import tensorflow as tf
 from model.variables import CLASSWISE_LAYERS, named_variables
 from trainer import categories
 from trainer.categories import Category
-from trainer.checkpoints import (
+from trainer.checkpoint_files import (
     check_fit,
     find_checkpoint,
     load_network,

@@ -27,6 +27,20 @@ from trainer.steps import StepResult
 OVERFLOWS_ENDURED = 20
 
 
+class NotFinite(UserError):
+    """A loss or gradient is infinite or NaN.
+
+    Attributes:
+        step: the step that it was found in.
+        problem: which, in which step, of which images.
+    """
+
+    def __init__(self, step: int, problem: str, advice: str):
+        super().__init__(f"{problem}; no checkpoint was saved since then. {advice}")
+        self.step = step
+        self.problem = problem
+
+
 class FiniteGuard:
     """Keeps the scalars of each step on the devices until they are checked.
 
@@ -53,8 +67,7 @@ class FiniteGuard:
         """Checks the steps kept and forgets them.
 
         Raises:
-            UserError: a loss or gradient is not finite; the message names the first such step and
-                its images.
+            NotFinite: the message names the first such step and its images.
         """
         kept, self._kept = self._kept, []
         for first, losses, norms, image_ids in kept:
@@ -72,17 +85,19 @@ class FiniteGuard:
         elif self._overflows > self._overflows_endured == 0:
             problem = f"The gradient of step {step} is {norm}"
         elif self._overflows > self._overflows_endured:
-            raise UserError(
+            raise NotFinite(
+                step,
                 f"float16 has overflowed in each of the last {self._overflows} steps, up to "
-                f"step {step} ({name_images()}), so nothing is learnt: use "
-                "--precision=mixed_bfloat16 or float32, or lower --learning_rate."
+                f"step {step} ({name_images()}), so nothing is learnt",
+                "Use --precision=mixed_bfloat16 or float32, or lower --learning_rate.",
             )
         else:
             return
-        raise UserError(
-            f"{problem} ({name_images()}); no checkpoint was saved since then. Check those images' "
-            "annotations, or lower --learning_rate, raise --warmup_steps or set "
-            "--gradient_clip_norm."
+        raise NotFinite(
+            step,
+            f"{problem} ({name_images()})",
+            "Check those images' annotations, or lower --learning_rate, raise --warmup_steps, or "
+            "set --gradient_clip_norm or --nonfinite_retries.",
         )
 
     def _name_images(self, image_ids: tf.Tensor, place: int, count: int) -> str:

@@ -62,6 +62,23 @@ class WarmupSchedule(Schedule):
         return 0.5 * (1.0 + tf.cos(math.pi * progress))
 
 
+class HalvedSchedule(Schedule):
+    """A schedule whose rates are halved a number of times that a variable holds.
+
+    Args:
+        schedule: of integer steps.
+        halvings: int32 scalar.
+    """
+
+    def __init__(self, schedule: Schedule, halvings: tf.Variable):
+        self._schedule = schedule
+        self._halvings = halvings
+
+    def __call__(self, step: tf.Tensor) -> tf.Tensor:
+        """Returns the rate of update number `step`: float32 scalar."""
+        return self._schedule(step) * tf.pow(0.5, tf.cast(self._halvings, tf.float32))
+
+
 def peak_learning_rate(params: Params) -> float:
     """Returns the peak rate, scaled to the batch size if `--learning_rate_batch_size` is set."""
     return params.train.learning_rate * learning_rate_scale(params)
@@ -184,12 +201,18 @@ class Updater:
         optimizer: the Keras optimizer, built for `variables`.
         loss_scale: `LossScale` under mixed_float16, else None.
         average: `WeightAverage` in a training with `--ema_decay`, else None.
+        halvings: with `--nonfinite_retries` the number of times that the learning rate was halved,
+            an int32 variable; else None.
     """
 
     def __init__(self, network, params: Params, schedule: Schedule | None = None):
         self.variables = list(network.trainable_variables)
         self._clip_norm = params.train.gradient_clip_norm
         self._schedule = schedule or WarmupSchedule(peak_learning_rate(params), params.train)
+        self.halvings = None
+        if params.train.nonfinite_retries:
+            self.halvings = tf.Variable(0, trainable=False, name="halvings")
+            self._schedule = HalvedSchedule(self._schedule, self.halvings)
         self.optimizer = make_optimizer(network, params.train, self._schedule)
         self.optimizer.build(self.variables)
         self.loss_scale = LossScale() if params.model.precision == "mixed_float16" else None

@@ -18,7 +18,8 @@ from model.model_fn import model_fn
 from model.roi_align import make_gradient_exact
 from model.systems import build_network
 from trainer.categories import write_categories
-from trainer.checkpoints import load_network, require_every_variable
+from trainer.checkpoint_files import load_network
+from trainer.checkpoints import require_every_variable
 from trainer.completion import Completion, complete_from_manifests, complete_from_records
 from trainer.config import Params
 from trainer.flags import write_flagfile
@@ -80,7 +81,9 @@ def train_step(network: Detector, settings: Params) -> TrainStep:
     Optimizer, schedule and weight decay are taken from the settings. On a CPU it makes TensorFlow's
     operations deterministic, because the gradients of RoIAlign lose updates otherwise.
     """
-    require(settings.train.ema_decay == 0, "ema_decay", settings.train.ema_decay, "0 in own loops")
+    for name in ("ema_decay", "nonfinite_retries"):
+        value = getattr(settings.train, name)
+        require(value == 0, name, value, "0 in own loops")
     make_gradient_exact()
     strategy = tf.distribute.get_strategy()
     return TrainStep(model_fn, network, Updater(network, settings), strategy, settings)

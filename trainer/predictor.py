@@ -25,7 +25,7 @@ from model.paste import paste_mask, paste_rle
 from model.systems import build_network
 from trainer.ahead import ahead
 from trainer.categories import load_categories
-from trainer.checkpoints import find_checkpoint, load_network
+from trainer.checkpoint_files import find_checkpoint, load_network
 from trainer.coco_results import boxes_in_original, scores_of, to_coco_box
 from trainer.config import Params
 from trainer.named_settings import choose_settings

@@ -21,7 +21,7 @@ from data import files
 from model.model_fn import model_fn
 from model.systems import build_network
 from model.variables import named_variables, native
-from trainer.checkpoints import find_checkpoint, load_network, read_shapes, restore
+from trainer.checkpoint_files import find_checkpoint, load_network, read_shapes, restore
 from trainer.config import Params
 from trainer.optimizer import Updater
 from trainer.run_record import require_checkpoint
@@ -62,7 +62,9 @@ def open_step(params: Params) -> tuple[TrainStep, dict[str, tf.Variable], Params
         params,
         data=dataclasses.replace(params.data, canvases=(canvas,), steps_per_call=1),
         model=dataclasses.replace(params.model, jit_compile=True),
-        train=dataclasses.replace(params.train, mode="train", accumulate_steps=1, ema_decay=0.0),
+        train=dataclasses.replace(
+            params.train, mode="train", accumulate_steps=1, ema_decay=0.0, nonfinite_retries=0
+        ),
     )
     network = build_network(params)
     updater = Updater(network, params)

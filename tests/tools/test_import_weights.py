@@ -14,7 +14,7 @@ from data.errors import UserError
 from model.config import ModelConfig
 from model.systems import build_network
 from tools.import_weights import parse_classes, run
-from trainer.checkpoints import load_network
+from trainer.checkpoint_files import load_network
 from trainer.config import Params
 
 SMALL = {

@@ -13,13 +13,8 @@ from data.config import DataConfig
 from data.errors import UserError
 from model.config import ModelConfig
 from model.systems import build_network
-from trainer.checkpoints import (
-    Checkpoints,
-    check_fit,
-    list_shapes,
-    load_network,
-    require_every_variable,
-)
+from trainer.checkpoint_files import check_fit, list_shapes, load_network
+from trainer.checkpoints import Checkpoints, require_every_variable
 from trainer.config import Params
 from trainer.optimizer import Updater
 
@@ -65,7 +60,7 @@ def test_names_are_those_in_the_file(tmp_path):
         for name, shape in tf.train.list_variables(path)
         if name.endswith(suffix) and not name.startswith("save_counter")
     }
-    assert list_shapes(checkpoints._checkpoint) == stored
+    assert list_shapes(checkpoints._recent.checkpoint) == stored
     assert stored["network/hidden/_kernel"] == [3, 4]
 
 
@@ -187,7 +182,7 @@ def test_a_best_whose_number_stands_beside_it_only_is_compared_with(tmp_path):
     _, _, checkpoints = make(tmp_path)
     checkpoints.step.assign(7)
     tf.train.CheckpointManager(
-        checkpoints._checkpoint, str(tmp_path / "best"), 1, checkpoint_name="ckpt"
+        checkpoints._recent.checkpoint, str(tmp_path / "best"), 1, checkpoint_name="ckpt"
     ).save(checkpoint_number=7)
     (tmp_path / "best" / "best.json").write_text('{"step": 7, "AP": 0.6}')
     restarted = make(tmp_path)[2]

@@ -141,6 +141,7 @@ ACCEPTED = {
         "weight_decay": "no decay",
         "gradient_clip_norm": "not clipped",
         "ema_decay": "weights are not averaged",
+        "nonfinite_retries": "a loss that is not finite is refused",
         "save_every_minutes": "by steps only",
         "patience": "training does not stop early",
         "num_eval_images_shown": "none is shown",
@@ -178,6 +179,7 @@ ACCEPTED = {
         "weight_decay": "a loss that is not finite is refused",
         "maskiou_loss_weight": "a loss that is not finite is refused",
         "gradient_clip_norm": "never clipped",
+        "nonfinite_retries": "the rate becomes 0",
         "patience": "training does not stop early",
     },
 }  # fmt: skip

@@ -27,7 +27,7 @@ TARGETS = [3.0, -1.0, 2.0, 5.0, 0.0, 1.0, -7.0, 4.0]
 cluster = find_cluster("auto")
 
 def params_of(name, **settings):
-    return toy_params(f"{folder}/{name}", gradient_clip_norm=0.5, **settings)
+    return toy_params(f"{folder}/{name}", **{"gradient_clip_norm": 0.5, **settings})
 
 def make(name, **settings):
     with strategy.scope():
@@ -76,6 +76,11 @@ estimator.train(shared_input_fn)
 ids = Ids()
 metrics = estimator.evaluate(uneven_input_fn, ids)
 
+compiled, compiled_estimator = make("xla", jit_compile=True)
+compiled_estimator.train(shared_input_fn)
+found = compiled_estimator.predict(uneven_input_fn, "predict")
+values = {int(each["image_id"]): each["value"].tolist() for each in found}
+
 def stop_one(step):
     if step == 2 and cluster.index == cluster.num_workers - 1:
         os.kill(os.getpid(), signal.SIGTERM)
@@ -87,6 +92,10 @@ except Stopped as stop:
 _, continued = make("stopped", train_steps=5)
 steps_left = continued.train(shared_input_fn)
 
+_, diverging = make("diverging", nonfinite_retries=9, gradient_clip_norm=0.0, warmup_steps=0,
+                    learning_rate=400.0, train_steps=12, log_every_steps=1)
+steps_diverging = diverging.train(shared_input_fn)
+
 try:
     make("other", learning_rate=0.1 + cluster.index)[1].train(shared_input_fn)
     refusal = ""
@@ -96,7 +105,9 @@ except UserError as error:
 print(json.dumps({
     "weights": [weight.tolist() for weight in weights_of(network)],
     "ids": sorted(ids.ids), "metrics": metrics, "stopped": stopped, "steps_left": steps_left,
-    "refusal": refusal, "gathered": [[part.hex() for part in parts] for parts in gathered],
+    "compiled": [weight.tolist() for weight in weights_of(compiled)], "values": values,
+    "steps_diverging": steps_diverging, "refusal": refusal,
+    "gathered": [[part.hex() for part in parts] for parts in gathered],
 }))
 """
 
@@ -140,6 +151,19 @@ def test_workers_train_like_one(results, folders):
         assert line["seen"] == other["seen"] == 4.0
 
 
+def test_workers_compiled_by_xla_train_and_predict_like_one(results, folders):
+    alone, workers = results
+    for worker in workers:
+        for weight, *others in zip(
+            alone["weights"], alone["compiled"], worker["compiled"], strict=True
+        ):
+            for other in others:
+                np.testing.assert_allclose(weight, other, rtol=1e-5, atol=1e-7)
+    for image_id, values in (workers[0]["values"] | workers[1]["values"]).items():
+        np.testing.assert_allclose(values, alone["values"][image_id], rtol=1e-5)
+    assert len(alone["values"]) == 7
+
+
 def test_the_chief_gets_every_prediction_once(results):
     alone, (chief, other) = results
     assert alone["ids"] == chief["ids"] == [1, 2, 3, 4, 5, 7, 8]
@@ -154,6 +178,14 @@ def test_a_signal_to_one_worker_stops_all_at_one_step(results, folders):
     assert other["stopped"].startswith("Stopped by SIGTERM after step 4,")
     assert [line["step"] for line in read_log(folders[1] / "stopped")] == [2, 4, 5]
     assert chief["steps_left"] == other["steps_left"] == 1
+
+
+def test_workers_go_back_together_after_a_loss_that_is_not_finite(results, folders):
+    alone, (chief, other) = results
+    assert alone["steps_diverging"] == chief["steps_diverging"] == other["steps_diverging"] == 12
+    one, two = (read_log(folder / "diverging") for folder in folders)
+    assert [line["step"] for line in one] == [line["step"] for line in two] == [*range(1, 13)]
+    assert one[-1]["learning_rate"] == two[-1]["learning_rate"] < 400
 
 
 def test_workers_with_other_flags_are_refused(results):
