@@ -41,8 +41,8 @@ def make_strategy(params: Params, cluster: Cluster = ALONE) -> tf.distribute.Str
     """Makes the strategy of `--distribution`; call it before TensorFlow is used.
 
     Raises:
-        UserError: a batch that cannot be split evenly, XLA where it cannot compile, a TPU that is not
-            found, or workers that cannot be reached.
+        UserError: a batch that cannot be split evenly, XLA where it cannot compile, a TPU that is
+            not found, or workers that cannot be reached.
     """
     strategy = _make(params, cluster)
     _check_replicas(params, strategy)
