@@ -258,7 +258,7 @@ def _runs_within(grid: AnchorGrid, area: tf.Tensor) -> tuple[np.ndarray, tf.Tens
     """
     levels = zip(grid.strides, grid.level_shapes, strict=True)
     rows = [
-        (row * stride, stride, columns * len(grid.ratios))
+        (row * stride, stride, columns * grid.per_cell)
         for stride, (num_rows, columns) in levels
         for row in range(num_rows)
     ]
@@ -267,7 +267,7 @@ def _runs_within(grid: AnchorGrid, area: tf.Tensor) -> tuple[np.ndarray, tf.Tens
     # A centre on the far edge is outside, so columns are counted by rounding up.
     height, width = tf.unstack(area)
     columns = tf.cast(tf.math.ceil(width / np.float32(strides)), tf.int32)
-    inside = tf.minimum(columns * len(grid.ratios), lengths)
+    inside = tf.minimum(columns * grid.per_cell, lengths)
     return starts, starts + inside * tf.cast(np.float32(centres) < height, tf.int32)
 
 

@@ -1,10 +1,10 @@
 """Finds the few anchor-box pairs that can affect anchor matching.
 
 Comparing all A x G pairs is needless, because only anchors of a similar area nearby can reach the
-IoU below which anchors are negative. Among the anchors of one shape (level and ratio) all areas are
-equal, so the IoU grows with the intersection, the product of an overlap that depends on the row and
-one that depends on the column. Both are largest in the row and the column nearest to the box's
-centre, which gives
+IoU below which anchors are negative. Among the anchors of one shape (level, size and ratio) all
+areas are equal, so the IoU grows with the intersection, the product of an overlap that depends on
+the row and one that depends on the column. Both are largest in the row and the column nearest to
+the box's centre, which gives
 
   1. each box's best IoU per shape, hence its best IoU over all anchors, in closed form;
   2. the IoU from which anchors matter to the box: the lower threshold, or the box's best IoU if
@@ -38,43 +38,42 @@ PIXEL_SLACK = 1e-3
 
 
 class AnchorShapes:
-    """Constants of the T anchor shapes of a grid, level by level and ratio by ratio.
+    """Constants of the T anchor shapes of a grid, level by level, size by size, ratio by ratio.
 
     Arrays are float32 [T]; indices stay exact, because they are below 2**24.
 
     Attributes:
         heights, widths: pixels.
-        areas: square pixels; those of unrounded anchors from the level's size, so equal for all
-            ratios.
+        areas: square pixels; those of unrounded anchors from their size, so equal for all ratios.
         strides: pixels between neighbouring cells.
         last_rows, last_columns: the largest row and column.
         starts: index of the shape's anchor in cell (0, 0).
         row_steps: what one row adds to the index.
         table: [T, 7], all of these but the last rows, in this order.
-        num_ratios: int, what one column adds to the index.
+        per_cell: int, what one column adds to the index.
         longest: int, the largest number of rows or columns.
     """
 
     def __init__(self, grid: AnchorGrid):
         if grid.num_anchors >= 2**24:
             raise ValueError(f"{grid.num_anchors} anchors: expected fewer than {2**24}.")
-        self.num_ratios = len(grid.ratios)
+        self.per_cell = grid.per_cell
         self.longest = max(max(shape) for shape in grid.level_shapes)
         self.heights, self.widths = np.float32(grid.shapes.reshape(-1, 2).T)
-        self.areas = self._each_ratio(np.square(grid.sizes))
+        self.areas = np.repeat(np.float32(np.square(grid.sizes)), len(grid.ratios))
         if grid.rounded:
             self.areas = self.heights * self.widths
-        self.strides = self._each_ratio(grid.strides)
-        rows, columns = self._each_ratio(grid.level_shapes).T
+        self.strides = self._each_anchor(grid.strides)
+        rows, columns = self._each_anchor(grid.level_shapes).T
         self.last_rows, self.last_columns = rows - 1, columns - 1
-        self.starts = self._each_ratio(np.cumsum((0, *grid.level_sizes[:-1])))
-        self.starts += np.tile(np.float32(range(self.num_ratios)), len(grid.sizes))
-        self.row_steps = columns * self.num_ratios
+        self.starts = self._each_anchor(np.cumsum((0, *grid.level_sizes[:-1])))
+        self.starts += np.tile(np.float32(range(self.per_cell)), len(grid.strides))
+        self.row_steps = columns * self.per_cell
         columns = self.heights, self.widths, self.areas, self.strides, self.last_columns
         self.table = np.stack([*columns, self.starts, self.row_steps], axis=-1)
 
-    def _each_ratio(self, values) -> np.ndarray:
-        return np.repeat(np.float32(values), self.num_ratios, axis=0)
+    def _each_anchor(self, values) -> np.ndarray:
+        return np.repeat(np.float32(values), self.per_cell, axis=0)
 
 
 class CentredBoxes(NamedTuple):
@@ -150,10 +149,10 @@ def locate_anchors(anchors: tf.Tensor, shapes: AnchorShapes) -> CentredBoxes:
 
     They are computed because a table of all would add megabytes of constants to every input graph.
     """
-    level_starts = shapes.starts[:: shapes.num_ratios].astype(np.int32)
+    level_starts = shapes.starts[:: shapes.per_cell].astype(np.int32)
     level = tf.searchsorted(level_starts, anchors, side="right") - 1
-    cell, ratio = _divmod(anchors - tf.gather(level_starts, level), shapes.num_ratios)
-    shape = level * shapes.num_ratios + ratio
+    cell, place = _divmod(anchors - tf.gather(level_starts, level), shapes.per_cell)
+    shape = level * shapes.per_cell + place
     height, width, area, stride, last_column, _, _ = _rows_of(shapes.table, shape)
     row, column = _divmod(cell, tf.cast(last_column, tf.int32) + 1)
     y, x = tf.cast(row, tf.float32) * stride, tf.cast(column, tf.float32) * stride
@@ -224,7 +223,7 @@ def _strips_reaching(
     row = first_row + tf.cast(step, tf.float32)
     overlap = _overlaps(y - row * stride, height, anchor_height)
     first_column, lengths = _window(x, width, anchor_width, needed / overlap, stride, last_column)
-    first_anchors = start + row * row_step + first_column * shapes.num_ratios
+    first_anchors = start + row * row_step + first_column * shapes.per_cell
     floats = [overlap, first_column, stride, x, width, area, anchor_width, anchor_area]
     return _Strips(lengths, tf.cast(first_anchors, tf.int32), box, tf.stack(floats, axis=-1))
 
@@ -238,7 +237,7 @@ def _pairs_in(strips: _Strips, shapes: AnchorShapes) -> Pairs:
     )
     column = first_column + tf.cast(step, tf.float32)
     return Pairs(
-        anchors=first_anchor + step * shapes.num_ratios,
+        anchors=first_anchor + step * shapes.per_cell,
         boxes=box,
         intersections=overlap * _overlaps(x - column * stride, width, anchor_width),
         box_areas=area,

@@ -26,8 +26,6 @@ from data.settings import (
     setting,
 )
 
-# Pyramid levels that have anchors, P2 to P6; level l has stride 2**l.
-MIN_LEVEL, MAX_LEVEL = 2, 6
 # Anchor indices have to be exact in single precision.
 MOST_ANCHORS = 2**24
 
@@ -59,9 +57,10 @@ def _scale_canvas(canvas: tuple[int, int], factor: float) -> tuple[int, int]:
 
 
 def _num_anchors(config: DataConfig, canvas: tuple[int, int]) -> int:
-    strides = [2**level for level in range(MIN_LEVEL, MAX_LEVEL + 1)]
-    cells = (math.prod(-(-side // stride) for side in canvas) for stride in strides)
-    return sum(cells) * len(config.anchor_ratios)
+    strides = [2**level for level in config.anchor_levels]
+    cells = sum(math.prod(-(-side // stride) for side in canvas) for stride in strides)
+    sizes_per_level = len(config.anchor_sizes) // len(config.anchor_levels)
+    return cells * sizes_per_level * len(config.anchor_ratios)
 
 
 FEW_ANCHORS = Relation(
@@ -76,11 +75,24 @@ FEW_ANCHORS = Relation(
         < MOST_ANCHORS
     ),
 )
+LEVELS = Check(
+    "ascending levels from 2 to 6 without gaps, such as 2,3,4,5,6 or 4",
+    lambda levels: (
+        len(levels) > 0
+        and 2 <= levels[0] <= levels[-1] <= 6
+        and levels == tuple(range(levels[0], levels[-1] + 1))
+    ),
+)
+AS_MANY_FOR_EACH_LEVEL = Relation(
+    lambda sizes, config: f"as many for each of the {len(config.anchor_levels)} --anchor_levels",
+    lambda sizes, config: len(sizes) > 0 and len(sizes) % len(config.anchor_levels) == 0,
+)
 SURVIVES_ROUNDING = Relation(
-    lambda sizes, config: "anchors with sides above 1 pixel after --anchor_rounding",
-    lambda sizes, config: (
-        not config.anchor_rounding
-        or min(sizes) / math.sqrt(max(max(config.anchor_ratios), 1 / min(config.anchor_ratios)))
+    lambda rounding, config: "false, or --anchor_sizes whose sides are all above 1 pixel",
+    lambda rounding, config: (
+        not rounding
+        or min(config.anchor_sizes)
+        / math.sqrt(max(max(config.anchor_ratios), 1 / min(config.anchor_ratios)))
         > 1.0
     ),
 )
@@ -198,11 +210,17 @@ class DataConfig:
         POSITIVE,
     )
 
+    anchor_levels: tuple[int, ...] = predictive_setting(
+        (2, 3, 4, 5, 6),
+        "Levels that have anchors; level l has a cell every 2**l pixels. 2,3,4,5,6 are those of the "
+        "feature pyramid, 4 is the single map of faster_rcnn_c4.",
+        LEVELS,
+    )
     anchor_sizes: tuple[float, ...] = predictive_setting(
         (32.0, 64.0, 128.0, 256.0, 512.0),
-        "Square root of the anchor area at each level, pixels.",
-        each(between(0.001, 1e6), MAX_LEVEL - MIN_LEVEL + 1),
-        SURVIVES_ROUNDING,
+        "Square roots of the anchors' areas, pixels: as many for each level, level by level.",
+        each(between(0.001, 1e6)),
+        AS_MANY_FOR_EACH_LEVEL,
     )
     anchor_ratios: tuple[float, ...] = predictive_setting(
         (0.5, 1.0, 2.0),
@@ -210,7 +228,9 @@ class DataConfig:
         each(between(0.001, 1000.0)),
     )
     anchor_rounding: bool = predictive_setting(
-        False, "Round the anchors' corners to whole pixels, as torchvision does."
+        False,
+        "Round the anchors' corners to whole pixels, as torchvision does.",
+        relation=SURVIVES_ROUNDING,
     )
     rpn_positive_iou: float = setting(
         0.7, "Anchors with at least this IoU are positive.", POSITIVE_SHARE

@@ -67,8 +67,9 @@ class TrainStep:
         self._params = params
         self._parts = params.train.accumulate_steps
         self._steps = params.data.steps_per_call
-        compiled, compiled_in_replica = _compilers(strategy, params)
-        self._differentiate = compiled_in_replica(self._differentiate)
+        compiled = functools.partial(
+            tf.function, autograph=False, jit_compile=params.model.jit_compile or None
+        )
         self.function = compiled(self._step if self._steps == 1 else self._several_steps)
         if self._parts > 1:
             with strategy.scope():
@@ -178,9 +179,9 @@ class PredictStep:
         self._network = network
         self._strategy = strategy
         self._params = params
-        compiled, compiled_in_replica = _compilers(strategy, params)
-        self._predict = compiled_in_replica(self._predict)
-        self.function = compiled(self._step)
+        self.function = tf.function(
+            self._step, autograph=False, jit_compile=params.model.jit_compile or None
+        )
 
     def __call__(self, group: list[Features]) -> list[dict[str, np.ndarray]]:
         """Computes the predictions of each batch of the group, in its order.
@@ -209,19 +210,6 @@ class PredictStep:
     def _predict(self, features: Features) -> dict[str, tf.Tensor]:
         spec = self._model_fn(features, None, "predict", self._params, self._network)
         return dict(spec.predictions)
-
-
-def _compilers(strategy: tf.distribute.Strategy, params: Params) -> tuple[Callable, Callable]:
-    """Returns what makes a graph of a call, and what is applied to the part inside a replica.
-
-    With `--jit_compile`, XLA compiles the whole call on one device. Over several, it compiles each
-    replica's own work, because the exchange between devices is not XLA's.
-    """
-    graph = functools.partial(tf.function, autograph=False)
-    xla = functools.partial(graph, jit_compile=True)
-    if not params.model.jit_compile:
-        return graph, lambda function: function
-    return (graph, xla) if strategy.num_replicas_in_sync > 1 else (xla, lambda function: function)
 
 
 def group_batches(batches: Iterable[Features], size: int) -> Iterator[list[Features]]:

@@ -41,8 +41,8 @@ def make_strategy(params: Params, cluster: Cluster = ALONE) -> tf.distribute.Str
     """Makes the strategy of `--distribution`; call it before TensorFlow is used.
 
     Raises:
-        UserError: a batch that cannot be split evenly, XLA where it cannot compile, a TPU that is
-            not found, or workers that cannot be reached.
+        UserError: a batch that cannot be split evenly, XLA over several replicas, a TPU that is not
+            found, or workers that cannot be reached.
     """
     strategy = _make(params, cluster)
     _check_replicas(params, strategy)
@@ -120,9 +120,13 @@ def _split_cpu(count: int) -> None:
 
 def _check_replicas(params: Params, strategy: tf.distribute.Strategy) -> None:
     replicas = strategy.num_replicas_in_sync
-    if replicas > 1 and params.model.jit_compile:
-        _check_compilation(params)
     on_tpu = isinstance(strategy, tf.distribute.TPUStrategy)
+    if replicas > 1 and not on_tpu and params.model.jit_compile:
+        # XLA cannot compile the exchange of the counts that losses are divided by.
+        raise UserError(
+            f"--jit_compile cannot be used over {replicas} replicas that are no TPU's: give "
+            "--nojit_compile, or --distribution=one_device."
+        )
     if replicas > 1 and not on_tpu and params.data.steps_per_call > 1:
         # TensorFlow's graph optimiser breaks loops over several devices without a word.
         raise UserError(
@@ -144,17 +148,3 @@ def _check_replicas(params: Params, strategy: tf.distribute.Strategy) -> None:
             f"--accumulate_steps={parts} cannot split the {per_replica} images of a replica evenly "
             f"(--train_batch_size={params.data.train_batch_size}): give a divisor of {per_replica}."
         )
-
-
-def _check_compilation(params: Params) -> None:
-    """Refuses what XLA cannot compile for several replicas."""
-    if params.train.num_logical_cpus > 1:
-        reason = "over the parts of a CPU, which XLA takes for one device"
-    elif params.model.norm == "sync_bn" and params.train.trains:
-        reason = "over several devices with --norm=sync_bn, whose layers exchange statistics"
-    else:
-        return
-    raise UserError(
-        f"--jit_compile cannot be used {reason}: give --nojit_compile, or "
-        "--distribution=one_device."
-    )

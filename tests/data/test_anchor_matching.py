@@ -63,10 +63,11 @@ def float32_anchors(grid):
         zip(grid.strides, grid.level_shapes, strict=True)
     ):
         cells = np.stack(np.meshgrid(range(rows), range(columns), indexing="ij"), -1)
-        cells = np.repeat(cells.reshape(-1, 2), len(grid.ratios), axis=0)
-        size = grid.sizes[level]
-        shapes = [(size * math.sqrt(r), size / math.sqrt(r)) for r in grid.ratios]
-        shape_areas = [size**2 for _ in grid.ratios]
+        count = len(grid.sizes) // len(grid.strides)
+        level_sizes = grid.sizes[level * count : (level + 1) * count]
+        cells = np.repeat(cells.reshape(-1, 2), count * len(grid.ratios), axis=0)
+        shapes = [(s * math.sqrt(r), s / math.sqrt(r)) for s in level_sizes for r in grid.ratios]
+        shape_areas = [size**2 for size in level_sizes for _ in grid.ratios]
         if grid.rounded:
             # Python's round takes halves to even numbers too.
             shapes = [[2 * round(side / 2) for side in shape] for shape in shapes]
@@ -173,6 +174,10 @@ PROPERTY_CASES = [
     (AnchorGrid(320, 256, 2, 6, SMALL_SIZES, RATIOS), 60, 10),
     (AnchorGrid(64, 96, 2, 6, COCO_SIZES, RATIOS, rounded=True), 300, 50),
     (AnchorGrid(70, 45, 3, 5, (5.0, 9.0, 41.0), (0.2, 1.0, 1.3, 3.0), rounded=True), 300, 20),
+    # The single map of Faster R-CNN, and two levels of two sizes each.
+    (AnchorGrid(320, 256, 4, 4, (128.0, 256.0, 512.0), RATIOS), 60, 10),
+    (AnchorGrid(128, 96, 4, 4, (8.0, 30.0, 70.0), RATIOS), 300, 20),
+    (AnchorGrid(70, 45, 3, 4, (9.0, 20.0, 30.0, 41.0), (0.3, 1.0)), 300, 20),
 ]
 RULES = {"best": dense_labels, "reassign": dense_reassigned}
 

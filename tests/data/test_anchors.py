@@ -55,6 +55,18 @@ def test_order_is_level_row_column_ratio():
     np.testing.assert_array_equal(sizes[1::2], [[8, 2]] * 6 + [[16, 4]] * 2)
 
 
+def test_sizes_of_a_cell_come_before_its_ratios():
+    config = DataConfig(anchor_levels=(4,), anchor_sizes=(128, 256, 512))
+    grid = AnchorGrid.from_config(config, (640, 960))
+    assert grid.level_shapes == ((40, 60),)
+    assert grid.num_anchors == 40 * 60 * 9
+    cell = grid.boxes()[:9]
+    sides = cell[:, 2:] - cell[:, :2]
+    np.testing.assert_allclose(sides.prod(axis=1), np.repeat(np.square([128, 256, 512]), 3))
+    np.testing.assert_allclose(sides[:, 0] / sides[:, 1], [0.5, 1, 2] * 3, rtol=1e-6)
+    np.testing.assert_array_equal(grid.boxes()[9:18], cell + [0, 16, 0, 16])
+
+
 def test_counts_of_the_default_grid():
     grid = AnchorGrid.from_config(DataConfig(), (1024, 1024))
     assert grid.level_shapes == ((256, 256), (128, 128), (64, 64), (32, 32), (16, 16))
@@ -93,6 +105,7 @@ def test_grids_are_hashable_and_comparable():
         ({"height": 0}, "canvas 0x64"),
         ({"max_level": 1}, "levels 2 to 1"),
         ({"sizes": (8.0,)}, "sizes=\\(8.0,\\)"),
+        ({"sizes": (8.0, 9.0, 16.0)}, "as many positive sizes for each level"),
         ({"sizes": (8.0, -1.0)}, "sizes"),
         ({"ratios": ()}, "ratios=\\(\\)"),
         ({"ratios": (1.0, 0.0)}, "ratios"),

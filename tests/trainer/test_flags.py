@@ -225,7 +225,12 @@ def test_numbers_are_refused_in_one_sentence_or_have_a_meaning(capsys, number):
             "--rpn_positive_fraction=0.5: expected a fraction that gives at least one positive",
         ),
         (["--canvases=32000x32000"], "expected canvases with fewer than 16777216 anchors"),
-        (["--anchor_sizes=1,2,4,8,16", "--anchor_rounding"], "expected anchors with sides above 1"),
+        (
+            ["--anchor_sizes=1,2,4,8,16", "--anchor_rounding"],
+            "--anchor_rounding=True: expected false, or --anchor_sizes whose sides are all above 1",
+        ),
+        (["--anchor_levels=2,4"], "--anchor_levels=2,4: expected ascending levels from 2 to 6"),
+        (["--anchor_levels=4,5"], "expected as many for each of the 2 --anchor_levels"),
         (["--anchor_ratios="], "--anchor_ratios=: expected at least one value"),
         (["--pixel_std=0,1,1"], "--pixel_std=0.0,1.0,1.0: expected 3 values, each a positive"),
         (["--seed=1" + "0" * 400], "expected at most 2147483647"),
@@ -295,8 +300,8 @@ def test_a_setting_of_the_network_changes_predictions_or_concerns_training_alone
     assert silent == training_alone
     of_input = {s.name for s in settings if s.part != "model" and s.changes_predictions}
     assert of_input == {
-        "canvases", "short_side", "long_side", "exif", "anchor_sizes", "anchor_ratios",
-        "anchor_rounding", "test_scales", "test_flip",
+        "canvases", "short_side", "long_side", "exif", "anchor_levels", "anchor_sizes",
+        "anchor_ratios", "anchor_rounding", "test_scales", "test_flip",
     }  # fmt: skip
 
 

@@ -110,14 +110,7 @@ def test_one_device_by_default(tmp_path):
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        (
-            {"jit_compile": True, "num_logical_cpus": 2},
-            "--jit_compile cannot be used over the parts of a CPU",
-        ),
-        (
-            {"jit_compile": True, "norm": "sync_bn"},
-            "--jit_compile cannot be used over several devices with --norm=sync_bn",
-        ),
+        ({"jit_compile": True}, "--jit_compile cannot be used over 2 replicas"),
         ({"steps_per_call": 2}, "--steps_per_call=2 cannot be used over 2"),
         ({"train_batch_size": 3}, "--train_batch_size=3 cannot be split over 2"),
         ({"accumulate_steps": 4}, "--accumulate_steps=4 cannot split the 2 images of a replica"),

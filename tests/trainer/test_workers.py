@@ -76,11 +76,6 @@ estimator.train(shared_input_fn)
 ids = Ids()
 metrics = estimator.evaluate(uneven_input_fn, ids)
 
-compiled, compiled_estimator = make("xla", jit_compile=True)
-compiled_estimator.train(shared_input_fn)
-found = compiled_estimator.predict(uneven_input_fn, "predict")
-values = {int(each["image_id"]): each["value"].tolist() for each in found}
-
 def stop_one(step):
     if step == 2 and cluster.index == cluster.num_workers - 1:
         os.kill(os.getpid(), signal.SIGTERM)
@@ -105,7 +100,6 @@ except UserError as error:
 print(json.dumps({
     "weights": [weight.tolist() for weight in weights_of(network)],
     "ids": sorted(ids.ids), "metrics": metrics, "stopped": stopped, "steps_left": steps_left,
-    "compiled": [weight.tolist() for weight in weights_of(compiled)], "values": values,
     "steps_diverging": steps_diverging, "refusal": refusal,
     "gathered": [[part.hex() for part in parts] for parts in gathered],
 }))
@@ -149,19 +143,6 @@ def test_workers_train_like_one(results, folders):
         assert line["loss"] == pytest.approx(other["loss"], rel=1e-5)
         assert line["gradient_norm"] == pytest.approx(other["gradient_norm"], rel=1e-4)
         assert line["seen"] == other["seen"] == 4.0
-
-
-def test_workers_compiled_by_xla_train_and_predict_like_one(results, folders):
-    alone, workers = results
-    for worker in workers:
-        for weight, *others in zip(
-            alone["weights"], alone["compiled"], worker["compiled"], strict=True
-        ):
-            for other in others:
-                np.testing.assert_allclose(weight, other, rtol=1e-5, atol=1e-7)
-    for image_id, values in (workers[0]["values"] | workers[1]["values"]).items():
-        np.testing.assert_allclose(values, alone["values"][image_id], rtol=1e-5)
-    assert len(alone["values"]) == 7
 
 
 def test_the_chief_gets_every_prediction_once(results):
