@@ -246,6 +246,20 @@ def map_boxes(boxes: tf.Tensor, geometry: Geometry) -> tf.Tensor:
     return tf.where(tf.tile(geometry.flips, [2]), mirrored, mapped)
 
 
+def map_visible(boxes: tf.Tensor, geometry: Geometry) -> tf.Tensor:
+    """Maps the visible parts of boxes to the canvas, without those that have none.
+
+    Args:
+        boxes: float32 [N, 4] in original pixels.
+        geometry: the map to the canvas.
+
+    Returns:
+        float32 [n, 4] in canvas pixels, in their order.
+    """
+    mapped = map_boxes(clip_to_source(boxes, geometry), geometry)
+    return tf.boolean_mask(mapped, tf.reduce_all(mapped[:, 2:] > mapped[:, :2], axis=1))
+
+
 def map_points(points: tf.Tensor, geometry: Geometry) -> tf.Tensor:
     """Maps points to the canvas: float32 [..., 2], y, x in original pixels -> in canvas pixels.
 

@@ -21,6 +21,7 @@ from data.settings import (
     check_settings,
     each,
     one_of,
+    path_setting,
     predictive_setting,
     room_in,
     setting,
@@ -212,8 +213,8 @@ class DataConfig:
 
     anchor_levels: tuple[int, ...] = predictive_setting(
         (2, 3, 4, 5, 6),
-        "Levels that have anchors; level l has a cell every 2**l pixels. 2,3,4,5,6 are those of the "
-        "feature pyramid, 4 is the single map of faster_rcnn_c4.",
+        "Levels that have anchors; level l has a cell every 2**l pixels. 2,3,4,5,6 are those of "
+        "the feature pyramid, 4 is the single map of faster_rcnn_c4.",
         LEVELS,
     )
     anchor_sizes: tuple[float, ...] = predictive_setting(
@@ -268,6 +269,14 @@ class DataConfig:
         False,
         "Do not sample anchors as negatives if at least 70 % of their area lies inside a "
         "crowd box.",
+    )
+
+    proposals_file: str = path_setting(
+        "Object proposals in COCO results format, for systems that do not make their own; it may "
+        "hold those of the training and the evaluation images."
+    )
+    max_proposals: int = predictive_setting(
+        2000, "Maximum number of proposals per image from --proposals_file.", POSITIVE
     )
 
     shuffle_megabytes: int = setting(
@@ -333,6 +342,10 @@ class Wanted(Protocol):
     @property
     def include_polygons(self) -> bool:
         """Whether it also needs polygons."""
+
+    @property
+    def has_rpn(self) -> bool:
+        """Whether it makes its proposals; otherwise they are read from a file."""
 
 
 class InputParams(Protocol):

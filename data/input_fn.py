@@ -31,10 +31,10 @@ import tensorflow as tf
 
 from data.config import DataConfig, InputParams
 from data.data_service import deal_eval_records, deal_training_records, run_on_workers
-from data.diagnosis import Needs
 from data.epochs import EpochPlan, ordered_records, plan_epochs, with_next
 from data.errors import UserError
 from data.examples import eval_example, padding_example, train_example
+from data.proposals import ProposalFile, open_proposals
 from data.record_files import RecordFiles
 from data.scenes import Tensors
 from data.skipped_records import needs_of, skip_of
@@ -62,7 +62,8 @@ def input_fn(
     Args:
         mode: "train", "eval" or "predict".
         params: settings; it reads `params.data`, and from `params.model` whether the labels have
-            masks (`include_mask`; only if the records have them) and polygons (`include_polygons`).
+            masks (`include_mask`; only if the records have them) and polygons (`include_polygons`),
+            and whether the system makes its proposals (`has_rpn`) or reads `--proposals_file`.
         input_context: number of pipelines and replicas, from
             `strategy.distribute_datasets_from_function`; one of each if None.
         start_step: number of training steps already taken; their batches are skipped. It is a
@@ -85,10 +86,11 @@ def input_fn(
     replicas = context.num_replicas_in_sync // context.num_input_pipelines
     if mode != "train":
         examples = _eval_examples(params, context)
-        batches = _batch_by_canvas(examples, batch_size, replicas, config, pad=True)
+        pad = functools.partial(padding_example, has_proposals=not params.model.has_rpn)
+        batches = _batch_by_canvas(examples, batch_size, replicas, config, pad)
     elif config.data_service:
         examples = _dealt_train_examples(params, context, start_step)
-        batches = _batch_by_canvas(examples, batch_size, replicas, config, pad=False)
+        batches = _batch_by_canvas(examples, batch_size, replicas, config)
     else:
         examples = _train_examples(params, context, start_step)
         batches = examples.batch(batch_size, drop_remainder=True)
@@ -111,7 +113,7 @@ def _train_examples(
     if config.pairs_images:
         records = with_next(records)
     return _share_of_windows(records, plan, context).map(
-        _example_maker(config, needs_of("train", params)), tf.data.AUTOTUNE, deterministic=True
+        _example_maker(params), tf.data.AUTOTUNE, deterministic=True
     )
 
 
@@ -125,9 +127,7 @@ def _dealt_train_examples(
     records = deal_training_records(files, config, context, start_step)
     if config.pairs_images:
         records = with_next(records)
-    examples = records.map(
-        _example_maker(config, needs_of("train", params)), tf.data.AUTOTUNE, deterministic=False
-    )
+    examples = records.map(_example_maker(params), tf.data.AUTOTUNE, deterministic=False)
     return run_on_workers(examples, config.data_service)
 
 
@@ -135,7 +135,9 @@ def _eval_examples(params: InputParams, context: tf.distribute.InputContext) -> 
     """Makes every image once, in the order of the files unless a service makes them."""
     config = params.data
     files = RecordFiles.find(config.eval_file_pattern, skip_of("eval", params))
-    make_example = functools.partial(eval_example, config=config)
+    make_example = functools.partial(
+        eval_example, config=config, proposals=_external_proposals(params)
+    )
     if not config.data_service:
         records = files.read_share(context.num_input_pipelines, context.input_pipeline_id)
         return records.map(make_example, tf.data.AUTOTUNE, deterministic=True)
@@ -164,8 +166,21 @@ def _share_of_windows(
     )
 
 
-def _example_maker(config: DataConfig, needs: Needs) -> Callable:
+def _external_proposals(params: InputParams) -> ProposalFile | None:
+    """Opens `--proposals_file` if the system does not make its proposals.
+
+    Raises:
+        UserError: there is none, or it cannot be used.
+    """
+    if params.model.has_rpn:
+        return None
+    return open_proposals(params.data.proposals_file, params.data.max_proposals)
+
+
+def _example_maker(params: InputParams) -> Callable:
     """Returns a function from a record, its epoch and perhaps a second record to an image."""
+    config, needs = params.data, needs_of("train", params)
+    proposals = _external_proposals(params)
     include_masks, include_polygons = needs.include_masks, needs.max_polygon_vertices > 0
     if config.pairs_images and not include_masks:
         raise UserError(
@@ -178,7 +193,9 @@ def _example_maker(config: DataConfig, needs: Needs) -> Callable:
     def make_example(
         serialized: tf.Tensor, epoch: tf.Tensor, second: tf.Tensor | None = None
     ) -> tuple[Tensors, Tensors]:
-        return train_example(serialized, epoch, config, include_masks, include_polygons, second)
+        return train_example(
+            serialized, epoch, config, include_masks, include_polygons, second, proposals
+        )
 
     return make_example
 
@@ -188,11 +205,12 @@ def _batch_by_canvas(
     batch_size: int,
     replicas: int,
     config: DataConfig,
-    pad: bool,
+    pad: Callable | None = None,
 ) -> tf.data.Dataset:
     """Collects images of one canvas until there is a batch for each replica.
 
-    With `pad`, incomplete batches at the end are filled up; without it, the dataset is endless.
+    With `pad`, which makes images of a canvas, incomplete batches at the end are filled up; without
+    it, the dataset is endless.
     """
     window_size = batch_size * replicas
 
@@ -202,9 +220,7 @@ def _batch_by_canvas(
 
     def batch_window(key: tf.Tensor, window: tf.data.Dataset) -> tf.data.Dataset:
         if pad:
-            padding = tf.data.Dataset.from_tensors(
-                padding_example(key // KEY_BASE, key % KEY_BASE, config)
-            )
+            padding = tf.data.Dataset.from_tensors(pad(key // KEY_BASE, key % KEY_BASE, config))
             window = window.concatenate(padding.repeat(window_size)).take(window_size)
         return window.batch(batch_size, drop_remainder=True)
 

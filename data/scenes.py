@@ -35,6 +35,7 @@ class Scene(NamedTuple):
             [n, M, M] and gt_areas float32 [n], and with polygons gt_polygons float32 [n, V, 2] and
             gt_polygon_parts int32 [n, V].
         crowds: float32 [C, 4], boxes in canvas pixels.
+        proposals: float32 [p, 4], those of the record that are visible, in canvas pixels.
         draw_masks: maps indices int64 [k] of the original ground truths to bool [H, W], the canvas
             pixels that belong to any of them.
     """
@@ -43,6 +44,7 @@ class Scene(NamedTuple):
     image_info: tf.Tensor
     truths: Tensors
     crowds: tf.Tensor
+    proposals: tf.Tensor
     draw_masks: Callable[[tf.Tensor], tf.Tensor]
 
     @property
@@ -55,7 +57,8 @@ def draw_scene(record: Tensors, canvas: tf.Tensor, config: DataConfig, seed: tf.
     """Draws the image of a record on a canvas, augmented at random as the seed decides.
 
     Args:
-        record: as `data.records.parse_record` gives it.
+        record: as `data.records.parse_record` gives it; perhaps with `proposals` float32 [P, 4],
+            in pixels of the original image.
         canvas: int64 [2].
         config: augmentation, and the maximum number of instances.
         seed: int32 [2].
@@ -72,6 +75,8 @@ def draw_scene(record: Tensors, canvas: tf.Tensor, config: DataConfig, seed: tf.
     crowds = augment.clip_to_source(tf.boolean_mask(record["boxes"], record["is_crowd"]), geometry)
     instances, truths = _ground_truths(record, geometry, config)
 
+    proposals = record.get("proposals", tf.zeros([0, 4]))
+
     def draw_masks(chosen: tf.Tensor) -> tf.Tensor:
         union = draw_union(*_masks_of(record), tf.gather(instances, chosen))
         return augment.render_mask(union, geometry, canvas)
@@ -81,6 +86,7 @@ def draw_scene(record: Tensors, canvas: tf.Tensor, config: DataConfig, seed: tf.
         image_info=geometry.image_info,
         truths=truths,
         crowds=augment.map_boxes(crowds, geometry),
+        proposals=augment.map_visible(proposals, geometry),
         draw_masks=draw_masks,
     )
 

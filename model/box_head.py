@@ -50,14 +50,16 @@ class BoxDetections(NamedTuple):
 
 
 class BoxHead(Part):
-    """Fully connected layers (two in the paper), then one for classes and one for boxes.
+    """Layers of its own or the rest of a backbone, then one layer for classes and one for boxes.
 
     Args:
         rng: source of the initial weights.
         channels: C.
         hidden: width of the fully connected layers.
         num_classes: K.
-        num_convs: number of 3×3 convolutions before them.
+        trunk: layers of the backbone that map [N, roi_size, roi_size, C] to [N, out_channels],
+            which take the place of the convolutions and fully connected layers.
+        num_convs: number of 3×3 convolutions before the fully connected layers.
         separable: whether these are `SeparableConv`s.
         num_fcs: number of fully connected layers.
         norm: normalisation after each convolution, or "none".
@@ -74,6 +76,7 @@ class BoxHead(Part):
         hidden: int,
         num_classes: int,
         *,
+        trunk: Part | None = None,
         num_convs: int = 0,
         separable: bool = False,
         num_fcs: int = 2,
@@ -88,6 +91,9 @@ class BoxHead(Part):
     ):
         super().__init__(dtype=dtype, autocast=False)
         kwargs = {"norm": norm, "separable": separable, "dtype": dtype}
+        self.trunk, self.roi_size = trunk, trunk.roi_size if trunk else ROI_SIZE
+        if trunk is not None:
+            num_convs, num_fcs, hidden = 0, 0, trunk.out_channels
         self.convs = LayerList(
             [ConvNorm(rng, channels, channels, 3, **kwargs) for _ in range(num_convs)]
         )
@@ -107,7 +113,9 @@ class BoxHead(Part):
         self.built = True
 
     def call(self, features: tf.Tensor) -> BoxOutputs:
-        """Classifies [N, 7, 7, C]."""
+        """Classifies [N, roi_size, roi_size, C]."""
+        if self.trunk is not None:
+            return self._outputs(self.trunk(features))
         x = features
         for conv in self.convs:
             x = tf.nn.relu(conv(x))
@@ -177,7 +185,7 @@ class BoxHead(Part):
         """Computes the outputs for float32 [B, R, 4]."""
         batch, count = boxes.shape[:2]
         image_index = tf.repeat(tf.range(batch), count)
-        return self(view.pool(tf.reshape(boxes, [-1, 4]), image_index, ROI_SIZE))
+        return self(view.pool(tf.reshape(boxes, [-1, 4]), image_index, self.roi_size))
 
 
 @in_scope("losses")

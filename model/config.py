@@ -29,9 +29,13 @@ class System(NamedTuple):
 
     title: str
     has_masks: bool
+    has_rpn: bool = True
+    has_pyramid: bool = True
 
 
 SYSTEMS = {
+    "fast_rcnn": System("Fast R-CNN", has_masks=False, has_rpn=False, has_pyramid=False),
+    "faster_rcnn_c4": System("Faster R-CNN on one map", has_masks=False, has_pyramid=False),
     "faster_rcnn": System("Faster R-CNN", has_masks=False),
     "mask_rcnn": System("Mask R-CNN", has_masks=True),
     "mask_scoring_rcnn": System("Mask Scoring R-CNN", has_masks=True),
@@ -43,6 +47,13 @@ PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
 
 NUM_CLASSES = Check(
     "at least 2 (the background and one class), or 0", lambda count: count == 0 or count >= 2
+)
+NO_BATCH_STATISTICS = Relation(
+    lambda norm, config: (
+        f"frozen_bn, gn or none for {config.system}, in which the last layers of the backbone see "
+        "RoIs, some of them empty slots"
+    ),
+    lambda norm, config: config.has_pyramid or norm not in ("bn", "sync_bn"),
 )
 MASK_SIZE = Check("a multiple of 4", lambda side: side >= 4 and side % 4 == 0)
 OPEN_SHARE = Check("between 0 and 1", lambda value: 0 < value < 1)
@@ -78,6 +89,7 @@ class ModelConfig:
         "Normalisation of the backbone: gn (for training from scratch), frozen_bn (for "
         "fine-tuning), bn or sync_bn.",
         one_of(*NORMS),
+        NO_BATCH_STATISTICS,
     )
     freeze_at: int = setting(
         0,
@@ -116,6 +128,15 @@ class ModelConfig:
     rpn_num_convs: int = predictive_setting(
         1, "Number of 3x3 convolutions before the RPN's two outputs.", POSITIVE
     )
+    rpn_channels: int = predictive_setting(
+        0, "Channels of these convolutions; 0 means as many as their input has.", NOT_NEGATIVE
+    )
+    rpn_scores: str = predictive_setting(
+        "sigmoid",
+        "Scores of an anchor in the RPN: one under the sigmoid (sigmoid), or one for background "
+        "and one for foreground under softmax (softmax).",
+        one_of("sigmoid", "softmax"),
+    )
     rpn_pre_nms_train: int = setting(
         2000, "Maximum number of proposals per level before NMS, in training.", POSITIVE
     )
@@ -153,6 +174,16 @@ class ModelConfig:
     )
     roi_positive_iou: float = setting(
         0.5, "RoIs with at least this IoU are positive.", POSITIVE_SHARE
+    )
+    roi_pooling: str = predictive_setting(
+        "align",
+        "How RoIs are pooled: RoIAlign (align), or the maximum of whole cells as in Fast R-CNN "
+        "(max), from a single map only.",
+        one_of("align", "max"),
+        Relation(
+            lambda pooling, config: f"align for {config.system}, which pools from a pyramid",
+            lambda pooling, config: pooling == "align" or not config.has_pyramid,
+        ),
     )
     roi_sampling_ratio: int = predictive_setting(
         2,
@@ -248,6 +279,16 @@ class ModelConfig:
     def include_mask(self) -> bool:
         """Whether the system predicts masks, so that the labels need them."""
         return SYSTEMS[self.system].has_masks
+
+    @property
+    def has_rpn(self) -> bool:
+        """Whether the system makes its proposals; otherwise they come with the images."""
+        return SYSTEMS[self.system].has_rpn
+
+    @property
+    def has_pyramid(self) -> bool:
+        """Whether RoIs are pooled from a feature pyramid; otherwise from one map of stride 16."""
+        return SYSTEMS[self.system].has_pyramid
 
     @property
     def include_polygons(self) -> bool:

@@ -37,6 +37,7 @@ class FPN(Part):
         dtype: str = "float32",
     ):
         super().__init__(dtype=dtype, autocast=False)
+        self.out_channels = channels
         kwargs = {"norm": norm, "kernel_init": kaiming_uniform, "dtype": dtype}
         self.laterals = LayerList([ConvNorm(rng, n, channels, 1, **kwargs) for n in in_channels])
         self.outputs = LayerList(

@@ -5,6 +5,7 @@ Axes: B images, A anchors of all levels in the order of `AnchorGrid`, S sampled 
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -25,6 +26,9 @@ class RPNHead(Part):
         channels: channels of every level.
         make_grid: makes the anchors of a canvas (H, W).
         anchors_per_cell: number of anchors at each cell.
+        hidden: channels of the 3×3 convolutions; 0 means `channels`.
+        softmax: whether an anchor has two scores, of background and foreground, under softmax, as
+            in the paper, instead of one under the sigmoid.
         num_convs: number of 3×3 convolutions.
         separable: whether they are `SeparableConv`s.
         pre_nms, post_nms: see `generate_proposals`; in training and at test.
@@ -40,6 +44,8 @@ class RPNHead(Part):
         make_grid: Callable[[tuple[int, int]], AnchorGrid],
         anchors_per_cell: int,
         *,
+        hidden: int = 0,
+        softmax: bool = False,
         num_convs: int = 1,
         separable: bool = False,
         pre_nms: tuple[int, int] = (2000, 1000),
@@ -53,11 +59,15 @@ class RPNHead(Part):
         super().__init__(dtype=dtype, autocast=False)
         kwargs = {"kernel_init": normal(0.01)}
         make = SeparableConv if separable else Conv
+        hidden = hidden or channels
+        widths = [channels, *[hidden] * num_convs]
         self.convs = LayerList(
-            [make(rng, channels, channels, 3, dtype=dtype, **kwargs) for _ in range(num_convs)]
+            [make(rng, *pair, 3, dtype=dtype, **kwargs) for pair in itertools.pairwise(widths)]
         )
-        self.objectness = Conv(rng, channels, anchors_per_cell, 1, dtype=OUTPUT_DTYPE, **kwargs)
-        self.deltas = Conv(rng, channels, anchors_per_cell * 4, 1, dtype=OUTPUT_DTYPE, **kwargs)
+        num_scores = anchors_per_cell * (2 if softmax else 1)
+        self.objectness = Conv(rng, hidden, num_scores, 1, dtype=OUTPUT_DTYPE, **kwargs)
+        self.deltas = Conv(rng, hidden, anchors_per_cell * 4, 1, dtype=OUTPUT_DTYPE, **kwargs)
+        self.softmax = softmax
         self.make_grid, self.pre_nms, self.post_nms = make_grid, pre_nms, post_nms
         self.nms_iou, self.clip_below = nms_iou, clip_below
         self.box_loss_beta, self.loss_normaliser = box_loss_beta, loss_normaliser
@@ -115,9 +125,18 @@ class RPNHead(Part):
             return tf.concat(flat, axis=1)
 
         return RPNOutputs(
-            logits=flatten([self.objectness(x) for x in hidden], []),
+            logits=flatten([self._score(x) for x in hidden], []),
             deltas=flatten([self.deltas(x) for x in hidden], [4]),
         )
+
+    def _score(self, hidden: tf.Tensor) -> tf.Tensor:
+        """Computes one logit for each anchor: [B, H, W, anchors_per_cell]."""
+        scores = self.objectness(hidden)
+        if not self.softmax:
+            return scores
+        # The softmax of two scores is the sigmoid of their difference.
+        background, foreground = tf.split(scores, 2, axis=-1)
+        return foreground - background
 
 
 def _anchors(level_map: tf.Tensor, shape: list[int]) -> int:

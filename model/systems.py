@@ -1,8 +1,10 @@
 """The R-CNN family: the parts of each system. Only this file reads `ModelConfig`.
 
-    faster_rcnn          Ren et al., NIPS 2015, over the pyramid of Lin et al., CVPR 2017
-    └ mask_rcnn          He et al., ICCV 2017: + a mask of each box
-      └ mask_scoring_rcnn  Huang et al., CVPR 2019: + the IoU that each mask is expected to have
+    fast_rcnn                    Girshick, ICCV 2015: given proposals, pooled from one map
+    └ faster_rcnn_c4             Ren et al., NIPS 2015: + a network that makes the proposals
+      └ faster_rcnn              Lin et al., CVPR 2017: on a feature pyramid
+        └ mask_rcnn              He et al., ICCV 2017: + a mask of each box
+          └ mask_scoring_rcnn    Huang et al., CVPR 2019: + the IoU that each mask should have
 
 A system is a row of functions that make its parts from the settings; most systems differ from their
 parent in one.
@@ -19,30 +21,50 @@ import numpy as np
 from data.anchors import AnchorGrid
 from data.config import DataConfig
 from model.augmented_detector import AugmentedDetector
-from model.backbones import Options, Pixels, make_backbone
+from model.backbones import Options, Pixels, make_backbone, make_trunk
 from model.box_head import BoxHead
 from model.config import ModelConfig
 from model.detector import Detector
 from model.fpn import FPN
+from model.given_proposals import GivenProposals
+from model.layers import Part
 from model.mask_head import MaskHead
 from model.maskiou_head import MaskIoUHead
 from model.roi_align import RoIAlign
+from model.roi_pool import RoIPool
 from model.roi_sampling import sample_rois
 from model.rpn import RPNHead
+from model.single_map import SingleMap
+
+
+# Systems without a pyramid pool from C4, of stride 16.
+_SINGLE_LEVEL = 4
 
 
 class Settings(NamedTuple):
-    """The settings that the makers of parts read, and the source of the initial weights."""
+    """What the makers of parts read.
+
+    Attributes:
+        model, data: settings.
+        rng: source of the initial weights.
+        options: the backbone's.
+        channels: of the neck's maps; 0 before there is a neck.
+    """
 
     model: ModelConfig
     data: DataConfig
     rng: np.random.Generator
+    options: Options
+    channels: int = 0
 
 
 class System(NamedTuple):
     """Functions that make a system's parts from `Settings` (the neck also from C2 … C5's channels).
 
     Weights are drawn part by part in this order, after the backbone's.
+
+    Attributes:
+        last_stage: the last of C2 … C5 that the backbone computes for the whole image.
     """
 
     neck: Callable
@@ -50,6 +72,7 @@ class System(NamedTuple):
     sampler: Callable
     regions: Callable
     heads: Mapping[str, Callable]
+    last_stage: int = 5
 
     def with_head(self, name: str, make: Callable) -> System:
         """Returns the system with one more head, after the others."""
@@ -68,13 +91,23 @@ def _fpn(settings: Settings, in_channels: tuple[int, ...]) -> FPN:
     )
 
 
+def _single_map(settings: Settings, in_channels: tuple[int, ...]) -> SingleMap:
+    return SingleMap(in_channels[-1])
+
+
+def _given_proposals(settings: Settings) -> GivenProposals:
+    return GivenProposals()
+
+
 def _rpn(settings: Settings) -> RPNHead:
     model, data = settings.model, settings.data
     return RPNHead(
         settings.rng,
-        model.fpn_channels,
+        settings.channels,
         functools.partial(AnchorGrid.from_config, data),
-        len(data.anchor_ratios),
+        len(data.anchor_sizes) // len(data.anchor_levels) * len(data.anchor_ratios),
+        hidden=model.rpn_channels,
+        softmax=model.rpn_scores == "softmax",
         num_convs=model.rpn_num_convs,
         separable=model.separable_convs,
         pre_nms=(model.rpn_pre_nms_train, model.rpn_pre_nms_test),
@@ -97,17 +130,29 @@ def _roi_sampler(settings: Settings):
     )
 
 
-def _roi_align(settings: Settings) -> RoIAlign:
-    return RoIAlign(settings.model.roi_sampling_ratio, settings.model.roi_aligned)
+def _roi_align(settings: Settings, **levels: int) -> RoIAlign:
+    return RoIAlign(settings.model.roi_sampling_ratio, settings.model.roi_aligned, **levels)
 
 
-def _box_head(settings: Settings) -> BoxHead:
+def _pool_from_one_map(settings: Settings) -> RoIAlign | RoIPool:
+    if settings.model.roi_pooling == "max":
+        return RoIPool(2**_SINGLE_LEVEL)
+    return _roi_align(settings, num_levels=1, min_level=_SINGLE_LEVEL)
+
+
+def _box_head_on_trunk(settings: Settings) -> BoxHead:
+    model = settings.model
+    return _box_head(settings, make_trunk(settings.rng, model.backbone, settings.options))
+
+
+def _box_head(settings: Settings, trunk: Part | None = None) -> BoxHead:
     model = settings.model
     return BoxHead(
         settings.rng,
-        model.fpn_channels,
+        settings.channels,
         model.head_dim,
         model.num_classes,
+        trunk=trunk,
         num_convs=model.box_num_convs,
         separable=model.separable_convs,
         num_fcs=model.box_num_fcs,
@@ -126,7 +171,7 @@ def _mask_head(settings: Settings) -> MaskHead:
     model = settings.model
     return MaskHead(
         settings.rng,
-        model.fpn_channels,
+        settings.channels,
         model.num_classes,
         mask_size=model.mask_size,
         max_rois=int(model.rois_per_image * model.roi_positive_fraction),
@@ -141,7 +186,7 @@ def _maskiou_head(settings: Settings) -> MaskIoUHead:
     model = settings.model
     return MaskIoUHead(
         settings.rng,
-        model.fpn_channels,
+        settings.channels,
         model.head_dim,
         model.num_classes,
         model.mask_size,
@@ -155,11 +200,22 @@ def _maskiou_head(settings: Settings) -> MaskIoUHead:
     )
 
 
+_FAST_RCNN = System(
+    _single_map,
+    _given_proposals,
+    _roi_sampler,
+    _pool_from_one_map,
+    {"box_head": _box_head_on_trunk},
+    last_stage=_SINGLE_LEVEL,
+)
+_FASTER_RCNN_C4 = _FAST_RCNN._replace(proposer=_rpn)
 _FASTER_RCNN = System(_fpn, _rpn, _roi_sampler, _roi_align, {"box_head": _box_head})
 _MASK_RCNN = _FASTER_RCNN.with_head("mask_head", _mask_head)
 _MASK_SCORING_RCNN = _MASK_RCNN.with_head("maskiou_head", _maskiou_head)
 
 SYSTEMS = {
+    "fast_rcnn": _FAST_RCNN,
+    "faster_rcnn_c4": _FASTER_RCNN_C4,
     "faster_rcnn": _FASTER_RCNN,
     "mask_rcnn": _MASK_RCNN,
     "mask_scoring_rcnn": _MASK_SCORING_RCNN,
@@ -174,22 +230,26 @@ def build_network(params) -> Detector:
     """
     model = params.model
     system = SYSTEMS[model.system]
-    settings = Settings(model, params.data, np.random.default_rng(params.data.seed))
     options = Options(
         norm=model.norm,
         freeze_at=model.freeze_at,
         width=model.backbone_width,
         stride_in_1x1=model.resnet_stride_in_1x1,
         dtype=model.precision,
+        last_stage=system.last_stage,
     )
-    backbone = make_backbone(settings.rng, model.backbone, options)
+    rng = np.random.default_rng(params.data.seed)
+    settings = Settings(model, params.data, rng, options)
+    backbone = make_backbone(rng, model.backbone, options)
+    neck = system.neck(settings, backbone.out_channels)
+    settings = settings._replace(channels=neck.out_channels)
     make_detector, scales, flip = Detector, len(params.data.test_scales), params.data.test_flip
     if scales > 1 or flip:
         make_detector = functools.partial(AugmentedDetector, num_scales=scales, flip=flip)
     return make_detector(
         pixels=Pixels(model.pixel_mean, model.pixel_std),
         backbone=backbone,
-        neck=system.neck(settings, backbone.out_channels),
+        neck=neck,
         proposer=system.proposer(settings),
         sampler=system.sampler(settings),
         regions=system.regions(settings),

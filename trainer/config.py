@@ -218,6 +218,30 @@ class Params:
             self.model.jit_compile,
             "false with --distribution=tpu, which compiles everything by itself",
         )
+        self._check_system()
+
+    def _check_system(self) -> None:
+        data, model = self.data, self.model
+        levels = (2, 3, 4, 5, 6) if model.has_pyramid else (4,)
+        require(
+            not model.has_rpn or data.anchor_levels == levels,
+            "anchor_levels",
+            data.anchor_levels,
+            f"{','.join(map(str, levels))} for --system={model.system}",
+        )
+        require(
+            not model.has_rpn or not data.proposals_file,
+            "proposals_file",
+            data.proposals_file,
+            f"none for --system={model.system}, which makes its proposals",
+        )
+        require(
+            model.has_rpn or (len(data.test_scales) == 1 and not data.test_flip),
+            "test_scales",
+            data.test_scales,
+            f"one, and --notest_flip, for --system={model.system}, whose proposals are given for "
+            "one view of an image",
+        )
 
     @property
     def static_shapes(self) -> bool:

@@ -19,7 +19,7 @@ from trainer.config import Params
 from trainer.export_check import find_expected
 from trainer.exported import ASSETS, choose_canvas, describe, write_metadata
 from trainer.openvino_export import export_openvino, require_openvino
-from trainer.run_record import home_of, require_checkpoint
+from trainer.run_record import home_of, require_checkpoint, require_own_proposals
 from trainer.serving import Serving
 from trainer.warmup import FILE as WARMUP_FILE
 from trainer.warmup import make_warmup_request
@@ -94,6 +94,7 @@ def open_for_export(params: Params) -> tuple[Serving, Params, dict]:
 def open_network(params: Params) -> tuple[Detector, Params, tuple[Category, ...]]:
     """The network of `--model_dir` or `--init_checkpoint`, its settings and its classes."""
     require_checkpoint(params)
+    require_own_proposals(params, params.train.model_dir)
     params = choose_canvas(params)
     network = build_network(params)
     checkpoint = params.train.init_checkpoint or params.train.model_dir

@@ -36,7 +36,7 @@ NAMES = {
 }
 
 # Settings of the machine that exports, besides paths.
-_PLACES = ("train_file_pattern", "eval_file_pattern", "data_service")
+_PLACES = ("train_file_pattern", "eval_file_pattern", "proposals_file", "data_service")
 
 
 def choose_canvas(params: Params) -> Params:

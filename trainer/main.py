@@ -29,6 +29,7 @@ from trainer.lock import exclusive_training
 from trainer.run_record import load_params, recall_settings, require_checkpoint, write_record
 from trainer.schedule import resolve_schedule
 from trainer.stopping import Stopped
+from trainer.training_records import check_proposals
 
 _DESCRIPTION = (
     "python -m trainer.main --flagfile=configs/r50.flags "
@@ -75,6 +76,8 @@ def check_required(params: Params) -> None:
         required["train_file_pattern"] = params.data.train_file_pattern
     if mode not in ("train", "export"):
         required["eval_file_pattern"] = params.data.eval_file_pattern
+        if not params.model.has_rpn:
+            required["proposals_file"] = params.data.proposals_file
     for name, value in required.items():
         if not value:
             refuse_flags(f"--mode={mode} needs --{name}, which is not set.")
@@ -114,6 +117,8 @@ def _execute(params: Params, cluster: Cluster) -> None:
     strategy = make_strategy(params, cluster)
     completion = complete_from_records(params)
     params = completion.params
+    if cluster.is_chief and not params.model.has_rpn:
+        check_proposals(params)
     with strategy.scope():
         network = build_network(params)
     estimator = Estimator(model_fn, network, params, strategy, cluster)

@@ -30,7 +30,7 @@ from trainer.coco_results import boxes_in_original, scores_of, to_coco_box
 from trainer.config import Params
 from trainer.named_settings import choose_settings
 from trainer.overlays import Instance, draw_instances
-from trainer.run_record import has_checkpoint, load_record
+from trainer.run_record import has_checkpoint, load_record, require_own_proposals
 from trainer.runtimes import Opened, is_export, open_export
 
 _PER_DETECTION = "detection_classes", "box_scores", "mask_ious", "mask_scores", "detection_masks"
@@ -295,6 +295,7 @@ def open_checkpoint(
             f"There is no trained model in {folder}: give the --model_dir of a training."
         )
     params = choose_settings(settings, recorded | {"jit_compile": False})
+    require_own_proposals(params, home)
     network = build_network(params)
     load_network(network, find_checkpoint(checkpoint or folder))
     # One trace for each canvas and number of images: one, or a full batch.

@@ -68,6 +68,15 @@ def require_checkpoint(params: Params) -> None:
         )
 
 
+def require_own_proposals(params: Params, folder: str) -> None:
+    """Raises a UserError if the system needs more than an image."""
+    if not params.model.has_rpn:
+        raise UserError(
+            f"{folder} holds a {params.model.system}, which needs proposals for every image: use "
+            "--mode=predict with --proposals_file."
+        )
+
+
 def load_record(folder: str) -> Values:
     """Reads the recorded settings by name; empty without a record.
 

@@ -77,6 +77,23 @@ def check_training_records(params: Params, facts) -> None:
         )
 
 
+def check_proposals(params: Params) -> None:
+    """Compares `--proposals_file` with the images of all records that the run reads.
+
+    Raises:
+        UserError: the file cannot be read, or does not belong to these images.
+    """
+    # Imported here because they import TensorFlow.
+    from data.proposals import open_proposals
+    from data.record_files import RecordFiles
+    from data.skipped_records import skip_of
+
+    proposals = open_proposals(params.data.proposals_file, params.data.max_proposals)
+    for pattern in params.patterns:
+        mode = "train" if pattern == params.data.train_file_pattern else "eval"
+        proposals.check(RecordFiles.match(pattern, skip_of(mode, params)), pattern)
+
+
 def _check_polygons(params: Params, facts) -> None:
     pattern, most = params.data.train_file_pattern, params.data.max_polygon_vertices
     if not facts.include_polygons:

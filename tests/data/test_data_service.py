@@ -42,7 +42,7 @@ from data.input_fn import input_fn
 settings = json.loads(sys.argv[1])
 params = types.SimpleNamespace(
     data=DataConfig(**settings),
-    model=types.SimpleNamespace(include_mask=True, include_polygons=False))
+    model=types.SimpleNamespace(include_mask=True, include_polygons=False, has_rpn=True))
 tf.config.set_logical_device_configuration(
     tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 2)
 strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
@@ -106,7 +106,7 @@ def _params(pattern, service="", **changes):
     )
     return types.SimpleNamespace(
         data=dataclasses.replace(config, **changes),
-        model=types.SimpleNamespace(include_mask=True, include_polygons=False),
+        model=types.SimpleNamespace(include_mask=True, include_polygons=False, has_rpn=True),
     )
 
 

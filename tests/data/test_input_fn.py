@@ -70,7 +70,7 @@ def _params(pattern, **changes):
     )
     return types.SimpleNamespace(
         data=dataclasses.replace(config, **changes),
-        model=types.SimpleNamespace(include_mask=True, include_polygons=False),
+        model=types.SimpleNamespace(include_mask=True, include_polygons=False, has_rpn=True),
     )
 
 

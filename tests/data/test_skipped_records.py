@@ -72,7 +72,7 @@ def _params(files, **changes):
     }
     return types.SimpleNamespace(
         data=DataConfig(**(config | changes)),
-        model=types.SimpleNamespace(include_mask=True, include_polygons=False),
+        model=types.SimpleNamespace(include_mask=True, include_polygons=False, has_rpn=True),
     )
 
 
