@@ -231,6 +231,17 @@ class ModelConfig:
         "Paste masks onto the exact box (exact) or onto whole pixels around it (integer).",
         one_of("exact", "integer"),
     )
+    maskiou_inputs: str = predictive_setting(
+        "mask_and_feature",
+        "What the MaskIoU head sees: the predicted mask and the RoI's features, or only one of "
+        "them (mask, feature).",
+        one_of("mask_and_feature", "mask", "feature"),
+    )
+    maskiou_target_classes: str = setting(
+        "own",
+        "Classes whose MaskIoU is learnt: that of the object (own), or all, with 0 for the others.",
+        one_of("own", "all"),
+    )
     maskiou_target_area: str = setting(
         "closed",
         "How the MaskIoU target gets the area of the whole object: from the annotated mask's "

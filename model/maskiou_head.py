@@ -33,6 +33,9 @@ class MaskIoUHead(Part):
         hidden: width of the fully connected layers.
         num_classes: K.
         mask_size: M.
+        inputs: "mask_and_feature" as in the paper, or only "mask" or "feature".
+        target_classes: whether the loss is over the class of the object ("own"), as in the paper,
+            or over "all" classes, with target 0 for the others (section 4.3).
         target_area: whole-object areas by "closed" form or by "ratio", see below.
         target_threshold: see `maskiou_targets`.
         stop_gradient: whether to stop the gradient of the loss before the mask head.
@@ -50,6 +53,8 @@ class MaskIoUHead(Part):
         num_classes: int,
         mask_size: int,
         *,
+        inputs: str = "mask_and_feature",
+        target_classes: str = "own",
         target_area: str = "closed",
         target_threshold: float = 0.5,
         stop_gradient: bool = False,
@@ -60,9 +65,10 @@ class MaskIoUHead(Part):
     ):
         super().__init__(dtype=dtype, autocast=False)
         conv = SeparableConv if separable else Conv
+        num_inputs = {"mask_and_feature": channels + 1, "mask": 1, "feature": channels}[inputs]
         self.convs = LayerList(
             [
-                conv(rng, channels + 1, channels, 3, dtype=dtype),
+                conv(rng, num_inputs, channels, 3, dtype=dtype),
                 conv(rng, channels, channels, 3, dtype=dtype),
                 conv(rng, channels, channels, 3, dtype=dtype),
                 conv(rng, channels, channels, 3, stride=2, dtype=dtype),
@@ -76,6 +82,7 @@ class MaskIoUHead(Part):
             ]
         )
         self.maskiou = Dense(rng, hidden, num_classes, kernel_init=normal(0.01), dtype=OUTPUT_DTYPE)
+        self.inputs, self.target_classes = inputs, target_classes
         self.target_area, self.target_threshold = target_area, target_threshold
         self.stop_gradient, self.loss_weight = stop_gradient, loss_weight
         self.rescore = rescore
@@ -97,13 +104,21 @@ class MaskIoUHead(Part):
 
     def predict_all_classes(self, features: tf.Tensor, mask_logits: tf.Tensor) -> tf.Tensor:
         """Predicts the IoU for every class: float32 [N, K]."""
-        x = _append_masks(features, mask_logits)
+        x = self._combine(features, mask_logits)
         for conv in self.convs:
             x = tf.nn.relu(conv(x))
         x = tf.reshape(x, [-1, int(np.prod(x.shape[1:]))])
         for fc in self.fcs:
             x = tf.nn.relu(fc(x))
         return self._outputs(x)
+
+    @in_scope(OUTPUTS)
+    def _combine(self, features: tf.Tensor, mask_logits: tf.Tensor) -> tf.Tensor:
+        """Appends the mask head's probabilities to the features as one more channel."""
+        if self.inputs == "feature":
+            return features
+        masks = _pool(tf.cast(tf.sigmoid(mask_logits), features.dtype)[..., None])
+        return masks if self.inputs == "mask" else tf.concat([features, masks], axis=-1)
 
     @in_scope(OUTPUTS)
     def _outputs(self, x: tf.Tensor) -> tf.Tensor:
@@ -121,8 +136,13 @@ class MaskIoUHead(Part):
         features, logits = branch.features, branch.logits
         if self.stop_gradient:
             features, logits = tf.stop_gradient(features), tf.stop_gradient(logits)
-        predicted = self(features, logits, branch.classes)
-        loss = maskiou_loss(predicted, targets, branch.slots.valid)
+        predicted = self.predict_all_classes(features, logits)
+        own = gather_rows(predicted, branch.classes[:, None])[:, 0]
+        others = None
+        if self.target_classes == "all":
+            is_own = tf.one_hot(branch.classes - 1, predicted.shape[1] - 1) > 0
+            others = tf.where(is_own, 0.0, predicted[:, 1:])
+        loss = maskiou_loss(own, targets, branch.slots.valid, others)
         return branch, {"maskiou_loss": self.loss_weight * loss}
 
     def detect(self, view: View, branch: MaskBranch) -> tuple[MaskBranch, dict[str, tf.Tensor]]:
@@ -157,13 +177,6 @@ def mask_scores(box_scores: tf.Tensor, mask_ious: tf.Tensor, rescore: bool) -> t
         float32 [B, D].
     """
     return box_scores * mask_ious if rescore else box_scores
-
-
-@in_scope(OUTPUTS)
-def _append_masks(features: tf.Tensor, mask_logits: tf.Tensor) -> tf.Tensor:
-    """Appends the mask head's probabilities to the features as one more channel."""
-    masks = tf.cast(tf.sigmoid(mask_logits), features.dtype)[..., None]
-    return tf.concat([features, _pool(masks)], axis=-1)
 
 
 def _pool(masks: tf.Tensor) -> tf.Tensor:
@@ -268,18 +281,26 @@ def area_ratios(gt_masks: tf.Tensor, gt_windows: tf.Tensor, rois: tf.Tensor) -> 
 
 
 @in_scope("losses")
-def maskiou_loss(maskiou_pred: tf.Tensor, targets: tf.Tensor, valid: tf.Tensor) -> tf.Tensor:
+def maskiou_loss(
+    maskiou_pred: tf.Tensor,
+    targets: tf.Tensor,
+    valid: tf.Tensor,
+    others: tf.Tensor | None = None,
+) -> tf.Tensor:
     """Computes ½ (prediction - target)², mean over all replicas' RoIs with a target above 0.
 
     Args:
         maskiou_pred: float32 [N].
         targets: float32 [N].
         valid: bool [N], slots that hold a positive RoI.
+        others: float32 [N, K], further predictions, whose targets are 0.
 
     Returns:
         float32 scalar, 0 if no target is above 0.
     """
     counted = valid & (targets > 0)
-    error = tf.where(counted, maskiou_pred - targets, 0.0)
+    error = tf.square(tf.where(counted, maskiou_pred - targets, 0.0))
+    if others is not None:
+        error += tf.reduce_sum(tf.square(tf.where(counted[:, None], others, 0.0)), axis=1)
     count = global_sum(tf.math.count_nonzero(counted, dtype=tf.int32))
-    return 0.5 * tf.reduce_sum(tf.square(error)) / tf.maximum(count, 1.0)
+    return 0.5 * tf.reduce_sum(error) / tf.maximum(count, 1.0)

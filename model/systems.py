@@ -190,6 +190,8 @@ def _maskiou_head(settings: Settings) -> MaskIoUHead:
         model.head_dim,
         model.num_classes,
         model.mask_size,
+        inputs=model.maskiou_inputs,
+        target_classes=model.maskiou_target_classes,
         target_area=model.maskiou_target_area,
         target_threshold=model.maskiou_target_threshold,
         stop_gradient=model.maskiou_stop_gradient,

@@ -84,6 +84,8 @@ def test_settings_of_the_losses(network):
     assert ratio["maskiou_loss"] == pytest.approx(plain["maskiou_loss"], rel=0.5)
     del ratio["maskiou_loss"]
     assert ratio == {name: plain[name] for name in ratio}
+    of_all = variant(network, maskiou_target_classes="all").compute_losses(features, labels)[0]
+    assert float(of_all["maskiou_loss"]) > plain["maskiou_loss"]
 
 
 @pytest.mark.parametrize("stopped", [False, True])

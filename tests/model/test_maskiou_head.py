@@ -221,6 +221,14 @@ def test_loss_by_hand():
     assert float(loss) == pytest.approx(0.5 * (0.2**2 + 0.4**2) / 2, rel=1e-5)
 
 
+def test_loss_of_other_classes_by_hand():
+    others = f32([[0.1, -0.2], [0.0, 0.3], [9.0, 9.0], [9.0, 9.0]])
+    valid = tf.constant([True, True, True, False])
+    loss = maskiou_loss(f32([0.5, 0.9, 0.3, 0.7]), f32([0.7, 0.5, 0.0, 0.1]), valid, others)
+    squares = 0.2**2 + 0.4**2 + 0.1**2 + 0.2**2 + 0.3**2
+    assert float(loss) == pytest.approx(0.5 * squares / 2, rel=1e-5)
+
+
 def test_loss_gradient_is_the_error_over_the_count():
     predicted = f32([0.5, 0.9, 0.3, 0.7])
     with tf.GradientTape() as tape:
@@ -267,6 +275,24 @@ def test_forward_equals_a_plain_reading():
     every_class = x @ head.maskiou.kernel.numpy()
     predicted = head(features, mask_logits, tf.constant([4, 0, 2]))
     np.testing.assert_allclose(predicted, every_class[[0, 1, 2], [4, 0, 2]], atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("inputs", "channels", "sees"),
+    [
+        ("mask_and_feature", 5, (True, True)),
+        ("mask", 1, (True, False)),
+        ("feature", 4, (False, True)),
+    ],
+)
+def test_the_head_sees_what_it_is_given(inputs, channels, sees):
+    head = MaskIoUHead(rng(), 4, 16, 5, 8, inputs=inputs)
+    _, features, mask_logits = small_case()
+    assert head.convs[0].kernel.shape == (3, 3, channels, 4)
+    before = head.predict_all_classes(features, mask_logits)
+    for index, (f, m) in enumerate([(features, -mask_logits), (-features, mask_logits)]):
+        changed = np.abs(head.predict_all_classes(f, m) - before).max() > 1e-6
+        assert changed == sees[index]
 
 
 def test_prediction_is_linear_and_not_clipped():

@@ -292,7 +292,8 @@ def test_a_setting_of_the_network_changes_predictions_or_concerns_training_alone
     training_alone = {
         "jit_compile", "freeze_at", "rpn_pre_nms_train", "rpn_post_nms_train", "rpn_box_loss_beta",
         "rpn_loss_normaliser", "rois_per_image", "roi_positive_fraction", "roi_positive_iou",
-        "box_loss_beta", "mask_target", "maskiou_target_area", "maskiou_target_threshold",
+        "box_loss_beta", "mask_target", "maskiou_target_area", "maskiou_target_classes",
+        "maskiou_target_threshold",
         "maskiou_stop_gradient", "maskiou_loss_weight",
     }  # fmt: skip
     settings = list(list_settings())
