@@ -50,6 +50,21 @@ def test_one_output_for_every_anchor():
     assert outputs.logits.dtype == outputs.deltas.dtype == tf.float32
 
 
+def test_two_scores_an_anchor_are_background_and_foreground():
+    one, two = make_head(2, hidden=4), make_head(2, hidden=4, softmax=True)
+    assert two.convs[0].kernel.shape == (3, 3, 2, 4)
+    two.convs[0].kernel.assign(one.convs[0].kernel)
+    scores = rng().normal(size=(1, 1, 4, 6)).astype(np.float32)
+    two.objectness.kernel.assign(scores)
+    level = tf.constant(rng(1).normal(size=(1, 3, 3, 2)), tf.float32)
+    logits = two([level]).logits.numpy().reshape(9, 3)
+    hidden = tf.nn.relu(one.convs[0](level)).numpy().reshape(9, 4)
+    background, foreground = np.split(hidden @ scores[0, 0], 2, axis=1)
+    # Softmax of the two scores.
+    expected = np.exp(foreground) / (np.exp(foreground) + np.exp(background))
+    np.testing.assert_allclose(tf.sigmoid(logits), expected, atol=1e-6)
+
+
 def test_levels_share_their_weights():
     head = make_head(4)
     assert len(head.trainable_variables) == 6

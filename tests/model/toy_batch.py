@@ -29,8 +29,13 @@ def toy_params(seed: int = 0, **model) -> Params:
         "rpn_post_nms_test": 20,
         "detections_per_image": 6,
     }
-    data = DataConfig(canvases=("64x64",), anchor_sizes=(8.0, 16.0, 32.0, 64.0, 128.0), seed=seed)
-    return Params(data=data, model=ModelConfig(**(settings | model)))
+    config = ModelConfig(**(settings | model))
+    sizes = (8.0, 16.0, 32.0, 64.0, 128.0) if config.has_pyramid else (8.0, 16.0, 32.0)
+    levels = (2, 3, 4, 5, 6) if config.has_pyramid else (4,)
+    data = DataConfig(
+        canvases=("64x64",), anchor_levels=levels, anchor_sizes=sizes, seed=seed, max_proposals=7
+    )
+    return Params(data=data, model=config)
 
 
 def toy_features(batch: int = 2, seed: int = 0) -> dict[str, tf.Tensor]:
@@ -43,6 +48,16 @@ def toy_features(batch: int = 2, seed: int = 0) -> dict[str, tf.Tensor]:
         "image_id": tf.range(10, 10 + batch, dtype=tf.int64),
         "image_info": tf.constant(np.tile(info, (batch, 1))),
     }
+
+
+def toy_proposals(labels: dict[str, tf.Tensor], seed: int = 0) -> dict[str, tf.Tensor]:
+    """Five external proposals an image, two of them near its first objects, and two empty slots."""
+    rng = np.random.default_rng(seed)
+    boxes = np.zeros((labels["gt_boxes"].shape[0], 7, 4), np.float32)
+    corners = rng.uniform(0, 30, (len(boxes), 5, 2))
+    boxes[:, :5] = np.concatenate([corners, corners + rng.uniform(8, 26, corners.shape)], axis=2)
+    boxes[:, :2] = labels["gt_boxes"][:, :2] + 1.0
+    return {"proposals": tf.constant(boxes)}
 
 
 def toy_polygons(labels: dict[str, tf.Tensor], corners: int = 16) -> dict[str, tf.Tensor]:
