@@ -36,7 +36,6 @@ from model.roi_sampling import sample_rois
 from model.rpn import RPNHead
 from model.single_map import SingleMap
 
-
 # Systems without a pyramid pool from C4, of stride 16.
 _SINGLE_LEVEL = 4
 
