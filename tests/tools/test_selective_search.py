@@ -78,6 +78,18 @@ def test_rectangles_are_among_the_first_proposals(method, width):
         assert max(iou(rectangle, box) for box in boxes[:12]) >= 0.85
 
 
+def test_without_resizing_the_boxes_are_those_of_opencv(tmp_path):
+    import cv2
+
+    noise = np.random.default_rng(0).integers(0, 255, (60, 90, 3), np.uint8)
+    Image.fromarray(noise).resize((180, 120)).save(tmp_path / "image.png")
+    searcher = cv2.ximgproc.segmentation.createSelectiveSearchSegmentation()
+    searcher.setBaseImage(cv2.imread(str(tmp_path / "image.png")))
+    searcher.switchToSelectiveSearchFast()
+    boxes = propose(np.asarray(Image.open(tmp_path / "image.png")), Search(width=0), seed=0)
+    assert len(boxes) > 20 and sorted(boxes.tolist()) == sorted(searcher.process().tolist())
+
+
 def test_boxes_are_distinct_and_inside_the_image():
     noise = np.random.default_rng(0).integers(0, 255, (120, 90, 3), np.uint8)
     boxes = propose(noise, Search(width=200), seed=0)
