@@ -16,6 +16,7 @@ from PIL import Image
 pytest.importorskip("cv2.ximgproc", reason="needs OpenCV, the extra `proposals`")
 
 from data import files
+from data.proposals import ProposalFile
 from tools import selective_search
 from tools.selective_search import Search, main, propose
 
@@ -133,12 +134,17 @@ def test_results_are_in_coco_format_and_scores_fall(tmp_path, capsys):
         assert all(len(entry["bbox"]) == 4 for entry in own)
 
 
-def test_a_name_in_gz_compresses(tmp_path):
+def test_a_name_in_gz_compresses_and_training_reads_it(tmp_path):
     flags = write_dataset(tmp_path, [draw()] * 17)  # two groups
     assert main(flags) == 0
-    assert main([*flags, f"--output_file={tmp_path}/out/proposals.json.gz"]) == 0
-    with gzip.open(tmp_path / "out" / "proposals.json.gz") as file:
-        assert json.load(file) == read(tmp_path)
+    path = tmp_path / "out" / "proposals.json.gz"
+    assert main([*flags, f"--output_file={path}"]) == 0
+    entries = read(tmp_path)
+    with gzip.open(path) as file:
+        assert json.load(file) == entries
+    expected = [entry["bbox"] for entry in entries if entry["image_id"] == 17][:5]
+    starts, ends = np.split(ProposalFile(str(path), max_proposals=5).find(np.int64(17)), 2, axis=1)
+    assert np.concatenate([starts, ends - starts], axis=1)[:, [1, 0, 3, 2]].tolist() == expected
 
 
 def test_boxes_refer_to_the_rotated_image(tmp_path):
