@@ -250,10 +250,10 @@ def _partial_folder(output_file: str) -> Iterator[str]:
 def _process_group(group: _Group, advance: Callable[[int], None]) -> _Part:
     """Writes the proposals of a group, unless an earlier run did."""
     path = os.path.join(group.folder, _digest(group))
-    if files.exists(path):
+    finished = _read_part(path)
+    if finished and (group.skip_invalid or not finished.left_out):
         advance(len(group.images))
-        with files.open_file(path, "rb") as file:
-            return _Part(path, **json.loads(file.readline()))
+        return finished
     skipped = SkippedItems(tolerate=group.skip_invalid)
     entries: list[str] = []
     for image in group.images:
@@ -269,6 +269,13 @@ def _process_group(group: _Group, advance: Callable[[int], None]) -> _Part:
     return _Part(path, **counts)
 
 
+def _read_part(path: str) -> _Part | None:
+    if not files.exists(path):
+        return None
+    with files.open_file(path, "rb") as file:
+        return _Part(path, **json.loads(file.readline()))
+
+
 def _digest(group: _Group) -> str:
     """Digests what determines the proposals of a group."""
     import cv2
@@ -277,7 +284,6 @@ def _digest(group: _Group) -> str:
         _VERSION,
         cv2.__version__,
         dataclasses.asdict(group.search),
-        group.skip_invalid,
         files.expand(group.image_dir),
         [(image, image_state(group.image_dir, image)) for image in group.images],
     ]

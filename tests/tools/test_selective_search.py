@@ -243,6 +243,26 @@ def test_other_settings_or_images_start_over(tmp_path, monkeypatch):
     assert main(flags) == 0 and searched == [160, 120]
 
 
+def test_leaving_out_an_image_keeps_what_is_finished(tmp_path, monkeypatch):
+    flags = write_dataset(tmp_path, [draw(), draw(120, 100), draw()])
+    (tmp_path / "images" / "2.png").write_bytes(b"")
+    monkeypatch.setattr(selective_search, "_IMAGES_PER_GROUP", 1)
+    searched = count_searches(monkeypatch)
+    assert main(flags) == 1 and searched == [160]
+    assert main([*flags, "--on_invalid=skip"]) == 0 and searched == [160, 160]
+    assert {entry["image_id"] for entry in read(tmp_path)} == {1, 3}
+
+
+def test_an_image_that_was_left_out_is_an_error_again(tmp_path, monkeypatch):
+    flags = write_dataset(tmp_path, [draw(), draw(120, 100), draw()])
+    (tmp_path / "images" / "2.png").write_bytes(b"")
+    monkeypatch.setattr(selective_search, "_IMAGES_PER_GROUP", 1)
+    monkeypatch.setattr(selective_search, "_join", lambda *_: os.stat(tmp_path / "none"))
+    assert main([*flags, "--on_invalid=skip"]) == 1
+    assert len(list((tmp_path / "out" / "proposals.json.partial").iterdir())) == 3
+    assert main(flags) == 1
+
+
 def refusal(capsys, flags):
     """Returns the sentence with which a run is refused."""
     assert main(flags) == 1
