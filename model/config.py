@@ -41,7 +41,7 @@ SYSTEMS = {
     "mask_rcnn": System("Mask R-CNN", has_masks=True),
     "mask_scoring_rcnn": System("Mask Scoring R-CNN", has_masks=True),
 }
-NORMS = ("frozen_bn", "bn", "sync_bn", "gn")
+NORMS = ("none", "frozen_bn", "bn", "sync_bn", "gn")
 # Without bn, since batch statistics of RoIs would include the empty slots that XLA needs.
 HEAD_NORMS = ("none", "frozen_bn", "gn")
 PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
@@ -88,7 +88,7 @@ class ModelConfig:
     norm: str = predictive_setting(
         "gn",
         "Normalisation of the backbone: gn (for training from scratch), frozen_bn (for "
-        "fine-tuning), bn or sync_bn.",
+        "fine-tuning), bn, sync_bn, or none (as published for AlexNet and VGG).",
         one_of(*NORMS),
         NO_BATCH_STATISTICS,
     )
@@ -113,7 +113,7 @@ class ModelConfig:
     fpn_norm: str = predictive_setting(
         "none",
         "Normalisation after the convolutions of the feature pyramid, or none.",
-        one_of("none", *NORMS),
+        one_of(*NORMS),
     )
     separable_convs: bool = predictive_setting(
         False,

@@ -117,8 +117,10 @@ class Conv(Parameterised):
         out_channels: C of the output.
         size: side of the square kernel, odd.
         stride: of both axes.
-        padding: "symmetric", (size - 1) / 2 on every side as in PyTorch's networks, or "same" as in
-            TensorFlow, which pads the bottom and right more if the stride is above 1.
+        padding: "symmetric", (size - 1) / 2 on every side as in PyTorch's networks, "same" as in
+            TensorFlow, which pads the bottom and right more if the stride is above 1, or "valid"
+            for none.
+        groups: parts of the channels that are convolved on their own.
         bias: whether to add one (initially zero).
         kernel_init: draws the kernel.
         dtype: Keras dtype policy.
@@ -133,18 +135,20 @@ class Conv(Parameterised):
         *,
         stride: int = 1,
         padding: str = "symmetric",
+        groups: int = 1,
         bias: bool = True,
         kernel_init: Initializer = kaiming_normal,
         dtype: str = "float32",
     ):
         super().__init__(dtype)
-        shape = (size, size, in_channels, out_channels)
+        shape = (size, size, in_channels // groups, out_channels)
         self.kernel = self._variable("kernel", kernel_init(rng, shape))
         self.bias = self._variable("bias", np.zeros(out_channels, np.float32)) if bias else None
-        self.stride = stride
-        # With stride 1 the two are equal.
-        self.border = (size - 1) // 2 if stride > 1 and padding == "symmetric" else 0
-        self.padding = "VALID" if stride > 1 and padding == "symmetric" else "SAME"
+        self.stride, self.groups = stride, groups
+        # With stride 1, "symmetric" and "same" are equal.
+        is_symmetric = stride > 1 and padding == "symmetric"
+        self.border = (size - 1) // 2 if is_symmetric else 0
+        self.padding = "VALID" if is_symmetric or padding == "valid" else "SAME"
 
     def call(self, x: tf.Tensor, scale: tf.Tensor | None = None, offset: tf.Tensor | None = None):
         """Convolves [B, H, W, in_channels]; `scale`, `offset` [out_channels] fold a norm in."""
@@ -155,8 +159,15 @@ class Conv(Parameterised):
             # Not by conv2d's explicit padding, because oneDNN has no bfloat16 kernel for it.
             pad = [self.border, self.border]
             x = tf.pad(x, [[0, 0], pad, pad, [0, 0]])
-        y = tf.nn.conv2d(x, self._cast(kernel), self.stride, self.padding)
+        y = self._convolve(x, self._cast(kernel))
         return y if offset is None else tf.nn.bias_add(y, self._cast(offset))
+
+    def _convolve(self, x: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
+        if self.groups == 1 or tf.config.list_physical_devices("GPU"):
+            return tf.nn.conv2d(x, kernel, self.stride, self.padding)
+        # TensorFlow's kernels for groups have no gradient on a CPU, and XLA's is slow.
+        parts = zip(tf.split(x, self.groups, -1), tf.split(kernel, self.groups, -1), strict=True)
+        return tf.concat([tf.nn.conv2d(*part, self.stride, self.padding) for part in parts], -1)
 
 
 class DepthwiseConv(Parameterised):

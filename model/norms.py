@@ -198,10 +198,11 @@ class ConvNorm(keras.layers.Layer):
     """A convolution followed by a normalisation, which replaces the bias.
 
     Args:
-        rng, in_channels, out_channels, size, stride, padding, kernel_init, dtype: as for `Conv`.
+        rng, in_channels, out_channels, size, stride, padding, groups, kernel_init, dtype: as for
+            `Conv`.
         norm: see `make_norm`; "none" leaves it out and gives the convolution a bias.
         depthwise: whether the convolution is a `DepthwiseConv`.
-        separable: whether it is a `SeparableConv`, which has no choice of `padding`.
+        separable: whether it is a `SeparableConv`, which has no choice of `padding` or `groups`.
     """
 
     def __init__(
@@ -213,6 +214,7 @@ class ConvNorm(keras.layers.Layer):
         *,
         stride: int = 1,
         padding: str = "symmetric",
+        groups: int = 1,
         norm: str,
         kernel_init: Initializer = kaiming_normal,
         depthwise: bool = False,
@@ -223,7 +225,8 @@ class ConvNorm(keras.layers.Layer):
         if depthwise:
             self.conv = DepthwiseConv(rng, in_channels, size, stride=stride, dtype=dtype)
         else:
-            make = SeparableConv if separable else functools.partial(Conv, padding=padding)
+            plain = functools.partial(Conv, padding=padding, groups=groups)
+            make = SeparableConv if separable else plain
             self.conv = make(
                 rng,
                 in_channels,

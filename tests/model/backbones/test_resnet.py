@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from model.backbones.resnet import BasicBlock, Bottleneck, ResNet, _pool, _pool_by_slices
+from model.backbones.resnet import BasicBlock, Bottleneck, ResNet, ResNetTrunk, pool_stem
 
 
 def rng(seed=0):
@@ -135,40 +135,11 @@ def test_frozen_batch_norm_never_moves_and_batch_norm_moves_where_it_trains():
     assert [bool(np.any(norm.moving_mean)) for norm in norms] == [False, False, True]
 
 
-def test_pool_by_hand():
+def test_pool_of_the_stem_by_hand():
     x = tf.reshape(tf.range(16, dtype=tf.float32), [1, 4, 4, 1])
     # Windows centred on cells 0 and 2 of each axis.
-    for pool in (_pool, _pool_by_slices):
-        np.testing.assert_array_equal(pool(x)[0, :, :, 0], [[5, 7], [13, 15]])
-
-
-@pytest.mark.parametrize("height, width", [(8, 8), (7, 9), (6, 11), (1, 2)])
-def test_pool_by_slices_equals_max_pool(height, width):
-    x = tf.nn.relu(randn(2, height, width, 3))
-    results = []
-    for pool in (_pool, _pool_by_slices):
-        with tf.GradientTape() as tape:
-            tape.watch(x)
-            y = pool(x)
-            loss = tf.reduce_sum(y * randn(*y.shape, seed=1))
-        # Of equal cells either may be chosen; those are the zeros that the ReLU before blocks.
-        results.append((y, tape.gradient(loss, x) * tf.cast(x > 0, tf.float32)))
-    assert results[0][0].shape == (2, (height + 1) // 2, (width + 1) // 2, 3)
-    np.testing.assert_array_equal(results[0][0], results[1][0])
-    np.testing.assert_allclose(results[0][1], results[1][1], atol=1e-6)
-
-
-def test_pool_by_slices_has_a_gradient_under_xla():
-    x = tf.nn.relu(randn(1, 8, 8, 2))
-
-    def gradient():
-        with tf.GradientTape() as tape:
-            tape.watch(x)
-            loss = tf.reduce_sum(tf.square(_pool_by_slices(x)))
-        return tape.gradient(loss, x)
-
-    compiled = tf.function(gradient, jit_compile=True)()
-    np.testing.assert_allclose(compiled, gradient(), atol=1e-6)
+    for static in (False, True):
+        np.testing.assert_array_equal(pool_stem(x, static)[0, :, :, 0], [[5, 7], [13, 15]])
 
 
 def test_static_network_computes_the_same(resnet18):
@@ -184,3 +155,46 @@ def test_mixed_precision_outputs_bfloat16(resnet18):
         assert mixed.dtype == tf.bfloat16
         error = np.abs(tf.cast(mixed, tf.float32) - full)
         assert error.mean() < 0.03 * np.abs(full).mean()
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters"),
+    # Torchvision's without the classifier of 1000 classes.
+    [("resnext50_32x4d", 25_028_904), ("resnext101_64x4d", 83_455_272)],
+)
+def test_size_of_resnexts_is_torchvisions(name, parameters):
+    network = ResNet(rng(), name, norm="bn")
+    assert count(network.trainable_variables) == parameters - 2048 * 1000 - 1000
+    kernel = network.stages[0][0].conv2.conv.kernel
+    groups, group_width = {"resnext50_32x4d": (32, 4), "resnext101_64x4d": (64, 4)}[name]
+    assert tuple(kernel.shape) == (3, 3, group_width, groups * group_width)
+
+
+def test_a_grouped_convolution_keeps_the_groups_apart():
+    block = Bottleneck(rng(), 8, 64, 1, groups=4, group_width=2, norm="none", dtype="float32")
+    x = randn(1, 5, 5, 8)
+    y = block.conv2(x)
+    for group in range(4):
+        span = slice(2 * group, 2 * group + 2)
+        alone = tf.nn.conv2d(x[..., span], block.conv2.conv.kernel[..., span], 1, "SAME")
+        np.testing.assert_allclose(y[..., span], alone, atol=1e-5)
+
+
+def test_the_trunk_is_res5_with_stride_1():
+    network = ResNet(rng(), "resnet18", width=8, norm="frozen_bn")
+    trunk = ResNetTrunk(rng(), "resnet18", width=8, norm="frozen_bn")
+    for ours, theirs in zip(trunk.variables, network.stages[3].variables, strict=True):
+        ours.assign(theirs)
+    # On a map whose cells are all equal, the stride makes no difference far from the border.
+    x = y = tf.ones([1, 32, 32, 1]) * randn(1, 1, 1, 32)
+    for block in network.stages[3]:
+        x = block(x)
+    for block in trunk.blocks:
+        y = block(y)
+    assert (x.shape[1], y.shape[1]) == (16, 32)
+    np.testing.assert_allclose(x[:, 8, 8], y[:, 16, 16], rtol=1e-4, atol=1e-5)
+    rois = randn(2, 7, 7, 32)
+    y = rois
+    for block in trunk.blocks:
+        y = block(y)
+    np.testing.assert_allclose(trunk(rois), tf.reduce_mean(y, [1, 2]), rtol=1e-5)

@@ -5,7 +5,7 @@ import pytest
 import tensorflow as tf
 
 from data.config import DataConfig
-from model.backbones.resnet import _pool
+from model.backbones.resnet import pool_stem
 from model.config import ModelConfig
 from model.importers.tensor_files import read_tensors
 from model.importers.translate import recognise, translate
@@ -40,7 +40,7 @@ def test_features_are_pytorch_s(folder):
     backbone = network.backbone
     x = tf.nn.relu(backbone.stem(tf.constant(golden["input"])))
     np.testing.assert_allclose(x, golden["stem_relu"], atol=1e-4)
-    np.testing.assert_allclose(_pool(x), golden["pool"], atol=1e-4)
+    np.testing.assert_allclose(pool_stem(x), golden["pool"], atol=1e-4)
     stages = backbone(tf.constant(golden["input"]))
     for stage, name in zip(stages, ("layer1", "layer2", "layer3"), strict=False):
         np.testing.assert_allclose(stage, golden[name], atol=1e-4)
