@@ -189,7 +189,7 @@ class ModelConfig:
     region_size: int = predictive_setting(
         227,
         "Side of the squares that R-CNN warps regions to, in pixels.",
-        between(64, 1024),
+        between(208, 240),
     )
     roi_sampling_ratio: int = predictive_setting(
         2,
