@@ -108,8 +108,8 @@ class RegionFeatures:
         size = self._num_images * self._params.data.max_proposals * vector
         return (
             f"The features of {self._num_images} images with up to "
-            f"{self._params.data.max_proposals} proposals each take up to {size / 1e9:.1f} GB in "
-            f"{self._folder}, and those for box regression as much again at most."
+            f"{self._params.data.max_proposals} proposals each take up to {size / 1e6:,.0f} "
+            f"MB in {self._folder}; those for box regression are added."
         )
 
     def remove(self) -> None:
