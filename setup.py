@@ -47,6 +47,7 @@ SCRIPTS = {
     "predict": "tools.predict:run",
     "predict-beam": "tools.predict_beam:run",
     "profile-steps": "tools.profile_steps:run",
+    "selective-search": "tools.selective_search:run",
     "submit-tpu": "tools.submit_tpu:run",
     "write-samples": "tools.write_samples:run",
 }
@@ -116,7 +117,9 @@ setup(
         "litert": ["ai-edge-litert>=2", "ai-edge-quantizer>=0.10"],
         "openvino": ["nncf>=3", "openvino>=2026"],
         "stablehlo": ["jax>=0.10"],
-        "video": ["opencv-python-headless>=4.8"],
+        # All extras name the same package of OpenCV, because others would overwrite its files.
+        "proposals": ["opencv-contrib-python-headless>=4.8"],
+        "video": ["opencv-contrib-python-headless>=4.8"],
         # With an older cuDNN, convolutions fail on T4, A10G and L4.
         "gpu": ["tensorflow[and-cuda]>=2.20,<2.22", "nvidia-cudnn-cu12>=9.24"],
         "dev": [
@@ -124,7 +127,7 @@ setup(
             "hypothesis",
             "matplotlib>=3.8",
             "mypy",
-            "opencv-python-headless>=4.8",
+            "opencv-contrib-python-headless>=4.8",
             "pytest",
             "pytest-timeout",
             "pytest-xdist",

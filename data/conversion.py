@@ -12,25 +12,18 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import functools
-import gc
 import json
-import multiprocessing
 import os
 import re
-import signal
 import sys
-import threading
 from collections.abc import Callable, Iterator, Sequence
-from concurrent import futures
-from concurrent.futures.process import BrokenProcessPool
 
 from data import coco, files, manifest
 from data.errors import UserError
 from data.findings import SkippedItems, Warnings, first_reason, format_warning
-from data.progress import ProgressMeter
 from data.settings import require
 from data.shards import NOTE_SUFFIX, ShardJob, ShardResult, build_shard
+from data.workers import run_jobs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,10 +60,6 @@ class Conversion:
 
 
 Build = Callable[[Conversion, Sequence[ShardJob]], list[ShardResult]]
-
-
-class _Stopped(Exception):
-    """Another shard has failed, so this one need not be finished."""
 
 
 def convert(settings: Conversion, build: Build | None = None) -> manifest.Manifest:
@@ -167,69 +156,8 @@ def _plan(settings: Conversion, dataset: coco.CocoDataset) -> list[ShardJob]:
 
 def _build_here(settings: Conversion, jobs: Sequence[ShardJob]) -> list[ShardResult]:
     """Builds the shards in processes of this machine."""
-    num_processes = min(settings.num_processes, len(jobs))
     num_images = sum(len(job.images) for job in jobs)
-    progress = functools.partial(ProgressMeter, "Converting", num_images)
-    if num_processes <= 1:
-        with progress() as bar:
-            return [build_shard(job, bar.update) for job in jobs]
-    # A fork shares the modules already imported, but not the threads that TensorFlow would need.
-    can_fork = sys.platform == "linux" and "tensorflow" not in sys.modules
-    context = multiprocessing.get_context("fork" if can_fork else "spawn")
-    counter = context.Value("q", 0)
-    stop = context.RawValue("b", 0)  # has no lock that a killed process could keep
-    gc.freeze()  # garbage collection would touch, and so copy, every page that processes share
-    with futures.ProcessPoolExecutor(
-        num_processes, context, initializer=_start_worker, initargs=(counter, stop)
-    ) as executor:
-        try:
-            tasks = [executor.submit(_build_shard_in_worker, job) for job in jobs]
-            with progress() as bar:
-                return _collect(tasks, lambda: bar.update(counter.get_obj().value - bar.n))
-        except BrokenProcessPool:
-            raise UserError(
-                "a converter process died, possibly because memory ran out; run the same command "
-                "again with fewer --num_processes to continue."
-            ) from None
-        finally:
-            stop.value = 1
-            executor.shutdown(wait=True, cancel_futures=True)
-            gc.unfreeze()
-
-
-def _collect(tasks: Sequence[futures.Future], show_progress: Callable) -> list[ShardResult]:
-    pending = set(tasks)
-    while pending:
-        done, pending = futures.wait(pending, timeout=0.2, return_when=futures.FIRST_EXCEPTION)
-        show_progress()
-        for task in done:
-            task.result()
-    return [task.result() for task in tasks]
-
-
-_WORKER: dict = {}  # state that a worker process shares with its parent
-
-
-def _start_worker(counter, stop) -> None:
-    """Prepares a worker process: it ignores Ctrl-C and exits with its parent."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_exit_with_parent, daemon=True).start()
-    _WORKER.update(counter=counter, stop=stop)
-
-
-def _exit_with_parent() -> None:
-    multiprocessing.parent_process().join()
-    os._exit(1)
-
-
-def _build_shard_in_worker(job: ShardJob) -> ShardResult:
-    def advance(num_images=1):
-        if _WORKER["stop"].value:
-            raise _Stopped
-        with _WORKER["counter"].get_lock():
-            _WORKER["counter"].value += num_images
-
-    return build_shard(job, advance)
+    return run_jobs(build_shard, jobs, settings.num_processes, ("Converting", num_images))
 
 
 def _summarise(

@@ -7,17 +7,15 @@ bytes, by which a later run recognises it. It does not depend on other shards.
 from __future__ import annotations
 
 import array
-import contextlib
 import dataclasses
 import hashlib
 import json
-import os
-import urllib.parse
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from data import coco, files, images, records
 from data.annotations import find_doubts, read_outline
 from data.findings import InvalidAnnotation, SkippedItems, Warnings
+from data.image_files import image_state, read_image
 from data.tfrecords import write_shard
 
 NOTE_SUFFIX = ".json"  # of the note next to a finished shard
@@ -112,20 +110,13 @@ def build_shard(job: ShardJob, advance: Callable[[int], None], writer: str = "")
 
 def _fingerprint(job: ShardJob) -> str:
     """Digests what determines a shard's bytes: settings, annotations, state of the images."""
-
-    def state(image):
-        try:
-            return files.state(_image_path(job, image))
-        except (OSError, ValueError):
-            return None
-
     parts = [
         _RECORD_VERSION,
         files.expand(job.image_dir),
         job.include_masks,
         job.skip_invalid,
         list(job.categories.values()),
-        [(image, state(image)) for image in job.images],
+        [(image, image_state(job.image_dir, image)) for image in job.images],
     ]
     return hashlib.sha256(json.dumps(parts, default=_packed_digits).encode()).hexdigest()
 
@@ -167,7 +158,7 @@ def _encode_images(
     result.skipped, result.warnings = skipped.items, warnings.entries
     for image in job.images:
         try:
-            encoded, facts, orientation = _read_image(job, image)
+            encoded, facts, orientation = read_image(job.image_dir, image)
         except images.InvalidImage as error:
             skipped.add_image(str(error), image.id, image.file_name)
             advance(1)
@@ -215,49 +206,6 @@ def _count(instances: Sequence[records.Instance], result: ShardResult) -> None:
     result.max_instances_per_image = max(result.max_instances_per_image, len(vertices))
     result.num_without_polygons += vertices.count(0)
     result.max_polygon_vertices = max([result.max_polygon_vertices, *vertices])
-
-
-def _image_path(job: ShardJob, image: coco.CocoImage) -> str:
-    return os.path.join(job.image_dir, image.file_name)
-
-
-def _hint_at_name(job: ShardJob, image: coco.CocoImage) -> str:
-    """Names the existing file if the JSON spells its name as Windows or a URL would."""
-    name = image.file_name.replace("\\", "/")
-    for other in (name, urllib.parse.unquote(image.file_name), urllib.parse.unquote(name)):
-        with contextlib.suppress(OSError, ValueError):
-            if other != image.file_name and files.exists(os.path.join(job.image_dir, other)):
-                return f"; {other!r} exists, so correct the name in the JSON"
-    return ""
-
-
-def _read_image(job: ShardJob, image: coco.CocoImage) -> tuple[bytes, images.ImageFacts, int]:
-    """Reads an image's bytes, its facts, and the orientation in which its annotator saw it.
-
-    Annotation tools either apply the EXIF orientation or show the stored pixels; if the two differ
-    in size, the size in the JSON shows which.
-
-    Raises:
-        InvalidImage: the image does not agree with the JSON.
-    """
-    path = _image_path(job, image)
-    try:
-        with files.open_file(path, "rb") as file:
-            encoded = file.read()
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
-        hint = _hint_at_name(job, image)
-        raise images.InvalidImage(f"cannot read {path!r}: {reason}{hint}") from None
-    facts = images.inspect_image(encoded)
-    stored, told = (facts.height, facts.width), (image.height, image.width)
-    if told == (stored if facts.orientation < 5 else stored[::-1]):
-        return encoded, facts, facts.orientation
-    if told == stored:
-        return encoded, facts, 1
-    raise images.InvalidImage(
-        f"the file has {facts.width}x{facts.height} pixels, but the JSON says "
-        f"{image.width}x{image.height}"
-    )
 
 
 def _make_instances(

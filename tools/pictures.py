@@ -90,7 +90,7 @@ def read_frames(path: str) -> Iterator[np.ndarray]:
         import cv2
     except ImportError:
         raise UserError(
-            f"{path}: OpenCV is needed to read videos; pip install opencv-python-headless."
+            f"{path}: OpenCV is needed to read videos; pip install opencv-contrib-python-headless."
         ) from None
     try:
         with files.local_copy(path) as local:

@@ -74,5 +74,5 @@ def test_photographs_need_no_opencv_and_videos_say_what_to_install(tmp_path, mon
     (picture,) = read_pictures(paths, lambda path: np.asarray(Image.open(path)), refused.append)
     assert picture.path == paths[0] and picture.frame is None and picture.pixels.shape == (2, 4, 3)
     assert list(map(str, refused)) == [
-        f"{paths[1]}: OpenCV is needed to read videos; pip install opencv-python-headless."
+        f"{paths[1]}: OpenCV is needed to read videos; pip install opencv-contrib-python-headless."
     ]
