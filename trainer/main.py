@@ -76,8 +76,8 @@ def check_required(params: Params) -> None:
         required["train_file_pattern"] = params.data.train_file_pattern
     if mode not in ("train", "export"):
         required["eval_file_pattern"] = params.data.eval_file_pattern
-        if not params.model.has_rpn:
-            required["proposals_file"] = params.data.proposals_file
+    if mode != "export" and not params.model.has_rpn:
+        required["proposals_file"] = params.data.proposals_file
     for name, value in required.items():
         if not value:
             refuse_flags(f"--mode={mode} needs --{name}, which is not set.")
