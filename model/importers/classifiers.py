@@ -7,8 +7,22 @@ Source: the key lists of the published checkpoints and the programs' own code.
 
 from __future__ import annotations
 
-from model.importers.family import BLOCK, CAFFE, RGB, Family, resnet_lines
-from model.importers.layouts import conv, depthwise, same
+import functools
+from collections.abc import Sequence
+
+from model.importers.family import (
+    BLOCK,
+    CAFFE,
+    RESNET_TRUNK,
+    RGB,
+    TRUNK,
+    Family,
+    Line,
+    resnet_lines,
+)
+from model.importers.layouts import conv, dense, depthwise, flat_dense, same
+
+_SCOPE = ("backbone/", TRUNK)
 
 TORCHVISION_RESNET = Family(
     name="torchvision ResNet",
@@ -16,7 +30,8 @@ TORCHVISION_RESNET = Family(
     lines=resnet_lines(""),
     ignored=("fc.weight", "fc.bias", "{path}.num_batches_tracked"),
     settings=RGB | {"resnet_stride_in_1x1": False},
-    scope=("backbone/",),
+    scope=_SCOPE,
+    trunk=RESNET_TRUNK,
 )
 
 _MSRA_BLOCK = "res{stage:2}_{block}_branch"
@@ -49,7 +64,8 @@ MSRA_RESNET = Family(
     settings=CAFFE,
     channel_order="bgr",
     folded_statistics=True,
-    scope=("backbone/",),
+    scope=_SCOPE,
+    trunk=RESNET_TRUNK,
 )
 
 _KERAS_BLOCK = "conv{stage:2}_block{block:1}_"
@@ -76,7 +92,8 @@ KERAS_RESNET = Family(
     },
     channel_order="bgr",
     batch_norm_epsilon=1.001e-5,
-    scope=("backbone/",),
+    scope=_SCOPE,
+    trunk=RESNET_TRUNK,
 )
 
 EFFICIENTNET_LITE = Family(
@@ -109,5 +126,62 @@ EFFICIENTNET_LITE = Family(
         "pixel_std": (128.0, 128.0, 128.0),
     },
     batch_norm_epsilon=1e-3,
-    scope=("backbone/",),
+    scope=_SCOPE,
+    # C4 is the output of block 10.
+    trunk={f"backbone/blocks/{11 + i}/": f"{TRUNK}blocks/{i}/" for i in range(5)},
+)
+
+_FC8 = ("classifier.6.weight", "classifier.6.bias")
+
+TORCHVISION_ALEXNET = Family(
+    name="torchvision AlexNet",
+    signature="classifier.4.weight",
+    lines=(
+        *(
+            (f"features.{theirs}.{{wb}}", f"backbone/convs/{ours}/conv/{{wb}}", conv)
+            for ours, theirs in enumerate((0, 3, 6, 8, 10))
+        ),
+        ("classifier.1.{wb}", TRUNK + "fcs/0/{wb}", functools.partial(flat_dense, side=6)),
+        ("classifier.4.{wb}", TRUNK + "fcs/1/{wb}", dense),
+    ),
+    ignored=_FC8,
+    settings=RGB | {"backbone": "alexnet_torchvision", "norm": "none"},
+    scope=_SCOPE,
+)
+
+
+def _vgg16_lines(groups: Sequence[Sequence[int]], bias: str) -> tuple[Line, ...]:
+    """Lists the names of a VGG-16 whose convolutions have these numbers; norms come after them."""
+    lines: list[Line] = []
+    for group, numbers in enumerate(groups):
+        for index, number in enumerate(numbers):
+            layer = f"backbone/groups/{group}/{index}/"
+            lines += [
+                (f"features.{number}.weight", layer + "conv/kernel", conv),
+                (f"features.{number}.bias", layer + f"conv/{bias}", same),
+                (f"features.{number + 1}.{{bn}}", layer + "norm/{bn}", same),
+            ]
+    return (
+        *lines,
+        ("classifier.0.{wb}", TRUNK + "fcs/0/{wb}", flat_dense),
+        ("classifier.3.{wb}", TRUNK + "fcs/1/{wb}", dense),
+    )
+
+
+TORCHVISION_VGG16 = Family(
+    name="torchvision VGG-16",
+    signature="features.26.weight",
+    lines=_vgg16_lines(((0, 2), (5, 7), (10, 12, 14), (17, 19, 21), (24, 26, 28)), "bias"),
+    ignored=_FC8,
+    settings=RGB | {"backbone": "vgg16", "norm": "none"},
+    scope=_SCOPE,
+)
+
+TORCHVISION_VGG16_BN = Family(
+    name="torchvision VGG-16 with batch norm",
+    signature="features.38.weight",
+    lines=_vgg16_lines(((0, 3), (7, 10), (14, 17, 20), (24, 27, 30), (34, 37, 40)), "folded_bias"),
+    ignored=(*_FC8, "{path}.num_batches_tracked"),
+    settings=RGB | {"backbone": "vgg16"},
+    scope=_SCOPE,
 )

@@ -13,7 +13,10 @@ from model.importers.classifiers import (
     EFFICIENTNET_LITE,
     KERAS_RESNET,
     MSRA_RESNET,
+    TORCHVISION_ALEXNET,
     TORCHVISION_RESNET,
+    TORCHVISION_VGG16,
+    TORCHVISION_VGG16_BN,
 )
 from model.importers.family import BLOCK, CAFFE, RGB, Family, Line, resnet_lines
 from model.importers.layouts import (
@@ -275,5 +278,8 @@ FAMILIES = (
     MSRA_RESNET,
     KERAS_RESNET,
     TORCHVISION_RESNET,
+    TORCHVISION_VGG16,
+    TORCHVISION_VGG16_BN,
+    TORCHVISION_ALEXNET,
     EFFICIENTNET_LITE,
 )

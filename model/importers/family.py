@@ -15,6 +15,9 @@ from model.importers.layouts import Layout, conv, same
 Line = tuple[str, str, Layout]
 
 BLOCK = "backbone/stages/{stage}/{block}/"
+# The layers behind C4 in detectors that apply them to RoIs.
+TRUNK = "box_head/trunk/"
+RESNET_TRUNK = {"backbone/stages/3/": TRUNK + "blocks/"}
 RGB = {"pixel_mean": (123.675, 116.28, 103.53), "pixel_std": (58.395, 57.12, 57.375)}
 CAFFE = {
     "pixel_mean": (123.675, 116.28, 103.53),
@@ -38,6 +41,7 @@ class Family:
         batch_norm_epsilon: epsilon that the program adds to variances.
         folded_statistics: whether its batch norms consist of scale and offset only.
         scope: path prefixes of the variables that the files should contain.
+        trunk: prefixes of paths in the backbone, and of the same layers in a trunk.
         note: a note for everybody who imports its files.
     """
 
@@ -50,6 +54,7 @@ class Family:
     batch_norm_epsilon: float = 1e-5
     folded_statistics: bool = False
     scope: tuple[str, ...] = ("",)
+    trunk: dict[str, str] = dataclasses.field(default_factory=dict)
     note: str = ""
 
 

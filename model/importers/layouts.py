@@ -49,12 +49,12 @@ def dense(tensor: np.ndarray) -> np.ndarray:
     return tensor.T if tensor.ndim == 2 else tensor
 
 
-def flat_dense(tensor: np.ndarray) -> np.ndarray:
-    """Reorders [O, C · 7 · 7] on features flattened channels first → [7 · 7 · C, O]."""
-    if tensor.ndim == 1 or tensor.shape[1] % ROI_SIDE**2:
+def flat_dense(tensor: np.ndarray, side: int = ROI_SIDE) -> np.ndarray:
+    """Reorders [O, C · side · side] on features flattened channels first → [side · side · C, O]."""
+    if tensor.ndim == 1 or tensor.shape[1] % side**2:
         return dense(tensor)
     outputs = tensor.shape[0]
-    cells = tensor.reshape(outputs, -1, ROI_SIDE, ROI_SIDE)
+    cells = tensor.reshape(outputs, -1, side, side)
     return cells.transpose(2, 3, 1, 0).reshape(-1, outputs)
 
 

@@ -9,11 +9,17 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 
 from model.importers.families import FAMILIES, MMDETECTION, MMDETECTION_CAFFE
-from model.importers.family import Family, Line
+from model.importers.family import TRUNK, Family, Line
 from model.importers.layouts import Layout, same, swap_colours
 from model.norms import BATCH_NORM_EPSILON
 from model.variables import CLASSWISE_LAYERS
 
+# First convolutions, of ResNets and EfficientNet, VGG, and AlexNet.
+_COLOUR_KERNELS = (
+    "backbone/stem/conv/kernel",
+    "backbone/groups/0/0/conv/kernel",
+    "backbone/convs/0/conv/kernel",
+)
 _BATCH_NORM = {
     "weight": "gamma",
     "bias": "beta",
@@ -117,14 +123,18 @@ def translate(
     result = Translation(family)
     table = [_compile(line) for line in family.lines]
     ignored = [_compile((name, "", same)) for name in family.ignored]
+    moved = {old: new for old, new in family.trunk.items() if not _has(shapes, old)}
     folded: dict[str, tuple[str, np.ndarray]] = {}
     for name, tensor in tensors.items():
         if any(pattern.fullmatch(_plain(name)) for pattern, *_ in ignored):
             result.skipped[name] = "not part of the network"
             continue
         path, layout = _find(_plain(name), table)
+        path = _move(path, moved)
         if path is None:
             result.unexpected[name] = "no such layer here"
+        elif path.startswith(TRUNK) and not _has(shapes, TRUNK):
+            result.skipped[name] = "not part of the network"
         elif path.endswith("/folded_bias"):
             folded[path.removesuffix("conv/folded_bias")] = (name, tensor)
         else:
@@ -152,7 +162,7 @@ def _arrange(tensor, path, layout, family, classes: Sequence[int]) -> np.ndarray
         IndexError: it lacks outputs for some of the classes, as class-agnostic boxes do.
     """
     value = layout(tensor)
-    if path == "backbone/stem/conv/kernel" and family.channel_order == "bgr":
+    if path in _COLOUR_KERNELS and family.channel_order == "bgr":
         return swap_colours(value)
     entries = CLASSWISE_LAYERS.get(path.rpartition("/")[0])
     if not classes or entries is None:
@@ -229,6 +239,18 @@ def _adapt_epsilon(result: Translation) -> None:
             with np.errstate(divide="ignore", invalid="ignore"):
                 factor = np.sqrt((variance + BATCH_NORM_EPSILON) / (variance + epsilon))
                 values[path] = np.float32(values[path] * factor)
+
+
+def _has(shapes: Mapping[str, Sequence[int]], prefix: str) -> bool:
+    return any(path.startswith(prefix) for path in shapes)
+
+
+def _move(path: str | None, prefixes: Mapping[str, str]) -> str | None:
+    """Replaces the prefix of a path if it is one of `prefixes`."""
+    for old, new in prefixes.items():
+        if path is not None and path.startswith(old):
+            return new + path.removeprefix(old)
+    return path
 
 
 def _plain(name: str) -> str:
