@@ -127,7 +127,9 @@ def test_rcnn_runs_all_its_trainings_and_resumes_each(workplace, capsys, monkeyp
 )
 def test_proposals_are_given_where_they_are_needed(workplace, capsys, system, proposals, words):
     run, _ = workplace
-    assert run("train", f"--system={system}", proposals_file=proposals) == 2
+    with pytest.raises(SystemExit) as stop:
+        run("train", f"--system={system}", proposals_file=proposals)
+    assert stop.value.code == 2
     assert words in capsys.readouterr().err
 
 
