@@ -23,6 +23,7 @@ Axes: B images of a replica's batch, H W canvas.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -115,6 +116,31 @@ def _train_examples(
     return _share_of_windows(records, plan, context).map(
         _example_maker(params), tf.data.AUTOTUNE, deterministic=True
     )
+
+
+def plain_examples(params: InputParams) -> tf.data.Dataset:
+    """Makes every training image once, unaugmented and in the order of the files.
+
+    Returns:
+        Dataset of (features, labels) as of `input_fn`, in batches of one.
+    """
+    data = dataclasses.replace(
+        params.data,
+        augmentations=(),
+        horizontal_flip=0.0,
+        vertical_flip=0.0,
+        scale_jitter_min=1.0,
+        scale_jitter_max=1.0,
+        train_short_side_min=params.data.short_side,
+    )
+    files = RecordFiles.find(data.train_file_pattern, skip_of("train", params), data.train_fraction)
+    make_example = _example_maker(dataclasses.replace(params, data=data))
+    examples = files.read_in_order().map(
+        lambda record: make_example(record, tf.constant(0, tf.int64)),
+        tf.data.AUTOTUNE,
+        deterministic=True,
+    )
+    return examples.batch(1).prefetch(BATCHES_AHEAD)
 
 
 def _dealt_train_examples(

@@ -150,7 +150,7 @@ class BoxHead(Part):
             static=view.static,
             **self._limits,
         )
-        return found, self._name_outputs(found)
+        return found, name_outputs(found)
 
     def find_candidates(self, view: View, proposals: Proposals) -> BoxCandidates:
         """Does the first half of `detect`, for one of several views."""
@@ -162,7 +162,7 @@ class BoxHead(Part):
     ) -> tuple[BoxDetections, dict[str, tf.Tensor]]:
         """Does the second half of `detect`, for the candidates of all views."""
         found = choose_detections(candidates, static=static, **self._limits)
-        return found, self._name_outputs(found)
+        return found, name_outputs(found)
 
     @property
     def _limits(self) -> dict[str, float]:
@@ -173,19 +173,21 @@ class BoxHead(Part):
             "max_detections": self.max_detections,
         }
 
-    def _name_outputs(self, found: BoxDetections) -> dict[str, tf.Tensor]:
-        return {
-            "num_detections": tf.math.count_nonzero(found.valid, axis=1, dtype=tf.int32),
-            "detection_boxes": found.boxes,
-            "detection_classes": found.classes,
-            "box_scores": found.scores,
-        }
-
     def _classify(self, view: View, boxes: tf.Tensor) -> BoxOutputs:
         """Computes the outputs for float32 [B, R, 4]."""
         batch, count = boxes.shape[:2]
         image_index = tf.repeat(tf.range(batch), count)
         return self(view.pool(tf.reshape(boxes, [-1, 4]), image_index, self.roi_size))
+
+
+def name_outputs(found: BoxDetections) -> dict[str, tf.Tensor]:
+    """Returns detections under the names of `model.detector.Detector.detect`."""
+    return {
+        "num_detections": tf.math.count_nonzero(found.valid, axis=1, dtype=tf.int32),
+        "detection_boxes": found.boxes,
+        "detection_classes": found.classes,
+        "box_scores": found.scores,
+    }
 
 
 @in_scope("losses")

@@ -34,6 +34,7 @@ class System(NamedTuple):
 
 
 SYSTEMS = {
+    "rcnn": System("R-CNN", has_masks=False, has_rpn=False, has_pyramid=False),
     "fast_rcnn": System("Fast R-CNN", has_masks=False, has_rpn=False, has_pyramid=False),
     "faster_rcnn_c4": System("Faster R-CNN on one map", has_masks=False, has_pyramid=False),
     "faster_rcnn": System("Faster R-CNN", has_masks=False),
@@ -184,6 +185,11 @@ class ModelConfig:
             lambda pooling, config: f"align for {config.system}, which pools from a pyramid",
             lambda pooling, config: pooling == "align" or not config.has_pyramid,
         ),
+    )
+    region_size: int = predictive_setting(
+        227,
+        "Side of the squares that R-CNN warps regions to, in pixels.",
+        between(208, 240),
     )
     roi_sampling_ratio: int = predictive_setting(
         2,

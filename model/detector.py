@@ -41,6 +41,8 @@ class Detector(Part):
         pixels: the normalisation of the backbone's input.
         backbone, neck, proposer, sampler, regions: see above.
         heads: the heads in order, by their names in checkpoints.
+        whole_image: whether the backbone sees the image; otherwise `regions` shows it each region,
+            and the only map is the normalised image itself.
         dtype: Keras dtype policy.
     """
 
@@ -54,11 +56,12 @@ class Detector(Part):
         sampler: Callable,
         regions: Callable,
         heads: Mapping[str, keras.layers.Layer],
+        whole_image: bool = True,
         dtype: str = "float32",
     ):
         super().__init__(dtype=dtype, autocast=False)
         self.pixels, self.sampler, self.regions = pixels, sampler, regions
-        self.head_names = tuple(heads)
+        self.head_names, self.whole_image = tuple(heads), whole_image
         parts = {"backbone": backbone, "fpn": neck, "rpn_head": proposer, **heads}
         for name, part in parts.items():
             # Checkpoints have the attributes' names, and graphs those of the layers.
@@ -139,4 +142,7 @@ class Detector(Part):
     ) -> list[tf.Tensor]:
         """Computes the neck's maps of uint8 images [B, H, W, 3]."""
         pixels = normalise(image, image_info, self.pixels, self.compute_dtype)
-        return self.fpn(self.backbone(pixels, training=training, static=static), training=training)
+        maps = [pixels]
+        if self.whole_image:
+            maps = self.backbone(pixels, training=training, static=static)
+        return self.fpn(maps, training=training)

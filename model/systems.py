@@ -1,10 +1,11 @@
 """The R-CNN family: the parts of each system. Only this file reads `ModelConfig`.
 
-    fast_rcnn                    Girshick, ICCV 2015: given proposals, pooled from one map
-    └ faster_rcnn_c4             Ren et al., NIPS 2015: + a network that makes the proposals
-      └ faster_rcnn              Lin et al., CVPR 2017: on a feature pyramid
-        └ mask_rcnn              He et al., ICCV 2017: + a mask of each box
-          └ mask_scoring_rcnn    Huang et al., CVPR 2019: + the IoU that each mask should have
+    rcnn                           Girshick et al., CVPR 2014: given proposals, cut from the image
+    └ fast_rcnn                    Girshick, ICCV 2015: pooled from one map, boxes learnt with it
+      └ faster_rcnn_c4             Ren et al., NIPS 2015: + a network that makes the proposals
+        └ faster_rcnn              Lin et al., CVPR 2017: on a feature pyramid
+          └ mask_rcnn              He et al., ICCV 2017: + a mask of each box
+            └ mask_scoring_rcnn    Huang et al., CVPR 2019: + the IoU that each mask should have
 
 A system is a row of functions that make its parts from the settings; most systems differ from their
 parent in one.
@@ -30,11 +31,13 @@ from model.given_proposals import GivenProposals
 from model.layers import Part
 from model.mask_head import MaskHead
 from model.maskiou_head import MaskIoUHead
+from model.region_head import RegionHead
 from model.roi_align import RoIAlign
 from model.roi_pool import RoIPool
 from model.roi_sampling import sample_rois
 from model.rpn import RPNHead
 from model.single_map import SingleMap
+from model.warped_regions import WarpedRegions
 
 # Systems without a pyramid pool from C4, of stride 16.
 _SINGLE_LEVEL = 4
@@ -47,13 +50,15 @@ class Settings(NamedTuple):
         model, data: settings.
         rng: source of the initial weights.
         options: the backbone's.
-        channels: of the neck's maps; 0 before there is a neck.
+        backbone: None before there is one.
+        channels: of the maps that regions are pooled from; 0 before there is a neck.
     """
 
     model: ModelConfig
     data: DataConfig
     rng: np.random.Generator
     options: Options
+    backbone: Part | None = None
     channels: int = 0
 
 
@@ -63,7 +68,8 @@ class System(NamedTuple):
     Weights are drawn part by part in this order, after the backbone's.
 
     Attributes:
-        last_stage: the last of C2 … C5 that the backbone computes for the whole image.
+        last_stage: the last of C2 … C5 that the backbone computes.
+        whole_image: whether for the whole image, otherwise for each region.
     """
 
     neck: Callable
@@ -72,6 +78,7 @@ class System(NamedTuple):
     regions: Callable
     heads: Mapping[str, Callable]
     last_stage: int = 5
+    whole_image: bool = True
 
     def with_head(self, name: str, make: Callable) -> System:
         """Returns the system with one more head, after the others."""
@@ -139,6 +146,31 @@ def _pool_from_one_map(settings: Settings) -> RoIAlign | RoIPool:
     return _roi_align(settings, num_levels=1, min_level=_SINGLE_LEVEL)
 
 
+def _warped_regions(settings: Settings) -> WarpedRegions:
+    return WarpedRegions(settings.backbone, settings.model.region_size)
+
+
+def _region_head(settings: Settings) -> RegionHead:
+    model = settings.model
+    return RegionHead(
+        settings.rng,
+        make_trunk(settings.rng, model.backbone, settings.options),
+        settings.channels,
+        model.num_classes,
+        _detection_limits(model),
+        dtype=model.precision,
+    )
+
+
+def _detection_limits(model: ModelConfig) -> dict[str, float]:
+    return {
+        "score_threshold": model.score_threshold,
+        "nms_iou": model.nms_iou,
+        "soft_nms_sigma": model.soft_nms_sigma if model.nms == "soft" else 0.0,
+        "max_detections": model.detections_per_image,
+    }
+
+
 def _box_head_on_trunk(settings: Settings) -> BoxHead:
     model = settings.model
     return _box_head(settings, make_trunk(settings.rng, model.backbone, settings.options))
@@ -157,10 +189,7 @@ def _box_head(settings: Settings, trunk: Part | None = None) -> BoxHead:
         num_fcs=model.box_num_fcs,
         norm=model.head_norm,
         box_loss_beta=model.box_loss_beta,
-        score_threshold=model.score_threshold,
-        nms_iou=model.nms_iou,
-        soft_nms_sigma=model.soft_nms_sigma if model.nms == "soft" else 0.0,
-        max_detections=model.detections_per_image,
+        **_detection_limits(model),
         clip_below=model.box_delta_clip == "both",
         dtype=model.precision,
     )
@@ -209,12 +238,16 @@ _FAST_RCNN = System(
     {"box_head": _box_head_on_trunk},
     last_stage=_SINGLE_LEVEL,
 )
+_RCNN = _FAST_RCNN._replace(
+    regions=_warped_regions, heads={"box_head": _region_head}, whole_image=False
+)
 _FASTER_RCNN_C4 = _FAST_RCNN._replace(proposer=_rpn)
 _FASTER_RCNN = System(_fpn, _rpn, _roi_sampler, _roi_align, {"box_head": _box_head})
 _MASK_RCNN = _FASTER_RCNN.with_head("mask_head", _mask_head)
 _MASK_SCORING_RCNN = _MASK_RCNN.with_head("maskiou_head", _maskiou_head)
 
 SYSTEMS = {
+    "rcnn": _RCNN,
     "fast_rcnn": _FAST_RCNN,
     "faster_rcnn_c4": _FASTER_RCNN_C4,
     "faster_rcnn": _FASTER_RCNN,
@@ -243,7 +276,7 @@ def build_network(params) -> Detector:
     settings = Settings(model, params.data, rng, options)
     backbone = make_backbone(rng, model.backbone, options)
     neck = system.neck(settings, backbone.out_channels)
-    settings = settings._replace(channels=neck.out_channels)
+    settings = settings._replace(backbone=backbone, channels=neck.out_channels)
     make_detector, scales, flip = Detector, len(params.data.test_scales), params.data.test_flip
     if scales > 1 or flip:
         make_detector = functools.partial(AugmentedDetector, num_scales=scales, flip=flip)
@@ -255,5 +288,6 @@ def build_network(params) -> Detector:
         sampler=system.sampler(settings),
         regions=system.regions(settings),
         heads={name: make(settings) for name, make in system.heads.items()},
+        whole_image=system.whole_image,
         dtype=model.precision,
     )

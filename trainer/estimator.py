@@ -85,6 +85,7 @@ class Estimator:
         cluster: Cluster = ALONE,
     ):
         self._params = params
+        self._network = network
         self._strategy = strategy
         self._workers = Workers(strategy, cluster)
         with strategy.scope():
@@ -100,6 +101,11 @@ class Estimator:
         self._signals = StopSignals()  # those of the current training
         self._train_step = TrainStep(model_fn, network, self._updater, strategy, params)
         self._predict_step = PredictStep(model_fn, network, strategy, params)
+
+    @property
+    def network(self):
+        """The network that is trained."""
+        return self._network
 
     @property
     def strategy(self) -> tf.distribute.Strategy:

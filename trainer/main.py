@@ -76,8 +76,8 @@ def check_required(params: Params) -> None:
         required["train_file_pattern"] = params.data.train_file_pattern
     if mode not in ("train", "export"):
         required["eval_file_pattern"] = params.data.eval_file_pattern
-        if not params.model.has_rpn:
-            required["proposals_file"] = params.data.proposals_file
+    if mode != "export" and not params.model.has_rpn:
+        required["proposals_file"] = params.data.proposals_file
     for name, value in required.items():
         if not value:
             refuse_flags(f"--mode={mode} needs --{name}, which is not set.")
@@ -117,6 +117,11 @@ def _execute(params: Params, cluster: Cluster) -> None:
     strategy = make_strategy(params, cluster)
     completion = complete_from_records(params)
     params = completion.params
+    if params.model.system == "rcnn" and cluster.num_workers > 1:
+        raise UserError(
+            "--system=rcnn cannot be trained by several workers, because its SVMs are fitted in "
+            "one process; leave TF_CONFIG out."
+        )
     if cluster.is_chief and not params.model.has_rpn:
         check_proposals(params)
     with strategy.scope():
@@ -154,13 +159,25 @@ def _export(params: Params) -> None:
 
 def _train(estimator, input_fn: Callable, completion: Completion) -> None:
     estimator.train(input_fn, **_opening(estimator, completion))
+    if completion.params.model.system == "rcnn":
+        _fit_region_head(estimator, completion)
 
 
 def _train_and_eval(estimator, input_fn: Callable, completion: Completion) -> None:
     evaluation = _make_evaluation(estimator, input_fn, completion)
+    if completion.params.model.system == "rcnn":
+        _train(estimator, input_fn, completion)
+        return evaluation.run_in_training(estimator.step)
     opening = _opening(estimator, completion)
     if not estimator.train(input_fn, evaluation.run_in_training, **opening):
         evaluation.run_in_training(estimator.step)
+
+
+def _fit_region_head(estimator, completion: Completion) -> None:
+    """The trainings of R-CNN that follow that of its network."""
+    from trainer.region_fitting import fit_region_head
+
+    fit_region_head(estimator, completion.params, completion.num_images)
 
 
 def _opening(estimator, completion: Completion) -> dict[str, Callable]:
