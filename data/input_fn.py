@@ -134,7 +134,7 @@ def plain_examples(params: InputParams) -> tf.data.Dataset:
         train_short_side_min=params.data.short_side,
     )
     files = RecordFiles.find(data.train_file_pattern, skip_of("train", params), data.train_fraction)
-    make_example = _example_maker(dataclasses.replace(params, data=data))
+    make_example = _example_maker(params, data)
     examples = files.read_in_order().map(
         lambda record: make_example(record, tf.constant(0, tf.int64)),
         tf.data.AUTOTUNE,
@@ -203,9 +203,14 @@ def _external_proposals(params: InputParams) -> ProposalFile | None:
     return open_proposals(params.data.proposals_file, params.data.max_proposals)
 
 
-def _example_maker(params: InputParams) -> Callable:
-    """Returns a function from a record, its epoch and perhaps a second record to an image."""
-    config, needs = params.data, needs_of("train", params)
+def _example_maker(params: InputParams, config: DataConfig | None = None) -> Callable:
+    """Returns a function from a record, its epoch and perhaps a second record to an image.
+
+    Args:
+        params: settings.
+        config: those of augmentation, if not `params.data`.
+    """
+    config, needs = config or params.data, needs_of("train", params)
     proposals = _external_proposals(params)
     include_masks, include_polygons = needs.include_masks, needs.max_polygon_vertices > 0
     if config.pairs_images and not include_masks:
