@@ -59,27 +59,32 @@ def fit_svm(
     signs = np.repeat([1.0, -1.0], [len(positives), len(negatives)])
     limits = cost * np.repeat([positive_weight, 1.0], [len(positives), len(negatives)])
     signed = x * signs[:, None]
-    duals = _descend(signed @ signed.T, limits)
-    weights = duals @ signed
+    weights = _descend(signed, limits)
     return Linear(weights[:-1].astype(np.float32), np.float32(weights[-1] * bias_feature))
 
 
-def _descend(gram: np.ndarray, limits: np.ndarray) -> np.ndarray:
-    """Minimises ½ a G a - Σ a over 0 <= a <= limits: float64 [n]."""
+def _descend(signed: np.ndarray, limits: np.ndarray) -> np.ndarray:
+    """Maximises Σ a - ½ |Σ a x|² over 0 <= a <= limits, and returns the sum: float64 [d].
+
+    Args:
+        signed: float64 [n, d], each example x times its y.
+        limits: float64 [n].
+    """
     rng = np.random.default_rng(0)
-    duals, gradient = np.zeros(len(limits)), -np.ones(len(limits))
+    squares = np.maximum(np.square(signed).sum(axis=1), 1e-12)
+    duals, weights = np.zeros(len(signed)), np.zeros(signed.shape[1])
     for _ in range(_MAX_PASSES):
-        for index in rng.permutation(len(limits)):
-            step = -gradient[index] / max(gram[index, index], 1e-12)
+        for index in rng.permutation(len(signed)):
+            step = (1.0 - signed[index] @ weights) / squares[index]
             step = min(max(step, -duals[index]), limits[index] - duals[index])
             if step:
                 duals[index] += step
-                gradient += step * gram[index]
-        square = 0.5 * duals @ (gradient + 1.0)
-        primal = square + limits @ np.maximum(-gradient, 0.0)
+                weights += step * signed[index]
+        square = 0.5 * weights @ weights
+        primal = square + limits @ np.maximum(1.0 - signed @ weights, 0.0)
         if primal - (duals.sum() - square) <= _TOLERANCE * primal:
             break
-    return duals
+    return weights
 
 
 def fit_ridge(features: np.ndarray, targets: np.ndarray, penalty: float = RIDGE_PENALTY) -> Linear:
