@@ -21,6 +21,10 @@ Initializer = Callable[[np.random.Generator, tuple[int, ...]], np.ndarray]
 # that most scores would tie.
 OUTPUT_DTYPE = "float32"
 
+# Groups of fewer channels are convolved together: the products with zeros cost less than many small
+# convolutions.
+JOINED_CHANNELS = 64
+
 
 def _fans(shape: tuple[int, ...]) -> tuple[int, int]:
     receptive = int(np.prod(shape[:-2]))
@@ -163,11 +167,38 @@ class Conv(Parameterised):
         return y if offset is None else tf.nn.bias_add(y, self._cast(offset))
 
     def _convolve(self, x: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
-        if self.groups == 1 or tf.config.list_physical_devices("GPU"):
+        if self.groups == 1 or _has_kernels_for_groups():
             return tf.nn.conv2d(x, kernel, self.stride, self.padding)
-        # TensorFlow's kernels for groups have no gradient on a CPU, and XLA's is slow.
-        parts = zip(tf.split(x, self.groups, -1), tf.split(kernel, self.groups, -1), strict=True)
-        return tf.concat([tf.nn.conv2d(*part, self.stride, self.padding) for part in parts], -1)
+        joined = _groups_to_join(self.groups, x.shape[-1] // self.groups)
+        parts = self.groups // joined
+        pairs = zip(tf.split(x, parts, -1), tf.split(kernel, parts, -1), strict=True)
+        return tf.concat(
+            [
+                tf.nn.conv2d(y, _block_diagonal(k, joined), self.stride, self.padding)
+                for y, k in pairs
+            ],
+            -1,
+        )
+
+
+def _has_kernels_for_groups() -> bool:
+    """Whether the devices convolve groups well: on a CPU there is no gradient, or a slow one."""
+    has_gpu = tf.config.list_physical_devices("GPU")
+    return bool(has_gpu or tf.config.list_logical_devices("TPU"))
+
+
+def _groups_to_join(groups: int, channels: int) -> int:
+    """Finds how many groups to convolve at once so that they have about `JOINED_CHANNELS`."""
+    wanted = max(JOINED_CHANNELS // channels, 1)
+    return max(count for count in range(1, groups + 1) if groups % count == 0 and count <= wanted)
+
+
+def _block_diagonal(kernel: tf.Tensor, groups: int) -> tf.Tensor:
+    """Spreads a kernel of groups, [h, w, I, O], to one with zeros between them, [h, w, G I, O]."""
+    height, width, inputs, outputs = kernel.shape
+    diagonal = tf.eye(groups, dtype=kernel.dtype)[:, None, :, None]
+    blocks = tf.reshape(kernel, [height, width, 1, inputs, groups, outputs // groups]) * diagonal
+    return tf.reshape(blocks, [height, width, groups * inputs, outputs])
 
 
 class DepthwiseConv(Parameterised):

@@ -367,3 +367,29 @@ def test_checkpoint_restores_every_variable(name, tmp_path):
     status = tf.train.Checkpoint(layer=restored).read(path)
     status.assert_existing_objects_matched()
     np.testing.assert_array_equal(restored(x), saved(x))
+
+
+@pytest.mark.parametrize(("groups", "width"), [(2, 3), (32, 4), (3, 40), (2, 70)])
+def test_groups_are_convolved_on_their_own(groups, width):
+    channels = groups * width
+    conv = Conv(rng(), channels, 2 * channels, 3, stride=2, groups=groups)
+    assert tuple(conv.kernel.shape) == (3, 3, width, 2 * channels)
+    x = tf.constant(rng(1).normal(size=(2, 5, 6, channels)), tf.float32)
+    with tf.GradientTape() as tape:
+        tape.watch(x)
+        y = conv(x)
+    gradients = tape.gradient(y, [x, conv.kernel.value], y)
+    for group in range(groups):
+        inputs = slice(group * width, (group + 1) * width)
+        outputs = slice(2 * group * width, 2 * (group + 1) * width)
+        alone = Conv(rng(), width, 2 * width, 3, stride=2)
+        alone.kernel.assign(conv.kernel[..., outputs])
+        part = x[..., inputs]
+        with tf.GradientTape() as tape:
+            tape.watch(part)
+            expected = alone(part)
+        by_input, by_kernel = tape.gradient(expected, [part, alone.kernel.value], expected)
+        close = {"rtol": 1e-4, "atol": 1e-4}
+        np.testing.assert_allclose(y[..., outputs], expected, **close)
+        np.testing.assert_allclose(gradients[0][..., inputs], by_input, **close)
+        np.testing.assert_allclose(gradients[1][..., outputs], by_kernel, **close)
