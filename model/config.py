@@ -94,7 +94,8 @@ class ModelConfig:
     )
     freeze_at: int = setting(
         0,
-        "Number of backbone stages to freeze: 1 freezes the stem, 2 the stem and res2, ...",
+        "Number of backbone stages to freeze: 1 freezes the stem, 2 the stem and res2, ...; of VGG "
+        "and AlexNet the number of their stages conv1, conv2, ...",
         between(0, 5),
     )
     backbone_width: int = predictive_setting(
