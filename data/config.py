@@ -81,7 +81,7 @@ LEVELS = Check(
     lambda levels: (
         len(levels) > 0
         and 2 <= levels[0] <= levels[-1] <= 6
-        and levels == tuple(range(levels[0], levels[-1] + 1))
+        and list(levels) == list(range(levels[0], levels[-1] + 1))
     ),
 )
 AS_MANY_FOR_EACH_LEVEL = Relation(

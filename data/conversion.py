@@ -21,9 +21,9 @@ from collections.abc import Callable, Iterator, Sequence
 from data import coco, files, manifest
 from data.errors import UserError
 from data.findings import SkippedItems, Warnings, first_reason, format_warning
+from data.processes import run_jobs
 from data.settings import require
 from data.shards import NOTE_SUFFIX, ShardJob, ShardResult, build_shard
-from data.workers import run_jobs
 
 
 @dataclasses.dataclass(frozen=True)

@@ -17,7 +17,7 @@ from data.anchors import AnchorGrid
 from data.augmentations import SCENES, find_augmentations
 from data.config import DataConfig
 from data.decoding import decode_image
-from data.proposals import ProposalFile
+from data.proposal_file import ProposalFile
 from data.records import parse_record
 from data.scenes import Scene, Tensors, draw_scene, fold_seed, keep_largest
 

@@ -35,7 +35,7 @@ from data.data_service import deal_eval_records, deal_training_records, run_on_w
 from data.epochs import EpochPlan, ordered_records, plan_epochs, with_next
 from data.errors import UserError
 from data.examples import eval_example, padding_example, train_example
-from data.proposals import ProposalFile, open_proposals
+from data.proposal_file import ProposalFile, open_proposals
 from data.record_files import RecordFiles
 from data.scenes import Tensors
 from data.skipped_records import needs_of, skip_of

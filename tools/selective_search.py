@@ -43,8 +43,8 @@ from data.errors import UserError
 from data.findings import SkippedItems, first_reason
 from data.image_files import image_state, read_image
 from data.images import InvalidImage
+from data.processes import run_jobs
 from data.tensorflow_log import quieten_tensorflow
-from data.workers import run_jobs
 
 _METHODS = ("fast", "quality")
 _IMAGES_PER_GROUP = 16

@@ -84,7 +84,7 @@ def check_proposals(params: Params) -> None:
         UserError: the file cannot be read, or does not belong to these images.
     """
     # Imported here because they import TensorFlow.
-    from data.proposals import open_proposals
+    from data.proposal_file import open_proposals
     from data.record_files import RecordFiles
     from data.skipped_records import skip_of
 

@@ -16,7 +16,7 @@ from PIL import Image
 pytest.importorskip("cv2.ximgproc", reason="needs OpenCV, the extra `proposals`")
 
 from data import files
-from data.proposals import ProposalFile
+from data.proposal_file import ProposalFile
 from tools import selective_search
 from tools.selective_search import Search, main, propose
 

@@ -130,6 +130,7 @@ ACCEPTED = {
         "box_loss_beta": "plain L1",
         "roi_sampling_ratio": "adaptive",
         "box_num_convs": "none, as in the paper",
+        "rpn_channels": "as many as the input has",
         "maskiou_loss_weight": "the head is not trained",
         "score_threshold": "everything is detected",
         "num_logical_cpus": "the CPU is not split",
@@ -152,6 +153,7 @@ ACCEPTED = {
             (
                 "train_batch_size", "eval_batch_size", "max_instances", "max_polygon_vertices",
                 "mask_crop_size", "rpn_samples_per_image", "shuffle_megabytes", "input_threads",
+                "max_proposals", "rpn_channels",
                 "num_classes", "backbone_width", "fpn_channels", "rpn_num_convs",
                 "rpn_pre_nms_train", "rpn_pre_nms_test", "rpn_post_nms_train", "rpn_post_nms_test",
                 "rois_per_image", "roi_sampling_ratio", "box_num_convs", "box_num_fcs", "head_dim",
@@ -302,7 +304,7 @@ def test_a_setting_of_the_network_changes_predictions_or_concerns_training_alone
     of_input = {s.name for s in settings if s.part != "model" and s.changes_predictions}
     assert of_input == {
         "canvases", "short_side", "long_side", "exif", "anchor_levels", "anchor_sizes",
-        "anchor_ratios", "anchor_rounding", "test_scales", "test_flip",
+        "anchor_ratios", "anchor_rounding", "max_proposals", "test_scales", "test_flip",
     }  # fmt: skip
 
 

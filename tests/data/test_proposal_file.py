@@ -11,11 +11,11 @@ import tensorflow as tf
 from sample_records import make_instance, make_record
 from test_examples import CONFIG
 
-from data import proposals as proposals_module
+from data import proposal_file
 from data.errors import UserError
 from data.examples import eval_example, padding_example, train_example
 from data.input_fn import input_fn
-from data.proposals import ProposalFile, open_proposals
+from data.proposal_file import ProposalFile, open_proposals
 from data.record_files import RecordFiles
 from data.tfrecords import write_shard
 
@@ -63,7 +63,7 @@ def test_blocks_and_compression_change_nothing(tmp_path, monkeypatch):
     (tmp_path / "p.json.gz").write_bytes(gzip.compress(text.encode()))
     whole = ProposalFile(str(tmp_path / "p.json"), 5)
     for block in (7, 300, 10**6):
-        monkeypatch.setattr(proposals_module, "_BLOCK", block)
+        monkeypatch.setattr(proposal_file, "_BLOCK", block)
         for name in ("p.json", "p.json.gz"):
             found = ProposalFile(str(tmp_path / name), 5)
             np.testing.assert_array_equal(found.boxes, whole.boxes)

@@ -5,7 +5,7 @@ import os
 import pytest
 
 from data.errors import UserError
-from data.workers import run_jobs
+from data.processes import run_jobs
 
 
 def square(number, advance):
