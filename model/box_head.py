@@ -27,10 +27,10 @@ DELTA_WEIGHTS = (10.0, 10.0, 5.0, 5.0)
 
 
 class BoxOutputs(NamedTuple):
-    """Class logits and class-specific deltas of each RoI."""
+    """Class logits of each RoI, and deltas for each class or, if boxes do not depend on it, one."""
 
     class_logits: tf.Tensor  # float32 [N, K]
-    box_deltas: tf.Tensor  # float32 [N, K, 4]
+    box_deltas: tf.Tensor  # float32 [N, K, 4] or [N, 1, 4]
 
 
 class BoxCandidates(NamedTuple):
@@ -63,6 +63,8 @@ class BoxHead(Part):
         separable: whether these are `SeparableConv`s.
         num_fcs: number of fully connected layers.
         norm: normalisation after each convolution, or "none".
+        class_specific: whether there are deltas for each class.
+        delta_weights: what deltas are multiplied by, see `data.boxes.encode`.
         box_loss_beta: see `box_losses`.
         score_threshold, nms_iou, soft_nms_sigma, max_detections: see `choose_detections`.
         clip_below: see `data.boxes.decode`.
@@ -81,6 +83,8 @@ class BoxHead(Part):
         separable: bool = False,
         num_fcs: int = 2,
         norm: str = "none",
+        class_specific: bool = True,
+        delta_weights: tuple[float, ...] = DELTA_WEIGHTS,
         box_loss_beta: float = 0.0,
         score_threshold: float = 0.05,
         nms_iou: float = 0.5,
@@ -102,11 +106,9 @@ class BoxHead(Part):
             [Dense(rng, *pair, dtype=dtype) for pair in itertools.pairwise(widths)]
         )
         self.classes = Dense(rng, hidden, num_classes, kernel_init=normal(0.01), dtype=OUTPUT_DTYPE)
-        self.deltas = Dense(
-            rng, hidden, num_classes * 4, kernel_init=normal(0.001), dtype=OUTPUT_DTYPE
-        )
-        self.num_classes = num_classes
-        self.box_loss_beta = box_loss_beta
+        num_deltas = num_classes * 4 if class_specific else 4
+        self.deltas = Dense(rng, hidden, num_deltas, kernel_init=normal(0.001), dtype=OUTPUT_DTYPE)
+        self.delta_weights, self.box_loss_beta = delta_weights, box_loss_beta
         self.score_threshold, self.max_detections = score_threshold, max_detections
         self.nms_iou, self.soft_nms_sigma = nms_iou, soft_nms_sigma
         self.clip_below = clip_below
@@ -128,44 +130,46 @@ class BoxHead(Part):
     def _outputs(self, x: tf.Tensor) -> BoxOutputs:
         return BoxOutputs(
             class_logits=self.classes(x),
-            box_deltas=tf.reshape(self.deltas(x), [-1, self.num_classes, 4]),
+            box_deltas=tf.reshape(self.deltas(x), [-1, self.deltas.kernel.shape[1] // 4, 4]),
         )
 
     def compute_losses(
         self, view: View, rois: SampledRoIs, labels: dict[str, tf.Tensor]
     ) -> tuple[SampledRoIs, dict[str, tf.Tensor]]:
         """Returns the RoIs unchanged, and `box_losses`."""
-        outputs = self._classify(view, rois.boxes)
-        return rois, box_losses(outputs, rois, labels["gt_boxes"], self.box_loss_beta)
+        outputs = self.classify(view, rois.boxes)
+        beta, weights = self.box_loss_beta, self.delta_weights
+        return rois, box_losses(outputs, rois, labels["gt_boxes"], beta, weights)
 
     def detect(
         self, view: View, proposals: Proposals
     ) -> tuple[BoxDetections, dict[str, tf.Tensor]]:
         """Returns the detections of `detect_boxes`."""
         found = detect_boxes(
-            self._classify(view, proposals.boxes),
+            self.classify(view, proposals.boxes),
             proposals,
             view.image_info,
             clip_below=self.clip_below,
             static=view.static,
-            **self._limits,
+            **self.limits,
         )
         return found, name_outputs(found)
 
     def find_candidates(self, view: View, proposals: Proposals) -> BoxCandidates:
         """Does the first half of `detect`, for one of several views."""
-        outputs = self._classify(view, proposals.boxes)
+        outputs = self.classify(view, proposals.boxes)
         return decode_candidates(outputs, proposals, view.image_info, self.clip_below)
 
     def choose(
         self, candidates: BoxCandidates, static: bool
     ) -> tuple[BoxDetections, dict[str, tf.Tensor]]:
         """Does the second half of `detect`, for the candidates of all views."""
-        found = choose_detections(candidates, static=static, **self._limits)
+        found = choose_detections(candidates, static=static, **self.limits)
         return found, name_outputs(found)
 
     @property
-    def _limits(self) -> dict[str, float]:
+    def limits(self) -> dict[str, float]:
+        """The arguments of `choose_detections` besides the candidates."""
         return {
             "score_threshold": self.score_threshold,
             "nms_iou": self.nms_iou,
@@ -173,11 +177,17 @@ class BoxHead(Part):
             "max_detections": self.max_detections,
         }
 
-    def _classify(self, view: View, boxes: tf.Tensor) -> BoxOutputs:
-        """Computes the outputs for float32 [B, R, 4]."""
+    def classify(self, view: View, boxes: tf.Tensor, gradient_share: float = 1.0) -> BoxOutputs:
+        """Computes the outputs for boxes float32 [B, R, 4].
+
+        `gradient_share` multiplies the gradient that flows to the map.
+        """
         batch, count = boxes.shape[:2]
         image_index = tf.repeat(tf.range(batch), count)
-        return self(view.pool(tf.reshape(boxes, [-1, 4]), image_index, self.roi_size))
+        pooled = view.pool(tf.reshape(boxes, [-1, 4]), image_index, self.roi_size)
+        if gradient_share != 1.0:
+            pooled = gradient_share * pooled + tf.stop_gradient((1.0 - gradient_share) * pooled)
+        return self(pooled)
 
 
 def name_outputs(found: BoxDetections) -> dict[str, tf.Tensor]:
@@ -192,7 +202,11 @@ def name_outputs(found: BoxDetections) -> dict[str, tf.Tensor]:
 
 @in_scope("losses")
 def box_losses(
-    outputs: BoxOutputs, rois: SampledRoIs, gt_boxes: tf.Tensor, box_loss_beta: float
+    outputs: BoxOutputs,
+    rois: SampledRoIs,
+    gt_boxes: tf.Tensor,
+    box_loss_beta: float,
+    delta_weights: tuple[float, ...] = DELTA_WEIGHTS,
 ) -> dict[str, tf.Tensor]:
     """Computes classification and box regression losses, means over all replicas' sampled RoIs.
 
@@ -201,6 +215,7 @@ def box_losses(
         rois: sampled RoIs.
         gt_boxes: float32 [B, G, 4].
         box_loss_beta: see `smooth_l1`.
+        delta_weights: see `data.boxes.encode`.
 
     Returns:
         `class_loss` and `box_loss`.
@@ -214,8 +229,9 @@ def box_losses(
     class_loss = tf.reduce_sum(tf.where(rois.valid, cross_entropy, 0.0)) / num_rois
 
     matched = tf.gather(gt_boxes, rois.matches, batch_dims=1)
-    targets = tf.stop_gradient(box_ops.encode(matched, rois.boxes, DELTA_WEIGHTS))
-    of_class = tf.gather(deltas, rois.classes, batch_dims=2)
+    targets = tf.stop_gradient(box_ops.encode(matched, rois.boxes, delta_weights))
+    chosen = tf.zeros_like(rois.classes) if deltas.shape[2] == 1 else rois.classes
+    of_class = tf.gather(deltas, chosen, batch_dims=2)
     error = tf.where(rois.positive[..., None], of_class - targets, 0.0)
     box_loss = tf.reduce_sum(smooth_l1(error, box_loss_beta)) / num_rois
     return {"class_loss": class_loss, "box_loss": box_loss}

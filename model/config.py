@@ -39,7 +39,9 @@ SYSTEMS = {
     "faster_rcnn_c4": System("Faster R-CNN on one map", has_masks=False, has_pyramid=False),
     "faster_rcnn": System("Faster R-CNN", has_masks=False),
     "mask_rcnn": System("Mask R-CNN", has_masks=True),
+    "cascade_mask_rcnn": System("Cascade Mask R-CNN", has_masks=True),
     "mask_scoring_rcnn": System("Mask Scoring R-CNN", has_masks=True),
+    "cascade_mask_scoring_rcnn": System("Cascade Mask Scoring R-CNN", has_masks=True),
 }
 NORMS = ("none", "frozen_bn", "bn", "sync_bn", "gn")
 # Without bn, since batch statistics of RoIs would include the empty slots that XLA needs.

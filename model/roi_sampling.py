@@ -56,10 +56,8 @@ def sample_rois(
     """
     candidates = tf.concat([proposals.boxes, gt_boxes], axis=1)
     usable = tf.concat([proposals.valid, gt_classes > 0], axis=1)
-    iou = box_ops.pairwise_iou(candidates, gt_boxes)
-    iou = tf.where((gt_classes > 0)[:, None, :], iou, -1.0)
-    matches = tf.argmax(iou, axis=-1, output_type=tf.int32)
-    positive = usable & (tf.reduce_max(iou, axis=-1) >= positive_iou)
+    matches, positive = _match(candidates, gt_boxes, gt_classes, positive_iou)
+    positive = usable & positive
 
     priority = tf.stack(
         [_uniform(seed, candidates.shape[1]) for seed in tf.unstack(seeds, num=gt_boxes.shape[0])]
@@ -76,6 +74,39 @@ def sample_rois(
         matches=tf.gather(matches, order, batch_dims=1),
         valid=rank >= 0.0,
     )
+
+
+@in_scope("roi_sampling")
+def label_rois(
+    boxes: tf.Tensor,
+    valid: tf.Tensor,
+    gt_boxes: tf.Tensor,
+    gt_classes: tf.Tensor,
+    positive_iou: float,
+) -> SampledRoIs:
+    """Labels given RoIs, without drawing any; those without area are empty slots.
+
+    Args:
+        boxes: float32 [B, R, 4].
+        valid: bool [B, R].
+        gt_boxes, gt_classes, positive_iou: as for `sample_rois`.
+
+    Returns:
+        `SampledRoIs` in the order of `boxes`.
+    """
+    matches, positive = _match(boxes, gt_boxes, gt_classes, positive_iou)
+    classes = tf.where(positive, tf.gather(gt_classes, matches, batch_dims=1), 0)
+    return SampledRoIs(boxes, classes, matches, valid & (box_ops.area(boxes) > 0))
+
+
+def _match(
+    boxes: tf.Tensor, gt_boxes: tf.Tensor, gt_classes: tf.Tensor, positive_iou: float
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """Finds the ground truth that each box overlaps most, and whether their IoU is enough."""
+    iou = box_ops.pairwise_iou(boxes, gt_boxes)
+    iou = tf.where((gt_classes > 0)[:, None, :], iou, -1.0)
+    matches = tf.argmax(iou, axis=-1, output_type=tf.int32)
+    return matches, tf.reduce_max(iou, axis=-1) >= positive_iou
 
 
 def _uniform(seed: tf.Tensor, count: int) -> tf.Tensor:

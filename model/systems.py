@@ -6,6 +6,7 @@
         └ faster_rcnn              Lin et al., CVPR 2017: on a feature pyramid
           └ mask_rcnn              He et al., ICCV 2017: + a mask of each box
             └ mask_scoring_rcnn    Huang et al., CVPR 2019: + the IoU that each mask should have
+    cascade_…                      Cai and Vasconcelos, CVPR 2018: three box heads in a row
 
 A system is a row of functions that make its parts from the settings; most systems differ from their
 parent in one.
@@ -24,6 +25,7 @@ from data.config import DataConfig
 from model.augmented_detector import AugmentedDetector
 from model.backbones import Options, Pixels, make_backbone, make_trunk
 from model.box_head import BoxHead
+from model.cascade_head import DELTA_WEIGHTS, CascadeHead
 from model.config import ModelConfig
 from model.detector import Detector
 from model.fpn import FPN
@@ -80,9 +82,9 @@ class System(NamedTuple):
     last_stage: int = 5
     whole_image: bool = True
 
-    def with_head(self, name: str, make: Callable) -> System:
-        """Returns the system with one more head, after the others."""
-        return self._replace(heads={**self.heads, name: make})
+    def with_heads(self, heads: Mapping[str, Callable]) -> System:
+        """Returns the system with these heads, in the place of those of the same names or last."""
+        return self._replace(heads={**self.heads, **heads})
 
 
 def _fpn(settings: Settings, in_channels: tuple[int, ...]) -> FPN:
@@ -176,7 +178,12 @@ def _box_head_on_trunk(settings: Settings) -> BoxHead:
     return _box_head(settings, make_trunk(settings.rng, model.backbone, settings.options))
 
 
-def _box_head(settings: Settings, trunk: Part | None = None) -> BoxHead:
+def _cascade_head(settings: Settings) -> CascadeHead:
+    make = functools.partial(_box_head, settings, class_specific=False)
+    return CascadeHead([make(delta_weights=weights) for weights in DELTA_WEIGHTS])
+
+
+def _box_head(settings: Settings, trunk: Part | None = None, **options) -> BoxHead:
     model = settings.model
     return BoxHead(
         settings.rng,
@@ -190,6 +197,7 @@ def _box_head(settings: Settings, trunk: Part | None = None) -> BoxHead:
         norm=model.head_norm,
         box_loss_beta=model.box_loss_beta,
         **_detection_limits(model),
+        **options,
         clip_below=model.box_delta_clip == "both",
         dtype=model.precision,
     )
@@ -243,8 +251,10 @@ _RCNN = _FAST_RCNN._replace(
 )
 _FASTER_RCNN_C4 = _FAST_RCNN._replace(proposer=_rpn)
 _FASTER_RCNN = System(_fpn, _rpn, _roi_sampler, _roi_align, {"box_head": _box_head})
-_MASK_RCNN = _FASTER_RCNN.with_head("mask_head", _mask_head)
-_MASK_SCORING_RCNN = _MASK_RCNN.with_head("maskiou_head", _maskiou_head)
+_MASK_RCNN = _FASTER_RCNN.with_heads({"mask_head": _mask_head})
+_MASK_SCORING_RCNN = _MASK_RCNN.with_heads({"maskiou_head": _maskiou_head})
+
+_CASCADE_HEAD = {"box_head": _cascade_head}
 
 SYSTEMS = {
     "rcnn": _RCNN,
@@ -253,6 +263,8 @@ SYSTEMS = {
     "faster_rcnn": _FASTER_RCNN,
     "mask_rcnn": _MASK_RCNN,
     "mask_scoring_rcnn": _MASK_SCORING_RCNN,
+    "cascade_mask_rcnn": _MASK_RCNN.with_heads(_CASCADE_HEAD),
+    "cascade_mask_scoring_rcnn": _MASK_SCORING_RCNN.with_heads(_CASCADE_HEAD),
 }
 
 
