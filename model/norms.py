@@ -11,6 +11,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from model.deformable import DeformableConv
 from model.layers import (
     Conv,
     DepthwiseConv,
@@ -203,6 +204,7 @@ class ConvNorm(keras.layers.Layer):
         norm: see `make_norm`; "none" leaves it out and gives the convolution a bias.
         depthwise: whether the convolution is a `DepthwiseConv`.
         separable: whether it is a `SeparableConv`, which has no choice of `padding` or `groups`.
+        deformable: whether it is a `DeformableConv`, which has none either, nor of `size`.
     """
 
     def __init__(
@@ -219,19 +221,22 @@ class ConvNorm(keras.layers.Layer):
         kernel_init: Initializer = kaiming_normal,
         depthwise: bool = False,
         separable: bool = False,
+        deformable: bool = False,
         dtype: str = "float32",
     ):
         super().__init__(dtype=dtype, autocast=False)
         if depthwise:
             self.conv = DepthwiseConv(rng, in_channels, size, stride=stride, dtype=dtype)
         else:
-            plain = functools.partial(Conv, padding=padding, groups=groups)
-            make = SeparableConv if separable else plain
+            make = functools.partial(Conv, size=size, padding=padding, groups=groups)
+            if separable:
+                make = functools.partial(SeparableConv, size=size)
+            elif deformable:
+                make = DeformableConv
             self.conv = make(
                 rng,
                 in_channels,
                 out_channels,
-                size,
                 stride=stride,
                 bias=norm == "none",
                 kernel_init=kernel_init,

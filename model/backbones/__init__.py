@@ -67,6 +67,8 @@ BACKBONES = {
     "resnet50": Backbone("resnet", _IMAGENET),
     "resnet101": Backbone("resnet", _IMAGENET),
     "resnet152": Backbone("resnet", _IMAGENET),
+    "resnet50_dcn": Backbone("resnet", _IMAGENET),
+    "resnet101_dcn": Backbone("resnet", _IMAGENET),
     "resnext50_32x4d": Backbone("resnet", _IMAGENET),
     "resnext101_32x4d": Backbone("resnet", _IMAGENET),
     "resnext101_32x8d": Backbone("resnet", _IMAGENET),

@@ -21,6 +21,8 @@ DEPTHS = {
     "resnet50": (3, 4, 6, 3),
     "resnet101": (3, 4, 23, 3),
     "resnet152": (3, 8, 36, 3),
+    "resnet50_dcn": (3, 4, 6, 3),
+    "resnet101_dcn": (3, 4, 23, 3),
     "resnext50_32x4d": (3, 4, 6, 3),
     "resnext101_32x4d": (3, 4, 23, 3),
     "resnext101_32x8d": (3, 4, 23, 3),
@@ -34,6 +36,8 @@ GROUPS = {
     "resnext101_32x8d": (32, 8),
     "resnext101_64x4d": (64, 4),
 }
+# Their 3×3 convolutions are deformable from res3 on, as in Dai et al., ICCV 2017.
+DEFORMABLE = ("resnet50_dcn", "resnet101_dcn")
 WIDTH = 64
 
 
@@ -70,7 +74,7 @@ class Bottleneck(keras.layers.Layer):
     """1×1, 3×3 and 1×1 convolutions and a shortcut; the output is 4 × `width` channels.
 
     With `groups`, each group of the 3×3 convolution has `group_width` channels for every 64 of
-    `width`.
+    `width`. With `deformable`, it is a `DeformableConv`.
     """
 
     expansion = 4
@@ -84,6 +88,7 @@ class Bottleneck(keras.layers.Layer):
         *,
         groups: int = 1,
         group_width: int = WIDTH,
+        deformable: bool = False,
         stride_in_1x1: bool = False,
         norm: str,
         dtype: str,
@@ -93,7 +98,8 @@ class Bottleneck(keras.layers.Layer):
         strides = (stride, 1) if stride_in_1x1 else (1, stride)
         kwargs = {"norm": norm, "dtype": dtype}
         self.conv1 = ConvNorm(rng, in_channels, inner, 1, stride=strides[0], **kwargs)
-        self.conv2 = ConvNorm(rng, inner, inner, 3, stride=strides[1], groups=groups, **kwargs)
+        middle = {"groups": groups, "deformable": deformable}
+        self.conv2 = ConvNorm(rng, inner, inner, 3, stride=strides[1], **middle, **kwargs)
         self.conv3 = ConvNorm(rng, inner, out, 1, **kwargs)
         self.shortcut = _shortcut(rng, in_channels, out, stride, norm, dtype)
         self.built = True
@@ -260,6 +266,7 @@ def _make_stage(rng, name, number, *, width, stride, stride_in_1x1, norm, dtype)
     if name not in BASIC:
         groups, group_width = GROUPS.get(name, (1, WIDTH))
         kwargs |= {"groups": groups, "group_width": group_width, "stride_in_1x1": stride_in_1x1}
+        kwargs["deformable"] = name in DEFORMABLE and number > 2
     block, out_channels = _block(name), _channels(name, number, width)
     in_channels = width if number == 2 else out_channels // 2
     planes = out_channels // block.expansion

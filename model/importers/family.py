@@ -67,6 +67,7 @@ def resnet_lines(prefix: str, stem: str = "") -> tuple[Line, ...]:
         (prefix + stem + "bn1.{bn}", "backbone/stem/norm/{bn}", same),
         (block + "conv{n}.weight", BLOCK + "conv{n}/conv/kernel", conv),
         (block + "conv{n}.bias", BLOCK + "conv{n}/conv/folded_bias", same),
+        (block + "conv2.conv_offset.{wb}", BLOCK + "conv2/conv/offsets/{wb}", conv),
         (block + "bn{n}.{bn}", BLOCK + "conv{n}/norm/{bn}", same),
         (block + "downsample.0.weight", BLOCK + "shortcut/conv/kernel", conv),
         (block + "downsample.0.bias", BLOCK + "shortcut/conv/folded_bias", same),
