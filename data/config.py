@@ -60,8 +60,7 @@ def _scale_canvas(canvas: tuple[int, int], factor: float) -> tuple[int, int]:
 def _num_anchors(config: DataConfig, canvas: tuple[int, int]) -> int:
     strides = [2**level for level in config.anchor_levels]
     cells = sum(math.prod(-(-side // stride) for side in canvas) for stride in strides)
-    sizes_per_level = len(config.anchor_sizes) // len(config.anchor_levels)
-    return cells * sizes_per_level * len(config.anchor_ratios)
+    return cells * config.anchors_per_cell
 
 
 FEW_ANCHORS = Relation(
@@ -325,6 +324,11 @@ class DataConfig:
         base = tuple(_scale_canvas(canvas, first) for canvas in self.canvas_sizes)
         others = (scale / first for scale in self.test_scales[1:])
         return base, *(tuple(_scale_canvas(canvas, factor) for canvas in base) for factor in others)
+
+    @property
+    def anchors_per_cell(self) -> int:
+        """Number of anchors at each cell of a level."""
+        return len(self.anchor_sizes) // len(self.anchor_levels) * len(self.anchor_ratios)
 
     @property
     def pairs_images(self) -> bool:

@@ -118,8 +118,12 @@ def _train_examples(
     )
 
 
-def plain_examples(params: InputParams) -> tf.data.Dataset:
+def plain_examples(params: InputParams, start: int = 0) -> tf.data.Dataset:
     """Makes every training image once, unaugmented and in the order of the files.
+
+    Args:
+        params: settings.
+        start: number of images that are left out at the beginning, without decoding them.
 
     Returns:
         Dataset of (features, labels) as of `input_fn`, in batches of one.
@@ -135,10 +139,14 @@ def plain_examples(params: InputParams) -> tf.data.Dataset:
     )
     files = RecordFiles.find(data.train_file_pattern, skip_of("train", params), data.train_fraction)
     make_example = _example_maker(params, data)
-    examples = files.read_in_order().map(
-        lambda record: make_example(record, tf.constant(0, tf.int64)),
-        tf.data.AUTOTUNE,
-        deterministic=True,
+    examples = (
+        files.read_in_order()
+        .skip(start)
+        .map(
+            lambda record: make_example(record, tf.constant(0, tf.int64)),
+            tf.data.AUTOTUNE,
+            deterministic=True,
+        )
     )
     return examples.batch(1).prefetch(BATCHES_AHEAD)
 

@@ -150,6 +150,7 @@ class BoxHead(Part):
             proposals,
             view.image_info,
             clip_below=self.clip_below,
+            delta_weights=self.delta_weights,
             static=view.static,
             **self.limits,
         )
@@ -158,7 +159,9 @@ class BoxHead(Part):
     def find_candidates(self, view: View, proposals: Proposals) -> BoxCandidates:
         """Does the first half of `detect`, for one of several views."""
         outputs = self.classify(view, proposals.boxes)
-        return decode_candidates(outputs, proposals, view.image_info, self.clip_below)
+        return decode_candidates(
+            outputs, proposals, view.image_info, self.clip_below, self.delta_weights
+        )
 
     def choose(
         self, candidates: BoxCandidates, static: bool
@@ -221,20 +224,27 @@ def box_losses(
         `class_loss` and `box_loss`.
     """
     batch, count = rois.classes.shape
-    logits = tf.reshape(outputs.class_logits, [batch, count, -1])
     deltas = tf.reshape(outputs.box_deltas, [batch, count, -1, 4])
-    num_rois = tf.maximum(global_sum(tf.math.count_nonzero(rois.valid, dtype=tf.int32)), 1.0)
-
-    cross_entropy = tf.nn.sparse_softmax_cross_entropy_with_logits(rois.classes, logits)
-    class_loss = tf.reduce_sum(tf.where(rois.valid, cross_entropy, 0.0)) / num_rois
-
     matched = tf.gather(gt_boxes, rois.matches, batch_dims=1)
     targets = tf.stop_gradient(box_ops.encode(matched, rois.boxes, delta_weights))
     chosen = tf.zeros_like(rois.classes) if deltas.shape[2] == 1 else rois.classes
     of_class = tf.gather(deltas, chosen, batch_dims=2)
     error = tf.where(rois.positive[..., None], of_class - targets, 0.0)
-    box_loss = tf.reduce_sum(smooth_l1(error, box_loss_beta)) / num_rois
-    return {"class_loss": class_loss, "box_loss": box_loss}
+    box_loss = tf.reduce_sum(smooth_l1(error, box_loss_beta)) / _count(rois)
+    return {"class_loss": class_loss(outputs.class_logits, rois), "box_loss": box_loss}
+
+
+@in_scope("losses")
+def class_loss(class_logits: tf.Tensor, rois: SampledRoIs) -> tf.Tensor:
+    """Computes the cross-entropy of float32 [N, K], mean over all replicas' sampled RoIs."""
+    logits = tf.reshape(class_logits, [*rois.classes.shape, -1])
+    cross_entropy = tf.nn.sparse_softmax_cross_entropy_with_logits(rois.classes, logits)
+    return tf.reduce_sum(tf.where(rois.valid, cross_entropy, 0.0)) / _count(rois)
+
+
+def _count(rois: SampledRoIs) -> tf.Tensor:
+    """Counts the RoIs of all replicas, at least 1."""
+    return tf.maximum(global_sum(tf.math.count_nonzero(rois.valid, dtype=tf.int32)), 1.0)
 
 
 @in_scope("detections")
@@ -244,46 +254,76 @@ def detect_boxes(
     image_info: tf.Tensor,
     *,
     clip_below: bool = False,
+    delta_weights: tuple[float, ...] = DELTA_WEIGHTS,
     **limits,
 ) -> BoxDetections:
     """Decodes every class's box, suppresses within each class, and keeps the best over all.
 
     Args:
-        outputs, proposals, image_info, clip_below: see `decode_candidates`.
+        outputs, proposals, image_info, clip_below, delta_weights: see `decode_candidates`.
         limits: the further arguments of `choose_detections`.
 
     Returns:
         `BoxDetections`.
     """
-    return choose_detections(
-        decode_candidates(outputs, proposals, image_info, clip_below), **limits
-    )
+    candidates = decode_candidates(outputs, proposals, image_info, clip_below, delta_weights)
+    return choose_detections(candidates, **limits)
 
 
 def decode_candidates(
-    outputs: BoxOutputs, proposals: Proposals, image_info: tf.Tensor, clip_below: bool
+    outputs: BoxOutputs,
+    proposals: Proposals,
+    image_info: tf.Tensor,
+    clip_below: bool,
+    delta_weights: tuple[float, ...] = DELTA_WEIGHTS,
 ) -> BoxCandidates:
     """Decodes the box of every class and clips it to the image.
 
     Args:
         outputs: of the box head on the proposals, N = B P.
-        proposals: the boxes that were classified.
-        image_info: float32 [B, 5]; its first two columns are the height and width to clip to.
-        clip_below: see `data.boxes.decode`.
+        proposals, image_info, clip_below, delta_weights: see `make_candidates`.
 
     Returns:
         `BoxCandidates`.
     """
-    shape = [*proposals.valid.shape, outputs.class_logits.shape[1]]
-    scores = tf.reshape(tf.nn.softmax(outputs.class_logits), shape)[:, :, 1:]
-    scores = tf.where(proposals.valid[..., None], scores, 0.0)
-    deltas = tf.reshape(outputs.box_deltas, [*shape, 4])[:, :, 1:]
+    shape = proposals.valid.shape  # its P may be unknown
+    scores = tf.nn.softmax(outputs.class_logits)
+    scores = tf.reshape(scores, [*shape, scores.shape[1]])[:, :, 1:]
+    deltas = tf.reshape(outputs.box_deltas, [*shape, outputs.box_deltas.shape[1], 4])
+    if deltas.shape[2] > 1:
+        deltas = deltas[:, :, 1:]
+    return make_candidates(scores, deltas, proposals, image_info, delta_weights, clip_below)
+
+
+def make_candidates(
+    scores: tf.Tensor,
+    deltas: tf.Tensor,
+    proposals: Proposals,
+    image_info: tf.Tensor,
+    delta_weights: tuple[float, ...],
+    clip_below: bool = False,
+) -> BoxCandidates:
+    """Applies deltas to proposals and clips the boxes to the image.
+
+    Args:
+        scores: float32 [B, P, K - 1], of each class but the background.
+        deltas: float32 [B, P, K - 1, 4], or [B, P, 1, 4] if they do not depend on the class.
+        proposals: the boxes that were classified.
+        image_info: float32 [B, 5]; its first two columns are the height and width to clip to.
+        delta_weights, clip_below: see `data.boxes.decode`.
+
+    Returns:
+        `BoxCandidates`.
+    """
     boxes = box_ops.decode(
-        deltas, proposals.boxes[:, :, None, :], DELTA_WEIGHTS, clip_below=clip_below
+        deltas, proposals.boxes[:, :, None, :], delta_weights, clip_below=clip_below
     )
     boxes = box_ops.clip(boxes, image_info[:, None, None, 0], image_info[:, None, None, 1])
     # Boxes without area after clipping are not detections.
-    return BoxCandidates(boxes, tf.where(box_ops.area(boxes) > 0, scores, 0.0))
+    usable = proposals.valid[..., None] & (box_ops.area(boxes) > 0)
+    if deltas.shape[2] < scores.shape[2]:
+        boxes = tf.repeat(boxes, scores.shape[2], axis=2)
+    return BoxCandidates(boxes, tf.where(usable, scores, 0.0))
 
 
 def choose_detections(

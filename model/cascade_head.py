@@ -19,6 +19,7 @@ from model.box_head import (
     BoxOutputs,
     box_losses,
     choose_detections,
+    make_candidates,
     name_outputs,
 )
 from model.layers import LayerList, Part
@@ -68,18 +69,22 @@ class CascadeHead(Part):
 
     def find_candidates(self, view: View, proposals: Proposals) -> BoxCandidates:
         """Returns the boxes of the last stage, scored by the mean probabilities of all stages."""
-        boxes, probabilities = proposals.boxes, []
-        shape = list(proposals.valid.shape)
-        for stage in self.stages:
-            outputs = stage.classify(view, boxes)
+        shape, probabilities = proposals.valid.shape, []
+        for number, stage in enumerate(self.stages, 1):
+            outputs = stage.classify(view, proposals.boxes)
             probabilities.append(tf.nn.softmax(outputs.class_logits))
-            boxes = _correct(stage, outputs, boxes, view)
+            if number < len(self.stages):
+                boxes = _correct(stage, outputs, proposals.boxes, view)
+                proposals = proposals._replace(boxes=boxes)
         scores = tf.add_n(probabilities) / len(probabilities)
-        scores = tf.reshape(scores, [*shape, scores.shape[1]])[:, :, 1:]
-        present = proposals.valid & (box_ops.area(boxes) > 0)
-        scores = tf.where(present[..., None], scores, 0.0)
-        boxes = tf.repeat(boxes[:, :, None], scores.shape[2], axis=2)
-        return BoxCandidates(boxes, scores)
+        return make_candidates(
+            tf.reshape(scores, [*shape, scores.shape[1]])[:, :, 1:],
+            tf.reshape(outputs.box_deltas, [*shape, 1, 4]),
+            proposals,
+            view.image_info,
+            stage.delta_weights,
+            stage.clip_below,
+        )
 
     def choose(
         self, candidates: BoxCandidates, static: bool

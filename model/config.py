@@ -31,10 +31,11 @@ class System(NamedTuple):
     has_masks: bool
     has_rpn: bool = True
     has_pyramid: bool = True
+    fits_svms: bool = False
 
 
 SYSTEMS = {
-    "rcnn": System("R-CNN", has_masks=False, has_rpn=False, has_pyramid=False),
+    "rcnn": System("R-CNN", has_masks=False, has_rpn=False, has_pyramid=False, fits_svms=True),
     "fast_rcnn": System("Fast R-CNN", has_masks=False, has_rpn=False, has_pyramid=False),
     "faster_rcnn_c4": System("Faster R-CNN on one map", has_masks=False, has_pyramid=False),
     "faster_rcnn": System("Faster R-CNN", has_masks=False),
@@ -309,6 +310,11 @@ class ModelConfig:
     def has_pyramid(self) -> bool:
         """Whether RoIs are pooled from a feature pyramid; otherwise from one map of stride 16."""
         return SYSTEMS[self.system].has_pyramid
+
+    @property
+    def fits_svms(self) -> bool:
+        """Whether SVMs and box regressions are fitted after the training of the network."""
+        return SYSTEMS[self.system].fits_svms
 
     @property
     def include_polygons(self) -> bool:

@@ -15,13 +15,16 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from data import boxes as box_ops
-from model.box_head import BoxCandidates, BoxDetections, choose_detections, name_outputs
+from model.box_head import (
+    BoxDetections,
+    choose_detections,
+    class_loss,
+    make_candidates,
+    name_outputs,
+)
 from model.layers import OUTPUT_DTYPE, Dense, Parameterised, Part, normal
-from model.losses import global_sum
 from model.proposals import Proposals
 from model.roi_sampling import SampledRoIs
-from model.scopes import in_scope
 from model.view import View
 
 
@@ -88,7 +91,7 @@ class RegionHead(Part):
     ) -> tuple[SampledRoIs, dict[str, tf.Tensor]]:
         """Returns the RoIs unchanged, and `class_loss`, the mean over all replicas' regions."""
         logits = self.classes(self.compute_features(view, rois.boxes).vectors)
-        return rois, {"class_loss": _class_loss(logits, rois)}
+        return rois, {"class_loss": class_loss(logits, rois)}
 
     def detect(
         self, view: View, proposals: Proposals
@@ -103,20 +106,13 @@ class RegionHead(Part):
         fitted = self.fitted.steps > 0
         probabilities = tf.nn.softmax(self.classes(vectors))[:, 1:]
         scores = tf.where(fitted, tf.sigmoid(self.svms(vectors)), probabilities)
-        scores = tf.where(proposals.valid[..., None], tf.reshape(scores, [*shape, -1]), 0.0)
-        deltas = tf.reshape(self.regressions(tf.cast(pooled, tf.float32)), [*shape, -1, 4])
-        boxes = box_ops.decode(deltas, proposals.boxes[:, :, None, :], (1.0, 1.0, 1.0, 1.0))
-        boxes = box_ops.clip(
-            boxes, view.image_info[:, None, None, 0], view.image_info[:, None, None, 1]
+        deltas = self.regressions(tf.cast(pooled, tf.float32))
+        candidates = make_candidates(
+            tf.reshape(scores, [*shape, scores.shape[1]]),
+            tf.reshape(deltas, [*shape, scores.shape[1], 4]),
+            proposals,
+            view.image_info,
+            delta_weights=(1.0, 1.0, 1.0, 1.0),
         )
-        scores = tf.where(box_ops.area(boxes) > 0, scores, 0.0)
-        found = choose_detections(BoxCandidates(boxes, scores), static=view.static, **self.limits)
+        found = choose_detections(candidates, static=view.static, **self.limits)
         return found, name_outputs(found)
-
-
-@in_scope("losses")
-def _class_loss(logits: tf.Tensor, rois: SampledRoIs) -> tf.Tensor:
-    logits = tf.reshape(logits, [*rois.classes.shape, -1])
-    cross_entropy = tf.nn.sparse_softmax_cross_entropy_with_logits(rois.classes, logits)
-    count = tf.maximum(global_sum(tf.math.count_nonzero(rois.valid, dtype=tf.int32)), 1.0)
-    return tf.reduce_sum(tf.where(rois.valid, cross_entropy, 0.0)) / count

@@ -113,7 +113,7 @@ def _rpn(settings: Settings) -> RPNHead:
         settings.rng,
         settings.channels,
         functools.partial(AnchorGrid.from_config, data),
-        len(data.anchor_sizes) // len(data.anchor_levels) * len(data.anchor_ratios),
+        data.anchors_per_cell,
         hidden=model.rpn_channels,
         softmax=model.rpn_scores == "softmax",
         num_convs=model.rpn_num_convs,

@@ -142,7 +142,9 @@ class HardNegatives:
             self.fit()
 
     def fit(self) -> Linear:
-        """Fits the SVM to the positives and the cache, and forgets easy negatives."""
+        """Fits the SVM to the positives and the cache, if it has grown; forgets easy negatives."""
+        if self.svm is not None and not self._joined:
+            return self.svm
         self.svm = fit_svm(self._positives, self._cache)
         self._cache = self._cache[self.svm(self._cache) >= self._easy]
         self._joined = 0

@@ -117,10 +117,10 @@ def _execute(params: Params, cluster: Cluster) -> None:
     strategy = make_strategy(params, cluster)
     completion = complete_from_records(params)
     params = completion.params
-    if params.model.system == "rcnn" and cluster.num_workers > 1:
+    if params.model.fits_svms and cluster.num_workers > 1:
         raise UserError(
-            "--system=rcnn cannot be trained by several workers, because its SVMs are fitted in "
-            "one process; leave TF_CONFIG out."
+            f"--system={params.model.system} cannot be trained by several workers, because its "
+            "SVMs are fitted in one process; leave TF_CONFIG out."
         )
     if cluster.is_chief and not params.model.has_rpn:
         check_proposals(params)
@@ -159,13 +159,13 @@ def _export(params: Params) -> None:
 
 def _train(estimator, input_fn: Callable, completion: Completion) -> None:
     estimator.train(input_fn, **_opening(estimator, completion))
-    if completion.params.model.system == "rcnn":
+    if completion.params.model.fits_svms:
         _fit_region_head(estimator, completion)
 
 
 def _train_and_eval(estimator, input_fn: Callable, completion: Completion) -> None:
     evaluation = _make_evaluation(estimator, input_fn, completion)
-    if completion.params.model.system == "rcnn":
+    if completion.params.model.fits_svms:
         _train(estimator, input_fn, completion)
         return evaluation.run_in_training(estimator.step)
     opening = _opening(estimator, completion)

@@ -11,6 +11,7 @@ features.
 from __future__ import annotations
 
 import functools
+import hashlib
 import itertools
 import json
 import os
@@ -23,6 +24,7 @@ import tensorflow as tf
 from data import boxes as box_ops
 from data import files
 from data.input_fn import plain_examples
+from data.manifest import expand_pattern
 from data.progress import with_progress
 from data.tf_example import bytes_feature, serialize_example
 from data.tfrecords import write_shard
@@ -59,42 +61,35 @@ class RegionFeatures:
     Args:
         network: an R-CNN.
         params: settings.
-        step: number of training steps that the weights have taken.
         num_images: number of training images.
     """
 
-    def __init__(self, network: Detector, params: Params, step: int, num_images: int):
+    def __init__(self, network: Detector, params: Params, num_images: int):
         self._network = network
         self._params = params
         self._num_images = num_images
         self._folder = os.path.join(files.expand(params.train.model_dir), "features")
+        inputs = [*expand_pattern(params.data.train_file_pattern), params.data.proposals_file]
         self._plan = {
-            "step": step,
-            "train_file_pattern": params.data.train_file_pattern,
-            "proposals_file": params.data.proposals_file,
-            "proposals_state": list(files.state(params.data.proposals_file)),
-            "max_proposals": params.data.max_proposals,
+            "settings": repr((params.data, params.model)),
+            "inputs": [[path, *files.state(path)] for path in inputs],
+            "weights": _digest(network),
             "num_images": num_images,
         }
 
     def write(self) -> None:
         """Computes the features that are not on disk yet."""
         self._prepare()
-        paths = self._paths()
-        done = [files.exists(path) for path in paths]
-        if all(done):
+        missing = list(itertools.dropwhile(files.exists, self._paths()))
+        if not missing:
             return
-        examples = iter(plain_examples(self._params))
-        shown = with_progress(examples, "Computing features", self._num_images)
-        for path, is_done in zip(paths, done, strict=True):
-            images = itertools.islice(shown, IMAGES_PER_SHARD)
-            if is_done:
-                for _ in images:
-                    pass
-                continue
+        start = (len(self._paths()) - len(missing)) * IMAGES_PER_SHARD
+        examples = iter(plain_examples(self._params, start))
+        shown = with_progress(examples, "Computing features", self._num_images - start)
+        for path in missing:
             with files.os_errors(path):
-                write_shard(path, map(self._serialize, images))
-        next(shown, None)
+                write_shard(path, map(self._serialize, itertools.islice(shown, IMAGES_PER_SHARD)))
+        next(shown, None)  # so that the progress ends
 
     def read(self) -> Iterator[ImageFeatures]:
         """Yields the features of each image."""
@@ -156,6 +151,15 @@ class RegionFeatures:
             return boxes[0], proposals.valid[0], labels["gt_classes"][0], *found
 
         return compute
+
+
+def _digest(network: Detector) -> str:
+    """Digests the weights that features depend on."""
+    digest = hashlib.sha256()
+    for part in (network.backbone, network.box_head.trunk):
+        for variable in part.variables:
+            digest.update(variable.numpy().tobytes())
+    return digest.hexdigest()
 
 
 def _select(boxes, is_proposal, gt_classes, vectors, pooled) -> ImageFeatures:

@@ -34,13 +34,13 @@ def fit_region_head(estimator, params: Params, num_images: int) -> None:
     It counts as one more step. If it was done for the weights already, nothing happens.
 
     Raises:
-        UserError: there are several workers, or there is no object to learn.
+        UserError: there is no object to learn.
     """
     network, steps = estimator.network, params.train.train_steps
     head: RegionHead = network.box_head
     if int(head.fitted.steps.numpy()) == steps == estimator.step - 1:
         return
-    features = RegionFeatures(network, params, steps, num_images)
+    features = RegionFeatures(network, params, num_images)
     print(features.describe(), flush=True)
     features.write()
     examples = _collect(features, num_images)

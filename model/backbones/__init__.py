@@ -92,6 +92,20 @@ def make_trunk(rng, name: str, options: Options):
     return _import(name).make_trunk(rng, name, options)
 
 
+def require_no_stride_in_1x1(name: str, options: Options) -> None:
+    """Refuses an option of ResNets for other backbones.
+
+    Raises:
+        SettingError: it is set.
+    """
+    require(
+        not options.stride_in_1x1,
+        "resnet_stride_in_1x1",
+        True,
+        f"false for {name}, which is not a ResNet",
+    )
+
+
 def require_norm_of_rois(norm: str) -> None:
     """Refuses batch norms for a trunk: RoIs include empty slots, which would move the statistics.
 

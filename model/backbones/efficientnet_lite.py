@@ -11,8 +11,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from data.settings import require
-from model.backbones import Options, require_norm_of_rois
+from model.backbones import Options, require_no_stride_in_1x1, require_norm_of_rois
 from model.layers import LayerList, Part
 from model.norms import ConvNorm
 
@@ -207,12 +206,7 @@ def make_trunk(rng: np.random.Generator, name: str, options: Options) -> Efficie
 
 def _read(name: str, options: Options) -> dict:
     """Returns the options that the backbone and the trunk share, as arguments."""
-    require(
-        not options.stride_in_1x1,
-        "resnet_stride_in_1x1",
-        True,
-        f"false for {name}, which is not a ResNet",
-    )
+    require_no_stride_in_1x1(name, options)
     return {
         "width": options.width or STEM_WIDTH,
         "norm": options.norm,

@@ -12,7 +12,7 @@ import numpy as np
 import tensorflow as tf
 
 from data.settings import require
-from model.backbones import Options, require_norm_of_rois
+from model.backbones import Options, require_no_stride_in_1x1, require_norm_of_rois
 from model.layers import Part, kaiming_normal
 
 MODELS = {
@@ -165,12 +165,7 @@ def make_trunk(rng: np.random.Generator, name: str, options: Options) -> MobileN
 def _read(name: str, options: Options) -> dict:
     """Returns the options that the backbone and the trunk share, as arguments."""
     norm, width = options.norm, options.width
-    require(
-        not options.stride_in_1x1,
-        "resnet_stride_in_1x1",
-        True,
-        f"false for {name}, which is not a ResNet",
-    )
+    require_no_stride_in_1x1(name, options)
     require(norm in ("bn", "frozen_bn"), "norm", norm, f"bn or frozen_bn for {name}")
     require(
         width == 0, "backbone_width", width, f"0 for {name}, which has only its published width"

@@ -8,8 +8,7 @@ from __future__ import annotations
 import numpy as np
 import tensorflow as tf
 
-from data.settings import require
-from model.backbones import Options
+from model.backbones import Options, require_no_stride_in_1x1
 from model.backbones.fc_trunk import FullyConnectedTrunk
 from model.layers import LayerList, Part
 from model.max_pool import max_pool
@@ -89,12 +88,7 @@ class VGG(Part):
 
 def make(rng: np.random.Generator, name: str, options: Options) -> VGG:
     """Makes the backbone as `model.backbones` describes."""
-    require(
-        not options.stride_in_1x1,
-        "resnet_stride_in_1x1",
-        True,
-        f"false for {name}, which is not a ResNet",
-    )
+    require_no_stride_in_1x1(name, options)
     return VGG(
         rng,
         width=options.width or WIDTH,
