@@ -109,10 +109,43 @@ def find_on_canvas(
         outputs = {inner: found[outer] for inner, outer in NAMES.items() if outer in found}
         # The network takes the whole canvas for the image.
         limits = np.tile(np.asarray(features["image_info"])[:, None, :2], 2)
-        outputs["detection_boxes"] = np.clip(outputs["detection_boxes"], 0.0, limits)
+        boxes = outputs["detection_boxes"]
+        outputs["detection_boxes"] = np.clip(boxes, 0.0, limits)
+        if "detection_masks" in outputs:
+            (masks,) = outputs["detection_masks"]
+            masks = crop_masks(masks, boxes[0], outputs["detection_boxes"][0])
+            outputs["detection_masks"] = masks[None]
         return _without_empty_boxes(outputs)
 
     return detect
+
+
+def crop_masks(masks: np.ndarray, boxes: np.ndarray, parts: np.ndarray) -> np.ndarray:
+    """Resamples masks, each over its box, to the part of the box that is kept.
+
+    Cells are interpolated linearly between their centres.
+
+    Args:
+        masks: float32 [N, M, M], probabilities over `boxes`.
+        boxes: float32 [N, 4].
+        parts: float32 [N, 4], within them; where they are equal, masks stay as they are.
+
+    Returns:
+        float32 [N, M, M], probabilities over `parts`.
+    """
+    cut = np.flatnonzero((parts != boxes).any(axis=1))
+    cropped, count = np.array(masks), masks.shape[1]
+    masks, boxes, parts = masks[cut], boxes[cut], parts[cut]
+    sides = np.maximum(boxes[:, 2:] - boxes[:, :2], 1e-6)
+    starts = (parts[:, :2] - boxes[:, :2]) / sides
+    steps = (parts[:, 2:] - parts[:, :2]) / sides
+    centres = (np.arange(count) + 0.5) / count
+    # [N, 2, M], in cells of the masks
+    places = (starts[..., None] + steps[..., None] * centres) * count - 0.5
+    distances = np.abs(np.clip(places, 0, count - 1)[..., None] - np.arange(count))
+    weights = np.maximum(1.0 - distances, 0.0)
+    cropped[cut] = np.einsum("nij,njk,nlk->nil", weights[:, 0], masks, weights[:, 1])
+    return cropped
 
 
 def _without_empty_boxes(outputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
