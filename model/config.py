@@ -44,6 +44,8 @@ SYSTEMS = {
     "mask_scoring_rcnn": System("Mask Scoring R-CNN", has_masks=True),
     "cascade_mask_scoring_rcnn": System("Cascade Mask Scoring R-CNN", has_masks=True),
 }
+# Of all systems, by their names in checkpoints.
+PARTS = ("backbone", "fpn", "rpn_head", "box_head", "mask_head", "maskiou_head")
 NORMS = ("none", "frozen_bn", "bn", "sync_bn", "gn")
 # Without bn, since batch statistics of RoIs would include the empty slots that XLA needs.
 HEAD_NORMS = ("none", "frozen_bn", "gn")
@@ -58,6 +60,9 @@ NO_BATCH_STATISTICS = Relation(
         "RoIs, some of them empty slots"
     ),
     lambda norm, config: config.has_pyramid or norm not in ("bn", "sync_bn"),
+)
+PART_NAMES = Check(
+    f"any of {', '.join(PARTS)}", lambda names: all(name in PARTS for name in names)
 )
 MASK_SIZE = Check("a multiple of 4", lambda side: side >= 4 and side % 4 == 0)
 OPEN_SHARE = Check("between 0 and 1", lambda value: 0 < value < 1)
@@ -100,6 +105,12 @@ class ModelConfig:
         "Number of backbone stages to freeze: 1 freezes the stem, 2 the stem and res2, ...; of VGG "
         "and AlexNet the number of their stages conv1, conv2, ...",
         between(0, 5),
+    )
+    train_only: tuple[str, ...] = setting(
+        (),
+        "Parts of the network to train, such as box_head,maskiou_head; the others keep their "
+        "weights and statistics. Empty: all parts.",
+        PART_NAMES,
     )
     backbone_width: int = predictive_setting(
         0,

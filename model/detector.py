@@ -19,12 +19,13 @@ Axes: B images, H W pixels, D detections an image, M side of a mask.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import keras
 import tensorflow as tf
 
+from data.errors import UserError
 from model.backbones import Pixels
 from model.layers import Part
 from model.pixels import normalise
@@ -62,8 +63,9 @@ class Detector(Part):
         super().__init__(dtype=dtype, autocast=False)
         self.pixels, self.sampler, self.regions = pixels, sampler, regions
         self.head_names, self.whole_image = tuple(heads), whole_image
-        parts = {"backbone": backbone, "fpn": neck, "rpn_head": proposer, **heads}
-        for name, part in parts.items():
+        self.part_names = ("backbone", "fpn", "rpn_head", *heads)
+        parts = (backbone, neck, proposer, *heads.values())
+        for name, part in zip(self.part_names, parts, strict=True):
             # Checkpoints have the attributes' names, and graphs those of the layers.
             setattr(self, name, part)
             part.name = name
@@ -77,8 +79,23 @@ class Detector(Part):
     @property
     def decayed_variables(self) -> list[keras.Variable]:
         """Variables that weight decay applies to: the trainable kernels that each part declares."""
-        parts = [self.backbone, self.fpn, self.rpn_head, *self.heads]
+        parts = [getattr(self, name) for name in self.part_names]
         return [variable for part in parts for variable in part.decayed_variables]
+
+    def train_only(self, names: Collection[str]) -> None:
+        """Freezes the parts that are not named: their variables, and statistics of batches.
+
+        Raises:
+            UserError: the network has no part of that name.
+        """
+        if unknown := sorted(set(names) - set(self.part_names)):
+            raise UserError(
+                f"--train_only={','.join(unknown)}: this system consists of "
+                f"{', '.join(self.part_names)}."
+            )
+        for name in self.part_names:
+            if name not in names:
+                getattr(self, name).trainable = False
 
     def compute_losses(
         self, features: Tensors, labels: Tensors, static: bool = False

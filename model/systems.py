@@ -273,6 +273,7 @@ def build_network(params) -> Detector:
 
     Raises:
         ValueError: the backbone does not support an option in the settings.
+        UserError: `train_only` names a part that the system does not have.
     """
     model = params.model
     system = SYSTEMS[model.system]
@@ -292,7 +293,7 @@ def build_network(params) -> Detector:
     make_detector, scales, flip = Detector, len(params.data.test_scales), params.data.test_flip
     if scales > 1 or flip:
         make_detector = functools.partial(AugmentedDetector, num_scales=scales, flip=flip)
-    return make_detector(
+    network = make_detector(
         pixels=Pixels(model.pixel_mean, model.pixel_std),
         backbone=backbone,
         neck=neck,
@@ -303,3 +304,6 @@ def build_network(params) -> Detector:
         whole_image=system.whole_image,
         dtype=model.precision,
     )
+    if model.train_only:
+        network.train_only(model.train_only)
+    return network

@@ -9,6 +9,7 @@ import pytest
 import tensorflow as tf
 from toy_batch import NUM_CLASSES, toy_features, toy_labels, toy_params, toy_polygons
 
+from data.errors import UserError
 from model.layers import Conv, ConvTranspose, Dense
 from model.systems import build_network
 
@@ -317,6 +318,27 @@ def test_decayed_variables_are_the_trainable_kernels(network):
         if isinstance(layer, (Conv, ConvTranspose, Dense))
     ]
     assert {id(kernel) for kernel in kernels} == {id(v) for v in network.decayed_variables}
+
+
+def test_one_part_alone_can_be_trained():
+    network = build_network(toy_params(norm="bn", train_only=("maskiou_head",)))
+    head = {id(variable) for variable in network.maskiou_head.variables}
+    assert {id(variable) for variable in network.trainable_variables} == head
+    assert {id(kernel) for kernel in network.decayed_variables} < head
+    before = [variable.numpy() for variable in network.variables]
+    _, _, gradients = losses_and_gradients(network, toy_labels(), network.trainable_variables)
+    assert all(gradient is not None for gradient in gradients)
+    # Statistics of batches stay too.
+    for variable, value in zip(network.variables, before, strict=True):
+        np.testing.assert_array_equal(variable, value)
+
+
+def test_a_part_that_the_system_lacks_cannot_be_trained():
+    with pytest.raises(UserError, match="^--train_only=mask_head,maskiou_head: this system .* box"):
+        params = toy_params(
+            system="faster_rcnn", train_only=("box_head", "mask_head", "maskiou_head")
+        )
+        build_network(params)
 
 
 def test_without_maskiou_head():
