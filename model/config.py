@@ -61,9 +61,7 @@ NO_BATCH_STATISTICS = Relation(
     ),
     lambda norm, config: config.has_pyramid or norm not in ("bn", "sync_bn"),
 )
-PART_NAMES = Check(
-    f"any of {', '.join(PARTS)}", lambda names: all(name in PARTS for name in names)
-)
+PART_NAMES = Check(f"any of {', '.join(PARTS)}", lambda names: all(name in PARTS for name in names))
 MASK_SIZE = Check("a multiple of 4", lambda side: side >= 4 and side % 4 == 0)
 OPEN_SHARE = Check("between 0 and 1", lambda value: 0 < value < 1)
 
