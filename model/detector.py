@@ -145,6 +145,24 @@ class Detector(Part):
             detections |= outputs
         return detections
 
+    def rate(
+        self, features: Tensors, boxes: tf.Tensor, classes: tf.Tensor, masks: tf.Tensor
+    ) -> tf.Tensor:
+        """Predicts how well masks of any origin outline their objects; needs a MaskIoU head.
+
+        Args:
+            features: as for `compute_losses`.
+            boxes: float32 [B, N, 4] around the masks, in pixels of the network's input.
+            classes: int32 [B, N].
+            masks: float32 [B, N, M, M], the share of each cell of its box that a mask covers.
+
+        Returns:
+            float32 [B, N], the expected IoU of each mask, in 0..1.
+        """
+        image_info = features["image_info"]
+        maps = self.extract_features(features["image"], image_info, training=False)
+        return self.maskiou_head.rate(View(maps, image_info, self.regions), boxes, classes, masks)
+
     def propose(
         self, features: Tensors, training: bool, static: bool = False
     ) -> tuple[View, Any, Proposals]:

@@ -192,20 +192,39 @@ def mask_targets(
     Returns:
         float32 [N, M, M] in 0..1, without gradient.
     """
-    shift = 0.5 if rule == "bitmap" else 0.0
+    if rule == "soft":
+        return sample_masks(gt_masks, gt_windows, rois, mask_size, shift=0.0, least=1.0)
+    average = sample_masks(gt_masks, gt_windows, rois, mask_size)
+    return tf.cast(average >= HALF, tf.float32)
+
+
+def sample_masks(
+    masks: tf.Tensor,
+    windows: tf.Tensor,
+    rois: tf.Tensor,
+    mask_size: int,
+    shift: float = 0.5,
+    least: float = 0.0,
+) -> tf.Tensor:
+    """Averages the part of each mask inside its RoI over the cells of the RoI's grid.
+
+    Args:
+        masks, windows, rois, mask_size: as for `mask_targets`.
+        shift: where the centre of the arrays' first cell is assumed, in cells.
+        least: smallest side of a RoI, in cells of the array.
+
+    Returns:
+        float32 [N, M, M] in 0..1, without gradient.
+    """
     weights = []
-    for axis, cells in enumerate(gt_masks.shape[1:3]):
-        start, stop = ends_in_cells(rois, gt_windows, cells, axis)
-        if rule == "soft":
-            stop = tf.maximum(stop, start + 1.0)
+    for axis, cells in enumerate(masks.shape[1:3]):
+        start, stop = ends_in_cells(rois, windows, cells, axis)
+        stop = tf.maximum(stop, start + least)
         # If cells are pixels, the samples must equal the references', so nothing is rounded.
-        snapped = gt_windows[:, axis + 2] - gt_windows[:, axis] != cells
+        snapped = windows[:, axis + 2] - windows[:, axis] != cells
         weights.append(sample_weights(start, stop, mask_size, cells, shift, snapped))
     rows, columns = weights
-    masks = tf.cast(gt_masks, tf.float32)
-    average = tf.matmul(tf.matmul(rows, masks), columns, transpose_b=True)
-    if rule == "bitmap":
-        average = tf.cast(average >= HALF, tf.float32)
+    average = tf.matmul(tf.matmul(rows, tf.cast(masks, tf.float32)), columns, transpose_b=True)
     return tf.stop_gradient(average)
 
 

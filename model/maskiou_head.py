@@ -82,6 +82,7 @@ class MaskIoUHead(Part):
             ]
         )
         self.maskiou = Dense(rng, hidden, num_classes, kernel_init=normal(0.01), dtype=OUTPUT_DTYPE)
+        self.roi_size = mask_size // 2
         self.inputs, self.target_classes = inputs, target_classes
         self.target_area, self.target_threshold = target_area, target_threshold
         self.stop_gradient, self.loss_weight = stop_gradient, loss_weight
@@ -154,6 +155,14 @@ class MaskIoUHead(Part):
         scores = mask_scores(branch.found.scores, mask_ious, self.rescore)
         return branch, {"mask_ious": mask_ious, "mask_scores": scores}
 
+    def rate(self, view: View, boxes: tf.Tensor, classes: tf.Tensor, masks: tf.Tensor) -> tf.Tensor:
+        """Predicts the IoU of given masks with their objects, as `Detector.rate` does."""
+        image_index = tf.repeat(tf.range(boxes.shape[0]), boxes.shape[1])
+        features = view.pool(tf.reshape(boxes, [-1, 4]), image_index, self.roi_size)
+        logits = to_logits(tf.reshape(masks, [-1, *masks.shape[2:]]))
+        predicted = self(features, logits, tf.reshape(classes, [-1]))
+        return tf.reshape(tf.clip_by_value(predicted, 0.0, 1.0), classes.shape)
+
     def _full_areas(
         self, cells: tf.Tensor, branch: MaskBranch, labels: dict[str, tf.Tensor]
     ) -> tf.Tensor:
@@ -177,6 +186,12 @@ def mask_scores(box_scores: tf.Tensor, mask_ious: tf.Tensor, rescore: bool) -> t
         float32 [B, D].
     """
     return box_scores * mask_ious if rescore else box_scores
+
+
+def to_logits(masks: tf.Tensor) -> tf.Tensor:
+    """The logits of probabilities in 0..1, of which 0 and 1 have finite ones."""
+    inner = tf.clip_by_value(masks, 1e-4, 1.0 - 1e-4)
+    return tf.math.log(inner) - tf.math.log(1.0 - inner)
 
 
 def _pool(masks: tf.Tensor) -> tf.Tensor:

@@ -172,6 +172,16 @@ def test_detections(finding):
     assert (found["detection_boxes"] >= 0).all()
 
 
+def test_rating_its_own_masks_gives_the_ious_of_its_detections(finding):
+    features = toy_features()
+    found = finding.detect(features)
+    boxes, classes, masks = (found[f"detection_{name}"] for name in ("boxes", "classes", "masks"))
+    rated = finding.rate(features, boxes, classes, masks)
+    valid = classes.numpy() > 0
+    assert valid.sum() > 3
+    np.testing.assert_allclose(rated.numpy()[valid], found["mask_ious"].numpy()[valid], atol=1e-5)
+
+
 def test_rescoring_can_be_switched_off(finding, monkeypatch):
     rescored = finding.detect(toy_features())
     monkeypatch.setattr(finding.maskiou_head, "rescore", False)
