@@ -29,6 +29,7 @@ class System(NamedTuple):
 
     title: str
     has_masks: bool
+    has_maskiou: bool = False
     has_rpn: bool = True
     has_pyramid: bool = True
     fits_svms: bool = False
@@ -41,8 +42,14 @@ SYSTEMS = {
     "faster_rcnn": System("Faster R-CNN", has_masks=False),
     "mask_rcnn": System("Mask R-CNN", has_masks=True),
     "cascade_mask_rcnn": System("Cascade Mask R-CNN", has_masks=True),
-    "mask_scoring_rcnn": System("Mask Scoring R-CNN", has_masks=True),
-    "cascade_mask_scoring_rcnn": System("Cascade Mask Scoring R-CNN", has_masks=True),
+    "pointrend_mask_rcnn": System("Mask R-CNN with PointRend", has_masks=True),
+    "mask_scoring_rcnn": System("Mask Scoring R-CNN", has_masks=True, has_maskiou=True),
+    "cascade_mask_scoring_rcnn": System(
+        "Cascade Mask Scoring R-CNN", has_masks=True, has_maskiou=True
+    ),
+    "pointrend_mask_scoring_rcnn": System(
+        "Mask Scoring R-CNN with PointRend", has_masks=True, has_maskiou=True
+    ),
 }
 # Of all systems, by their names in checkpoints.
 PARTS = ("backbone", "fpn", "rpn_head", "box_head", "mask_head", "maskiou_head")
@@ -250,6 +257,12 @@ class ModelConfig:
         "Paste masks onto the exact box (exact) or onto whole pixels around it (integer).",
         one_of("exact", "integer"),
     )
+    point_subdivisions: int = predictive_setting(
+        2,
+        "Times that a point head doubles the side of masks; each time their most uncertain cells "
+        "are predicted again.",
+        between(1, 4),
+    )
     maskiou_inputs: str = predictive_setting(
         "mask_and_feature",
         "What the MaskIoU head sees: the predicted mask and the RoI's features, or only one of "
@@ -309,6 +322,11 @@ class ModelConfig:
     def include_mask(self) -> bool:
         """Whether the system predicts masks, so that the labels need them."""
         return SYSTEMS[self.system].has_masks
+
+    @property
+    def include_maskiou(self) -> bool:
+        """Whether the system predicts the IoU of each mask."""
+        return SYSTEMS[self.system].has_maskiou
 
     @property
     def has_rpn(self) -> bool:

@@ -32,7 +32,7 @@ class MaskIoUHead(Part):
         channels: C.
         hidden: width of the fully connected layers.
         num_classes: K.
-        mask_size: M.
+        mask_size: M, of the mask head.
         inputs: "mask_and_feature" as in the paper, or only "mask" or "feature".
         target_classes: whether the loss is over the class of the object ("own"), as in the paper,
             or over "all" classes, with target 0 for the others (section 4.3).
@@ -94,7 +94,8 @@ class MaskIoUHead(Part):
 
         Args:
             features: [N, M / 2, M / 2, C], the input of the mask head.
-            mask_logits: float32 [N, M, M] of the class in `classes`.
+            mask_logits: float32 [N, M, M] of the class in `classes`, or of a refined mask, whose
+                side is M times a power of 2.
             classes: int32 [N], ground truth's in training, predicted at test.
 
         Returns:
@@ -118,7 +119,9 @@ class MaskIoUHead(Part):
         """Appends the mask head's probabilities to the features as one more channel."""
         if self.inputs == "feature":
             return features
-        masks = _pool(tf.cast(tf.sigmoid(mask_logits), features.dtype)[..., None])
+        masks = tf.cast(tf.sigmoid(mask_logits), features.dtype)[..., None]
+        while masks.shape[1] > features.shape[1]:
+            masks = _pool(masks)
         return masks if self.inputs == "mask" else tf.concat([features, masks], axis=-1)
 
     @in_scope(OUTPUTS)

@@ -34,6 +34,7 @@ def make_network(num_classes: int, seed: int, width: int = 3) -> Part:
             deltas=build(keras.layers.Dense(4 * num_classes), width),
         ),
         mask_head=Part(logits=build(keras.layers.Conv2D(num_classes, 1), 5, 5, width)),
+        point_head=Part(logits=build(keras.layers.Dense(num_classes), width)),
         maskiou_head=Part(maskiou=build(keras.layers.Dense(num_classes), width)),
     )
 
@@ -58,6 +59,7 @@ def outputs(network) -> list[tuple[np.ndarray, int]]:
             (network.box_head.classes, 1),
             (network.box_head.deltas, 4),
             (network.mask_head.logits, 1),
+            (network.point_head.logits, 1),
             (network.maskiou_head.maskiou, 1),
         )
         for variable in layer.variables
