@@ -52,7 +52,7 @@ SYSTEMS = {
     ),
 }
 # Of all systems, by their names in checkpoints.
-PARTS = ("backbone", "fpn", "rpn_head", "box_head", "mask_head", "maskiou_head")
+PARTS = ("backbone", "fpn", "rpn_head", "box_head", "mask_head", "point_head", "maskiou_head")
 NORMS = ("none", "frozen_bn", "bn", "sync_bn", "gn")
 # Without bn, since batch statistics of RoIs would include the empty slots that XLA needs.
 HEAD_NORMS = ("none", "frozen_bn", "gn")
@@ -290,6 +290,11 @@ class ModelConfig:
         False, "Stop the gradient of the MaskIoU loss before the mask head and the backbone."
     )
     maskiou_loss_weight: float = setting(1.0, "Weight of the MaskIoU loss.", NOT_NEGATIVE)
+    maskiou_perturbed_masks: bool = setting(
+        False,
+        "Also train the MaskIoU head on ground-truth masks that are moved, bent, cut and merged at "
+        "random, so that it can rate masks that are not the network's own.",
+    )
 
     score_threshold: float = predictive_setting(
         0.05, "Class score that a detection has to exceed.", SHARE

@@ -15,7 +15,8 @@ import tensorflow as tf
 from model.gather import gather_rows
 from model.layers import OUTPUT_DTYPE, Conv, Dense, LayerList, Part, SeparableConv, normal
 from model.losses import global_sum
-from model.mask_head import HALF, MaskBranch, matched_masks
+from model.mask_head import HALF, MaskBranch, mask_targets, matched_masks
+from model.perturbed_masks import perturb_objects
 from model.roi_align import ends_in_cells
 from model.scopes import OUTPUTS, in_scope
 from model.view import View
@@ -40,6 +41,8 @@ class MaskIoUHead(Part):
         target_threshold: see `maskiou_targets`.
         stop_gradient: whether to stop the gradient of the loss before the mask head.
         loss_weight: weight of `maskiou_loss`.
+        num_perturbed: maximum number of objects an image of which a spoilt mask is judged too, see
+            `model.perturbed_masks`.
         rescore: see `mask_scores`.
         separable: whether the convolutions are `SeparableConv`s.
         dtype: Keras dtype policy.
@@ -59,6 +62,7 @@ class MaskIoUHead(Part):
         target_threshold: float = 0.5,
         stop_gradient: bool = False,
         loss_weight: float = 1.0,
+        num_perturbed: int = 0,
         rescore: bool = True,
         separable: bool = False,
         dtype: str = "float32",
@@ -82,7 +86,8 @@ class MaskIoUHead(Part):
             ]
         )
         self.maskiou = Dense(rng, hidden, num_classes, kernel_init=normal(0.01), dtype=OUTPUT_DTYPE)
-        self.roi_size = mask_size // 2
+        self.mask_size, self.roi_size = mask_size, mask_size // 2
+        self.num_perturbed = num_perturbed
         self.inputs, self.target_classes = inputs, target_classes
         self.target_area, self.target_threshold = target_area, target_threshold
         self.stop_gradient, self.loss_weight = stop_gradient, loss_weight
@@ -131,7 +136,11 @@ class MaskIoUHead(Part):
     def compute_losses(
         self, view: View, branch: MaskBranch, labels: dict[str, tf.Tensor]
     ) -> tuple[MaskBranch, dict[str, tf.Tensor]]:
-        """Returns the masks unchanged, and the weighted `maskiou_loss`."""
+        """Returns the masks unchanged, and the weighted `maskiou_loss`.
+
+        With `num_perturbed` there is also the `maskiou_perturbed_loss`, whose gradient does not
+        leave the head.
+        """
         # IoU is defined on sets of cells, so soft targets are thresholded here.
         cells = tf.cast(branch.targets >= HALF, tf.float32)
         targets = maskiou_targets(
@@ -147,7 +156,22 @@ class MaskIoUHead(Part):
             is_own = tf.one_hot(branch.classes - 1, predicted.shape[1] - 1) > 0
             others = tf.where(is_own, 0.0, predicted[:, 1:])
         loss = maskiou_loss(own, targets, branch.slots.valid, others)
-        return branch, {"maskiou_loss": self.loss_weight * loss}
+        losses = {"maskiou_loss": self.loss_weight * loss}
+        if self.num_perturbed:
+            loss = self._perturbed_loss(view, labels)
+            losses["maskiou_perturbed_loss"] = self.loss_weight * loss
+        return branch, losses
+
+    def _perturbed_loss(self, view: View, labels: dict[str, tf.Tensor]) -> tf.Tensor:
+        sizes, side = view.image_info[:, :2], self.mask_size
+        objects = perturb_objects(labels, sizes, self.num_perturbed, side, view.static)
+        boxes, masks, _ = objects.given
+        cells = mask_targets(*matched_masks(labels, objects.matches), boxes, side)
+        logits, gt_areas = to_logits(masks), tf.gather_nd(labels["gt_areas"], objects.matches)
+        targets = maskiou_targets(logits, cells, closed_full_areas(cells, gt_areas, boxes))
+        features = view.pool(boxes, objects.matches[:, 0], self.roi_size)
+        predicted = self(tf.stop_gradient(features), logits, objects.classes)
+        return maskiou_loss(predicted, targets, objects.valid, above=-1.0)
 
     def detect(self, view: View, branch: MaskBranch) -> tuple[MaskBranch, dict[str, tf.Tensor]]:
         """Returns the masks unchanged, and as outputs the predicted IoU of each and its score."""
@@ -304,6 +328,7 @@ def maskiou_loss(
     targets: tf.Tensor,
     valid: tf.Tensor,
     others: tf.Tensor | None = None,
+    above: float = 0.0,
 ) -> tf.Tensor:
     """Computes ½ (prediction - target)², mean over all replicas' RoIs with a target above 0.
 
@@ -312,11 +337,12 @@ def maskiou_loss(
         targets: float32 [N].
         valid: bool [N], slots that hold a positive RoI.
         others: float32 [N, K], further predictions, whose targets are 0.
+        above: another limit for the targets that count.
 
     Returns:
-        float32 scalar, 0 if no target is above 0.
+        float32 scalar, 0 if no target counts.
     """
-    counted = valid & (targets > 0)
+    counted = valid & (targets > above)
     error = tf.square(tf.where(counted, maskiou_pred - targets, 0.0))
     if others is not None:
         error += tf.reduce_sum(tf.square(tf.where(counted[:, None], others, 0.0)), axis=1)

@@ -4,8 +4,8 @@ A detector's own masks on its training images are nearly all good, so that a hea
 alone cannot judge the masks of people and of other programs. These masks are moved, scaled, grown,
 shrunk, bent, cut and merged with a neighbour's, each by a random amount, often by little.
 
-Axes: B images, G ground truths, N objects of all images, S side of the masks' working arrays, M
-side of a mask.
+Axes: B images, G ground truths, N objects of all images, S side of the arrays worked on, M side of a
+mask.
 """
 
 from __future__ import annotations
@@ -15,13 +15,17 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from model.mask_head import sample_masks
+from model.mask_head import matched_masks, sample_masks
+from model.roi_sampling import draw_uniform
 from model.scopes import in_scope
+from model.slots import choose_slots
 
-# Working arrays cover the object's window and a quarter of it more on each side.
+# Distinguishes the draws from those of the RoIs and of points, which have the same seeds.
+_SEED = 2
+# Working arrays cover the object's box and a quarter of it more on each side.
 _SIDE, _MARGIN = 56, 0.25
 _MERGED, _CUT = 0.2, 0.25  # shares of the masks
-_LARGEST_SHIFT, _LARGEST_LOG_SCALE = 0.5, 0.4  # of the windows' sides
+_LARGEST_SHIFT, _LARGEST_LOG_SCALE = 0.5, 0.4  # of the boxes' sides
 _BLUR = 7  # cells
 _BEND_GRID = 5
 _NUM_AMOUNTS = 11
@@ -36,10 +40,59 @@ class PerturbedMasks(NamedTuple):
     valid: tf.Tensor  # bool [N], whether anything is left of the mask
 
 
+class PerturbedObjects(NamedTuple):
+    """Spoilt masks of some objects of a batch."""
+
+    given: PerturbedMasks
+    classes: tf.Tensor  # int32 [N]
+    matches: tf.Tensor  # int32 [N, 2], image and ground truth
+    valid: tf.Tensor  # bool [N]
+
+
+def perturb_objects(
+    labels: dict[str, tf.Tensor],
+    image_sizes: tf.Tensor,
+    most: int,
+    mask_size: int,
+    static: bool,
+) -> PerturbedObjects:
+    """Spoils the masks of objects drawn at random from each image.
+
+    Args:
+        labels: as for `model.detector.Detector.compute_losses`.
+        image_sizes: float32 [B, 2], valid height and width.
+        most: maximum number of objects an image.
+        mask_size: M.
+        static: see `model.slots.choose_slots`.
+    """
+    gt_boxes, gt_classes = labels["gt_boxes"], labels["gt_classes"]
+    batch, objects = gt_classes.shape
+    drawn = [
+        draw_uniform(tf.bitwise.bitwise_xor(seed, _SEED), objects * (1 + NUMBERS))
+        for seed in tf.unstack(labels["sample_seeds"], num=batch)
+    ]
+    numbers = tf.reshape(tf.stack(drawn), [batch, objects, 1 + NUMBERS])
+    order = tf.where(gt_classes > 0, numbers[..., 0], -1.0)
+    order = tf.math.top_k(order, min(most, objects)).indices
+    classes = tf.gather(gt_classes, order, batch_dims=1)
+    slots = choose_slots(classes > 0, order.shape[1], static)
+    matches = tf.stack([slots.image, slots.take(order)], -1)
+    nearest = tf.gather_nd(find_neighbours(gt_boxes, gt_classes), matches)
+    given = perturb_masks(
+        tf.gather_nd(gt_boxes, matches),
+        matched_masks(labels, matches),
+        matched_masks(labels, tf.stack([slots.image, nearest], -1)),
+        tf.gather_nd(numbers[..., 1:], matches),
+        tf.gather(image_sizes, slots.image),
+        mask_size,
+    )
+    return PerturbedObjects(given, slots.take(classes), matches, given.valid & slots.valid)
+
+
 @in_scope("perturb_masks")
 def perturb_masks(
-    masks: tf.Tensor,
-    windows: tf.Tensor,
+    boxes: tf.Tensor,
+    masks: tuple[tf.Tensor, tf.Tensor],
     neighbours: tuple[tf.Tensor, tf.Tensor],
     numbers: tf.Tensor,
     image_sizes: tf.Tensor,
@@ -48,9 +101,9 @@ def perturb_masks(
     """Spoils masks.
 
     Args:
-        masks: uint8 [N, M', M''], 0 or 1.
-        windows: float32 [N, 4], the areas in pixels that the masks' arrays cover.
-        neighbours: masks and windows of other objects, each of which may be merged with the mask.
+        boxes: float32 [N, 4], the objects' boxes in pixels.
+        masks: uint8 [N, M', M''], 0 or 1; and float32 [N, 4], the areas that their arrays cover.
+        neighbours: the same of other objects, each of which may be merged with the mask.
         numbers: float32 [N, NUMBERS], uniform in 0..1.
         image_sizes: float32 [N, 2], height and width of the objects' images.
         mask_size: M.
@@ -60,8 +113,8 @@ def perturb_masks(
     """
     amounts = tf.unstack(numbers[:, :_NUM_AMOUNTS], axis=1)
     strength, drift, merge, cut, angle, offset, grow, *moves = amounts
-    area = _enlarge(windows, _MARGIN)
-    shape = sample_masks(masks, windows, area, _SIDE)
+    area = _enlarge(boxes, _MARGIN)
+    shape = sample_masks(*masks, area, _SIDE)
     merged = tf.maximum(shape, sample_masks(*neighbours, area, _SIDE))
     shape = tf.where((merge < _MERGED)[:, None, None], merged, shape)
     bend = _upsample(numbers[:, _NUM_AMOUNTS:])
@@ -71,12 +124,10 @@ def perturb_masks(
     kept = tf.where((cut < _CUT)[:, None, None], _half_plane(angle, offset), 1.0)
     shape *= kept
     area = _move(area, drift[:, None] * (2 * tf.stack(moves, axis=1) - 1))
-    boxes = _tight_boxes(shape, area, image_sizes)
-    sides = boxes[:, 2:] - boxes[:, :2]
-    valid = tf.reduce_all(sides >= 1.0, axis=1)
-    boxes = tf.where(valid[:, None], boxes, 0.0)
-    result = sample_masks(shape, area, boxes, mask_size)
-    return PerturbedMasks(*(tf.stop_gradient(value) for value in (boxes, result, valid)))
+    tight = _tight_boxes(shape, area, image_sizes)
+    valid = tf.reduce_all(tight[:, 2:] - tight[:, :2] >= 1.0, axis=1)
+    tight = tf.stop_gradient(tf.where(valid[:, None], tight, 0.0))
+    return PerturbedMasks(tight, sample_masks(shape, area, tight, mask_size), valid)
 
 
 def find_neighbours(gt_boxes: tf.Tensor, gt_classes: tf.Tensor) -> tf.Tensor:
@@ -125,7 +176,7 @@ def _half_plane(angle: tf.Tensor, offset: tf.Tensor) -> tf.Tensor:
 
 
 def _move(areas: tf.Tensor, moves: tf.Tensor) -> tf.Tensor:
-    """Shifts and scales enlarged windows by [N, 4] numbers in -1..1."""
+    """Shifts and scales enlarged boxes by [N, 4] numbers in -1..1."""
     sides = areas[:, 2:] - areas[:, :2]
     shifts = _LARGEST_SHIFT * moves[:, :2] * sides / (1 + 2 * _MARGIN)
     centres = areas[:, :2] + sides / 2 + shifts

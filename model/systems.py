@@ -253,6 +253,7 @@ def _maskiou_head(settings: Settings) -> MaskIoUHead:
         target_threshold=model.maskiou_target_threshold,
         stop_gradient=model.maskiou_stop_gradient,
         loss_weight=model.maskiou_loss_weight,
+        num_perturbed=_most_positives(model) // 2 if model.maskiou_perturbed_masks else 0,
         rescore=model.rescore,
         separable=model.separable_convs,
         dtype=model.precision,

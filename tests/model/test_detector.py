@@ -351,6 +351,23 @@ def test_a_part_that_the_system_lacks_cannot_be_trained():
         build_network(params)
 
 
+def test_perturbed_masks_train_the_maskiou_head_alone(network):
+    spoilt = variant(network, maskiou_perturbed_masks=True)
+    with tf.GradientTape() as tape:
+        losses, _ = spoilt.compute_losses(toy_features(), toy_labels())
+    assert set(losses) == LOSSES | {"maskiou_perturbed_loss"}
+    loss = losses["maskiou_perturbed_loss"]
+    assert 0 < float(loss) < 1
+    gradients = tape.gradient(loss, [v.value for v in spoilt.trainable_variables])
+    head = {id(variable) for variable in spoilt.maskiou_head.variables}
+    for variable, gradient in zip(spoilt.trainable_variables, gradients, strict=True):
+        assert (gradient is not None) == (id(variable) in head), variable.path
+    others, _ = network.compute_losses(toy_features(), toy_labels())
+    assert numbers(others) == pytest.approx(
+        {k: v for k, v in numbers(losses).items() if k in LOSSES}
+    )
+
+
 def test_without_maskiou_head():
     network = build_network(toy_params(system="mask_rcnn", score_threshold=0.0))
     assert network.head_names == ("box_head", "mask_head")

@@ -5,7 +5,7 @@ import pytest
 import tensorflow as tf
 
 from model.mask_head import sample_masks
-from model.perturbed_masks import NUMBERS, find_neighbours, perturb_masks
+from model.perturbed_masks import NUMBERS, find_neighbours, perturb_masks, perturb_objects
 
 IMAGE = (100, 120)
 BOX = [30.0, 40.0, 70.0, 80.0]
@@ -28,9 +28,10 @@ def spoil(box=BOX, mask=None, neighbour=(0, 0, 1, 1), mask_size=28, **amounts):
     for name, value in amounts.items():
         numbers[NAMES.index(name)] = value
     full = np.ones([1, 112, 112], np.uint8)
+    boxes = tf.constant([box], tf.float32)
     found = perturb_masks(
-        tf.constant((disc() if mask is None else mask)[None]),
-        tf.constant([box], tf.float32),
+        boxes,
+        (tf.constant((disc() if mask is None else mask)[None]), boxes),
         (tf.constant(full), tf.constant([neighbour], tf.float32)),
         tf.constant(numbers[None]),
         tf.constant([IMAGE], tf.float32),
@@ -75,7 +76,7 @@ def test_a_cut_mask_has_a_straight_side():
     assert valid
     np.testing.assert_allclose(box, [30, 40, 50, 80], atol=CELL)
     # Edges are interpolated with what was cut off, over a cell of the working array.
-    assert mask[-2].min() == 1 and mask[-1].mean() > 0.8 and mask[0].mean() < 0.5
+    assert mask[-2, 1:-1].min() == 1 and mask[-1].mean() > 0.8 and mask[0].mean() < 0.5
 
 
 def test_a_neighbour_is_merged():
@@ -108,8 +109,8 @@ def test_random_masks_are_tight_and_inside():
     corners = rng.uniform(0, 60, [count, 2])
     boxes = np.concatenate([corners, corners + rng.uniform(4, 40, [count, 2])], 1).astype("f")
     arguments = (
-        tf.constant(np.stack([disc()] * count)),
         tf.constant(boxes),
+        (tf.constant(np.stack([disc()] * count)), tf.constant(boxes)),
         (tf.constant(np.stack([disc()] * count)), tf.constant(np.roll(boxes, 1, 0))),
         tf.constant(rng.random([count, NUMBERS]), tf.float32),
         tf.constant([IMAGE] * count, tf.float32),
@@ -126,6 +127,28 @@ def test_random_masks_are_tight_and_inside():
     compiled = tf.function(perturb_masks, jit_compile=True, autograph=False)(*arguments, 28)
     for ours, theirs in zip(compiled, found, strict=True):
         np.testing.assert_allclose(ours, theirs, atol=2e-3)
+
+
+@pytest.mark.parametrize("static", [False, True])
+def test_objects_are_drawn_anew_for_other_seeds(static):
+    labels = {
+        "gt_boxes": tf.constant([[[10, 10, 40, 50], [50, 10, 90, 60], [0] * 4]] * 2, tf.float32),
+        "gt_classes": tf.constant([[2, 1, 0], [0, 0, 0]]),
+        "gt_masks": tf.constant(np.stack([np.stack([disc()] * 3)] * 2)),
+        "sample_seeds": tf.constant([[1, 2], [3, 4]]),
+    }
+    sizes = tf.constant([IMAGE, IMAGE], tf.float32)
+    found = perturb_objects(labels, sizes, 2, 28, static)
+    valid = found.valid.numpy()
+    assert valid.tolist() == ([True, True, False, False] if static else [True, True])
+    matches = found.matches.numpy()[valid]
+    assert sorted(matches.tolist()) == [[0, 0], [0, 1]]
+    np.testing.assert_array_equal(found.classes.numpy()[valid], 2 - matches[:, 1])
+    again = perturb_objects(labels, sizes, 2, 28, static)
+    np.testing.assert_array_equal(found.given.boxes, again.given.boxes)
+    labels["sample_seeds"] += 1
+    other = perturb_objects(labels, sizes, 2, 28, static)
+    assert np.abs(found.given.boxes - other.given.boxes)[valid].max() > 1
 
 
 def test_the_nearest_neighbour():
