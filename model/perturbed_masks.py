@@ -4,8 +4,8 @@ A detector's own masks on its training images are nearly all good, so that a hea
 alone cannot judge the masks of people and of other programs. These masks are moved, scaled, grown,
 shrunk, bent, cut and merged with a neighbour's, each by a random amount, often by little.
 
-Axes: B images, G ground truths, N objects of all images, S side of the arrays worked on, M side of a
-mask.
+Axes: B images, G ground truths, N objects of all images, S side of the arrays worked on, M side of
+a mask.
 """
 
 from __future__ import annotations
