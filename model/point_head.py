@@ -113,9 +113,9 @@ class PointHead(Part):
     def compute_losses(
         self, view: View, branch: MaskBranch, labels: Tensors
     ) -> tuple[MaskBranch, Tensors]:
-        """Returns `point_loss`, and the refined masks with their targets if the next head learns.
+        """Returns `point_loss`; if the next head learns from refined masks, these as well.
 
-        Refined masks have no gradient, as choosing their cells has none.
+        They are rendered as at test, without gradient.
         """
         points = self._choose_points(branch, labels)
         logits = self._predict(view, branch, points)
