@@ -125,6 +125,7 @@ setup(
         "gpu": ["tensorflow[and-cuda]>=2.20,<2.22", "nvidia-cudnn-cu12>=9.24"],
         "dev": [
             "google-cloud-tpu>=1.18",
+            "hotcoco>=1.3",
             "hypothesis",
             "matplotlib>=3.8",
             "mypy",

@@ -1,7 +1,7 @@
 """COCO evaluation of boxes and masks, separately for class score and mask score.
 
 Masks are measured twice, ranked by `mask_score` and by `box_score`, so that one evaluation shows
-the benefit of the mask score.
+the benefit of the mask score. docs/METRICS.md explains all numbers.
 """
 
 from __future__ import annotations
@@ -13,10 +13,12 @@ import numpy as np
 
 from data.errors import UserError
 from data.findings import NONE_SKIPPED, SkippedImages
-from trainer.average_precision import evaluate_results
+from trainer.average_precision import evaluate_lvis, evaluate_results
 from trainer.coco_ground_truth import complete_ground_truth
 from trainer.coco_report import DETECTIONS_COUNTED, explain_crowded, explain_unmeasured
 from trainer.coco_results import CocoResults
+from trainer.lvis_federation import Federation
+from trainer.quality import measure_quality
 
 
 class CocoEvaluator:
@@ -28,6 +30,8 @@ class CocoEvaluator:
         max_detections: limit per image; if it is above COCO's 100, AP with this limit is also
             measured.
         skipped: images of corrupt records, which count as images without detections.
+        boundary: whether to measure masks also by Boundary IoU.
+        federation: LVIS's knowledge of the images, to measure also as LVIS does.
 
     Attributes:
         results: `CocoResults` of the predictions added.
@@ -44,6 +48,8 @@ class CocoEvaluator:
         *,
         max_detections: int = DETECTIONS_COUNTED,
         skipped: SkippedImages = NONE_SKIPPED,
+        boundary: bool = False,
+        federation: Federation | None = None,
     ):
         names_by_id = {c["id"]: c["name"] for c in categories if c["id"] is not None}
         _add_names(names_by_id, ground_truth["categories"])
@@ -54,6 +60,8 @@ class CocoEvaluator:
         self._category_names = _distinct_names(names_by_id)
         self._max_detections = max_detections
         self._skipped = skipped
+        self._boundary = boundary
+        self._federation = federation
 
     def add(self, prediction: Mapping[str, np.ndarray]) -> None:
         """Adds the predictions of one image, as `CocoResults.add` does.
@@ -87,28 +95,33 @@ class CocoEvaluator:
 
         Returns:
             {"bbox": {the 12 of `METRICS`, and AP@n beyond 100 detections}, "per_category": {name:
-            {"bbox": AP}}}, and with masks also "segm" (ranked by mask score) and "segm_class_score"
-            (the same masks ranked by class score) in both places. 0 if nothing is detected, -1 if
-            there is nothing to detect.
+            {"bbox": AP}}}, and with masks also "segm" (ranked by mask score), "segm_class_score"
+            (the same masks ranked by class score) and, if wanted, "boundary" in both places. 0 if
+            nothing is detected, -1 if there is nothing to detect. If wanted, "lvis" has the numbers
+            of `evaluate_lvis` for masks, else for boxes. "quality" and "errors" are those of
+            `measure_quality`, for masks, else for boxes.
         """
-        ranked = {"bbox": self.results.boxes}
-        if self._measures_masks():
-            masks = self.results.masks
-            ranked["segm"] = masks
-            ranked["segm_class_score"] = [{**mask, "score": mask["box_score"]} for mask in masks]
-        metrics: dict = {}
-        per_category: dict = {name: {} for name in self._category_names.values()}
-        for kind, entries in ranked.items():
-            metrics[kind], by_category = evaluate_results(
-                self._ground_truth,
-                entries,
-                kind.split("_")[0],
-                self._evaluated,
-                self._max_detections,
+        ranked = self._ranked()
+        evaluated = self._evaluated
+        best = "segm" if "segm" in ranked else "bbox"
+        found = self._ground_truth, ranked[best], best, evaluated
+        measured = {
+            kind: evaluate_results(
+                self._ground_truth, entries, kind.split("_")[0], evaluated, self._max_detections
             )
-            for category_id, name in self._category_names.items():
-                per_category[name][kind] = by_category[category_id]
-        return {**metrics, "per_category": per_category}
+            for kind, entries in ranked.items()
+        }
+        if self._federation:
+            measured["lvis"] = evaluate_lvis(*found, self._federation)
+        per_category = {
+            name: {kind: by_category[key] for kind, (_, by_category) in measured.items()}
+            for key, name in self._category_names.items()
+        }
+        return {
+            **{kind: numbers for kind, (numbers, _) in measured.items()},
+            "per_category": per_category,
+            **measure_quality(*found, self._category_names),
+        }
 
     def explain(self, metrics: Mapping) -> list[str]:
         """Explains every AP that is -1, and everything that was left out."""
@@ -153,6 +166,17 @@ class CocoEvaluator:
                 "hold; give --eval_annotation_file with the images of all records to count them."
             )
         return sentences
+
+    def _ranked(self) -> dict[str, list[dict]]:
+        """Returns the results to evaluate, each with the score that they are ranked by."""
+        ranked = {"bbox": self.results.boxes}
+        if self._measures_masks():
+            masks = self.results.masks
+            ranked["segm"] = masks
+            ranked["segm_class_score"] = [{**mask, "score": mask["box_score"]} for mask in masks]
+            if self._boundary:
+                ranked["boundary"] = masks
+        return ranked
 
     def _measures_masks(self) -> bool:
         annotations = self._ground_truth["annotations"]

@@ -8,7 +8,7 @@ import numpy as np
 
 METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl",
            "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")  # fmt: skip
-KINDS = ("bbox", "segm", "segm_class_score")
+KINDS = ("bbox", "segm", "segm_class_score", "boundary")
 # COCO's area ranges.
 DETECTIONS_COUNTED = 100
 # With COCO's 80 categories and few images, the full list would fill the screen.
@@ -33,6 +33,10 @@ def explain_unmeasured(metrics: Mapping, areas: np.ndarray) -> list[str]:
         if kinds and metric.startswith("AP"):
             sentences.append(f"{metric} of {_join(kinds)} is -1: {_reason(metric, areas)}.")
     if areas.size:
+        if unscored := [name for name, q in metrics["quality"].items() if q["LaECE"] == -1]:
+            sentences.append(
+                f"LaECE and LaACE of {_join(unscored)} are -1: there are no detections that count."
+            )
         names = [name for name, values in metrics["per_category"].items() if -1 in values.values()]
         sentences += _explain_categories(names)
     return sentences
@@ -57,7 +61,7 @@ def explain_crowded(objects_by_image: Mapping[int, int], max_detections: int) ->
 
 
 def format_table(metrics: Mapping) -> str:
-    """Formats metrics as plain text: the numbers of each kind, then AP by category.
+    """Formats metrics as plain text: the numbers of each kind, AP by category, quality, errors.
 
     Args:
         metrics: as `CocoEvaluator.evaluate` returns them; other keys are ignored.
@@ -65,12 +69,48 @@ def format_table(metrics: Mapping) -> str:
     kinds = [kind for kind in KINDS if kind in metrics]
     rows = [["", *metrics["bbox"]]]
     rows += [[kind, *map(_number, metrics[kind].values())] for kind in kinds]
+    kinds += ["lvis"] * ("lvis" in metrics)
     by_category = [["AP by category", *kinds]]
     by_category += [
         [name, *(_number(values[kind]) for kind in kinds)]
         for name, values in metrics["per_category"].items()
     ]
-    return _align(rows) + "\n\n" + _align(by_category)
+    tables = [_align(rows), _align(by_category), *format_quality(metrics)]
+    if "lvis" in metrics:
+        lvis = [["", *metrics["lvis"]], ["lvis", *map(_number, metrics["lvis"].values())]]
+        tables.insert(1, _align(lvis))
+    return "\n\n".join(tables)
+
+
+def format_quality(metrics: Mapping) -> list[str]:
+    """Formats what the scores are worth and what AP is lost to, each as a table.
+
+    Args:
+        metrics: as `CocoEvaluator.evaluate` returns them; other keys are ignored.
+    """
+    scores = [["score", "LRP", "oLRP", "loc", "FP", "FN", "LaECE", "LaACE", "correlation",
+               "error", "AP"]]  # fmt: skip
+    for name, quality in metrics["quality"].items():
+        optimal, agreement = quality["components"]["oLRP"], quality["agreement"]
+        numbers = [quality["LRP"], quality["oLRP"], *optimal.values(), quality["LaECE"],
+                   quality["LaACE"], agreement["correlation"], agreement["mean_error"],
+                   quality["ranking"]["AP"]]  # fmt: skip
+        scores.append([name, *map(_number, numbers)])
+    lost = {name: value for name, value in metrics["errors"].items() if name != "counts"}
+    errors = [["AP lost to", *lost], ["", *map(_number, lost.values())]]
+    return [_align(scores) + _say_gap(metrics["quality"]), _align(errors)]
+
+
+def _say_gap(quality: Mapping) -> str:
+    """Says how much of the gap to a perfect mask score is closed; empty if there is none."""
+    if "mask_score" not in quality or quality["mask_score"]["ranking"]["gap_closed"] is None:
+        return ""
+    ranking = quality["mask_score"]["ranking"]
+    return (
+        f"\nAP by class score is {ranking['AP_class_score']:.3f}, with the true IoU it would be "
+        f"{ranking['AP_ceiling']:.3f}; the mask score closes {ranking['gap_closed']:.0%} of the "
+        "gap."
+    )
 
 
 def _explain_categories(names: Sequence[str]) -> list[str]:
@@ -100,7 +140,9 @@ def _join(words: Sequence[str]) -> str:
     return words[0] if len(words) == 1 else ", ".join(words[:-1]) + " and " + words[-1]
 
 
-def _number(value: float) -> str:
+def _number(value: float | None) -> str:
+    if value is None:
+        return "–"
     return "-1" if value == -1 else f"{value:.3f}"
 
 

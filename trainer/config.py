@@ -12,6 +12,7 @@ from data.settings import (
     SHARE,
     SHARE_BELOW_ONE,
     Check,
+    Relation,
     check_settings,
     each,
     one_of,
@@ -30,6 +31,18 @@ SCHEDULES = ("step", "cosine", "constant")
 ASCENDING = Check(
     "steps of 0 or more in ascending order",
     lambda steps: steps == tuple(sorted(steps)) and min(steps, default=0) >= 0,
+)
+
+NEEDS_ANNOTATIONS = Relation(
+    lambda value, config: (
+        f"false for --mode={config.mode} without --eval_annotation_file, because records lack "
+        "LVIS's lists of categories"
+    ),
+    lambda value, config: (
+        not value
+        or bool(config.eval_annotation_file)
+        or config.mode not in ("eval", "train_and_eval")
+    ),
 )
 
 
@@ -157,6 +170,15 @@ class TrainConfig:
         "Stop training after this many evaluations in a row without a better AP; 0 never stops.",
         NOT_NEGATIVE,
     )
+    eval_boundary: bool = setting(
+        False, "Evaluate masks also by Boundary IoU, which sees errors of contours; takes longer."
+    )
+    eval_lvis_style: bool = setting(
+        False,
+        "Evaluate also as LVIS does; needs --eval_annotation_file in LVIS's format, which says "
+        "which categories were annotated in which image.",
+        relation=NEEDS_ANNOTATIONS,
+    )
     num_eval_images_shown: int = setting(
         4, "Number of predictions per evaluation drawn for TensorBoard.", NOT_NEGATIVE
     )
@@ -223,6 +245,12 @@ class Params:
     def _check_system(self) -> None:
         data, model = self.data, self.model
         levels = (2, 3, 4, 5, 6) if model.has_pyramid else (4,)
+        require(
+            not self.train.eval_boundary or model.include_mask,
+            "eval_boundary",
+            self.train.eval_boundary,
+            f"false for --system={model.system}, which has no masks",
+        )
         require(
             not model.has_rpn or data.anchor_levels == levels,
             "anchor_levels",

@@ -20,7 +20,10 @@ from trainer.coco_report import DETECTIONS_COUNTED, format_table
 from trainer.coco_results import original_size
 from trainer.estimator import Estimator, InputFn, Prediction
 from trainer.hooks import Summaries
+from trainer.lvis_federation import Federation
 from trainer.overlays import annotation_instances, draw_comparison, prediction_instances
+
+_NOT_FLATTENED = ("per_category", "by_category", "by_size")
 
 
 class Evaluation:
@@ -34,7 +37,7 @@ class Evaluation:
         output_dir: where `eval/` and the summaries are written.
         num_images_shown: number of predictions drawn for TensorBoard.
         mask_paste: how masks are pasted into their images, a rule of `model.paste`.
-        max_detections, skipped: as for `CocoEvaluator`.
+        max_detections, skipped, boundary, federation: as for `CocoEvaluator`.
     """
 
     def __init__(
@@ -48,6 +51,9 @@ class Evaluation:
         mask_paste: str = "exact",
         max_detections: int = DETECTIONS_COUNTED,
         skipped: SkippedImages = NONE_SKIPPED,
+        *,
+        boundary: bool = False,
+        federation: Federation | None = None,
     ):
         self._estimator = estimator
         self._input_fn = input_fn
@@ -59,6 +65,8 @@ class Evaluation:
         self._mask_paste = mask_paste
         self._max_detections = max_detections
         self._skipped = skipped
+        self._boundary = boundary
+        self._federation = federation
 
     def run(self) -> dict:
         """Evaluates, writes and prints the results, and returns the metrics with the step.
@@ -71,6 +79,8 @@ class Evaluation:
             self._mask_paste,
             max_detections=self._max_detections,
             skipped=self._skipped,
+            boundary=self._boundary,
+            federation=self._federation,
         )
         num_images = len(self._ground_truth["images"])
         metrics = self._estimator.evaluate(self._input_fn, evaluator, num_images)
@@ -126,13 +136,20 @@ class Evaluation:
 
 
 def flatten_metrics(metrics: Mapping) -> dict[str, float]:
-    """Flattens `{"bbox": {"AP": 0.3}}` to `{"bbox/AP": 0.3}`, without the categories."""
-    return {
-        f"{kind}/{name}": value
-        for kind, values in metrics.items()
-        if isinstance(values, Mapping) and kind != "per_category"
-        for name, value in values.items()
-    }
+    """Flattens `{"bbox": {"AP": 0.3}}` to `{"bbox/AP": 0.3}`, to any depth.
+
+    Leaves out categories, sizes, what is not in a group, and what is not defined.
+    """
+    flat = {}
+    for group, values in metrics.items():
+        if isinstance(values, Mapping) and group not in _NOT_FLATTENED:
+            flat |= {f"{group}/{name}": v for name, v in values.items() if _is_number(v)}
+            flat |= {f"{group}/{name}": v for name, v in flatten_metrics(values).items()}
+    return flat
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float))
 
 
 def ranking_metric(metrics: Mapping) -> float:

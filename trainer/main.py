@@ -259,10 +259,16 @@ def _make_evaluation(estimator, input_fn: Callable, completion: Completion):
     from data.skipped_records import skip_of
     from trainer.coco_ground_truth import load_ground_truth
     from trainer.evaluation import Evaluation
+    from trainer.lvis_federation import read_federation
 
     params = completion.params
     pattern, skip = params.data.eval_file_pattern, skip_of("eval", params)
-    ground_truth = load_ground_truth(params.train.eval_annotation_file, pattern, skip)
+    annotation_file = params.train.eval_annotation_file
+    ground_truth = load_ground_truth(annotation_file, pattern, skip)
+    federation = None
+    if params.train.eval_lvis_style:
+        image_ids = {image["id"] for image in ground_truth["images"]}
+        federation = read_federation(annotation_file, image_ids)
     files = RecordFiles.match(pattern, skip)
     return Evaluation(
         estimator,
@@ -274,6 +280,8 @@ def _make_evaluation(estimator, input_fn: Callable, completion: Completion):
         params.model.mask_paste,
         params.model.detections_per_image,
         files.skipped.images if files.skipped else NONE_SKIPPED,
+        boundary=params.train.eval_boundary,
+        federation=federation,
     )
 
 

@@ -15,6 +15,7 @@ from data.findings import SkippedImages
 from trainer.coco_ground_truth import segmentation_to_rle
 from trainer.coco_metrics import CocoEvaluator
 from trainer.coco_report import METRICS, format_table
+from trainer.lvis_federation import Federation
 
 
 def left_half():
@@ -96,8 +97,9 @@ def test_boxes_alone_are_measured_without_masks():
         ground_truth(square(1, 20, 10, 40)),
         predict(1, ([10, 20, 50, 60], 1, 0.8, 1), masks=False),
     )
-    assert set(metrics) == {"bbox", "per_category"}
+    assert set(metrics) == {"bbox", "per_category", "quality", "errors"}
     assert metrics["per_category"]["cat"] == {"bbox": pytest.approx(1)}
+    assert list(metrics["quality"]) == ["box_score"]
 
 
 def test_first_annotation_with_id_0_can_be_found():
@@ -212,6 +214,8 @@ def test_every_minus_one_is_explained():
         "(area below 32² pixels).",
         f"APl of {kinds} is -1: the evaluated images have no large objects "
         "(area above 96² pixels).",
+        "LaECE and LaACE of box_score, mask_iou and mask_score are -1: there are no detections "
+        "that count.",
         "AP of category 'dog' is -1: the evaluated images contain no objects of it.",
     ]
 
@@ -261,6 +265,66 @@ def test_table_shows_all_numbers():
     assert lines[5].split() == ["AP", "by", "category", "bbox", "segm", "segm_class_score"]
     assert lines[6].split() == ["cat", "1.000", "0.100", "0.100"]
     assert lines[7].split() == ["dog", "-1", "-1", "-1"]
+
+
+def test_quality_is_measured_on_masks_for_all_three_scores():
+    # Half of the object is covered, IoU 0.5: LRP (0.5 / 0.5) / 1, and 0.8 - 0.5 for the box score.
+    evaluator = CocoEvaluator(ground_truth(square(1, 20, 10, 40)), CATEGORIES)
+    evaluator.add(predict(1, ([10, 20, 50, 60], 1, 0.8, 0.25, left_half())))
+    metrics = evaluator.evaluate()
+    errors = {name: quality["LaACE"] for name, quality in metrics["quality"].items()}
+    assert errors == pytest.approx({"box_score": 0.3, "mask_iou": 0.25, "mask_score": 0.3})
+    assert metrics["quality"]["mask_score"]["LRP"] == 1
+    assert list(metrics["quality"]["mask_score"]["by_category"]) == ["cat", "dog"]
+    assert metrics["errors"]["AP50"] == pytest.approx(1)
+    for key, kind in (("box_score", "segm_class_score"), ("mask_score", "segm")):
+        assert metrics["quality"][key]["ranking"]["AP"] == pytest.approx(metrics[kind]["AP"])
+    assert json.loads(json.dumps(metrics, allow_nan=False)) == metrics
+
+
+def test_table_ends_with_quality_and_errors():
+    evaluator = CocoEvaluator(ground_truth(square(1, 20, 10, 40)), CATEGORIES)
+    # By mask score, the second comes first; it alone is right at all thresholds.
+    evaluator.add(
+        predict(1, ([10, 20, 50, 60], 1, 0.8, 0.5, left_half()), ([10, 20, 50, 60], 1, 0.6, 0.9))
+    )
+    *_, quality, errors = format_table(evaluator.evaluate()).split("\n\n")
+    title, box, iou, mask, gap = quality.split("\n")
+    assert title.split()[:6] == ["score", "LRP", "oLRP", "loc", "FP", "FN"]
+    # Both detections: the half one matches at 0.5, (1 + 1) / 2; at the optimum the same.
+    assert box.split()[:3] == ["box_score", "1.000", "1.000"]
+    assert iou.split()[:4] == ["mask_iou", "0.500", "0.000", "0.000"]
+    assert mask.split() == ["mask_score", "0.500", "0.000", "0.000", "0.000", "0.000", "0.430",
+                            "0.430", "–", "0.460", "1.000"]  # fmt: skip
+    assert gap == (
+        "AP by class score is 0.550, with the true IoU it would be 1.000; the mask score closes "
+        "100% of the gap."
+    )
+    assert errors.split("\n")[1].split() == ["1.000"] + ["0.000"] * 6
+
+
+def test_boundary_and_lvis_are_measured_if_wanted():
+    truth = ground_truth(square(1, 20, 10, 40))
+    none = {1: frozenset()}
+    federation = Federation(negative=none, not_exhaustive=none, frequency={4: "f"})
+    evaluator = CocoEvaluator(truth, CATEGORIES, boundary=True, federation=federation)
+    evaluator.add(predict(1, ([10, 20, 50, 60], 1, 0.8, 0.5, left_half())))
+    metrics = evaluator.evaluate()
+    # Contours are 2 % of the diagonal wide, 3 pixels: 40² - 34² = 456 pixels of the object and
+    # 40 · 20 - 34 · 14 = 324 of its half, 3 · 40 + 2 · 3 · 17 = 222 of both, an IoU of 0.4.
+    assert metrics["boundary"]["AP"] == 0
+    assert list(metrics["boundary"]) == list(METRICS)
+    assert metrics["lvis"]["AP"] == metrics["lvis"]["APf"] == pytest.approx(0.1)
+    assert metrics["per_category"]["cat"] == pytest.approx(
+        {"bbox": 1, "segm": 0.1, "segm_class_score": 0.1, "boundary": 0, "lvis": 0.1}
+    )
+    table = format_table(metrics).split("\n\n")
+    assert table[0].split("\n")[4].startswith("boundary")
+    assert table[1].split("\n")[1].split()[:2] == ["lvis", "0.100"]
+    assert table[2].split("\n")[0].split()[3:] == list(metrics["per_category"]["cat"])
+    sentences = evaluator.explain(metrics)
+    assert any(said.startswith("APs of bbox, segm, segm_class_score and boundary is -1")
+               for said in sentences)  # fmt: skip
 
 
 def test_results_have_the_file_names_of_the_ground_truth():

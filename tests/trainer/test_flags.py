@@ -337,6 +337,17 @@ def test_bad_flags_are_one_sentence_and_exit_2(capsys, argument, words):
     assert len(said.strip().splitlines()) == 1
 
 
+def test_further_evaluations_are_refused_where_they_measure_nothing(capsys):
+    said = refusal(capsys, "--eval_boundary", "--system=faster_rcnn")
+    assert "--eval_boundary=True: expected false for --system=faster_rcnn" in said
+    lacking = (
+        "--eval_lvis_style=True: expected false for --mode=eval without --eval_annotation_file"
+    )
+    assert lacking in refusal(capsys, "--eval_lvis_style", "--mode=eval")
+    assert parse("--eval_lvis_style", "--mode=train").train.eval_lvis_style
+    assert parse("--eval_lvis_style", "--mode=eval", "--eval_annotation_file=a.json")
+
+
 def test_help_exits_0_without_tensorflow():
     program = (
         "import sys; sys.argv = ['prog', sys.argv[1]]\n"

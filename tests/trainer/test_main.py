@@ -108,6 +108,7 @@ def test_train_and_eval_leaves_everything_promised(workplace, capsys):
     metrics = json.loads((folder / "eval" / "metrics.json").read_text())
     assert metrics["step"] == 4
     assert 0 <= metrics["bbox"]["AP"] <= 1
+    assert 0 <= metrics["quality"]["box_score"]["oLRP"] <= 1
     assert [entry["category_id"] for entry in json.loads((folder / "eval/bbox.json").read_text())]
     assert [json.loads(line)["step"] for line in (folder / "train.jsonl").open()] == [2, 4]
     assert json.loads((folder / "best" / "best.json").read_text())["step"] == 2
@@ -125,6 +126,20 @@ def test_rerun_ends_well_and_a_larger_number_continues(workplace, capsys):
     assert run(workplace, "train", "--train_steps=6") == 0
     steps = [json.loads(line)["step"] for line in (workplace / "m" / "train.jsonl").open()]
     assert steps == [2, 4, 6]
+
+
+def test_evaluation_in_the_style_of_lvis(workplace, capsys):
+    assert run(workplace, "train") == 0
+    assert run(workplace, "eval", "--eval_lvis_style") == 1
+    assert "/val.json: image 1 has no list 'neg_category_ids'" in refusal(capsys)
+    annotations = json.loads((workplace / "val.json").read_text())
+    for image in annotations["images"]:
+        image |= {"neg_category_ids": [], "not_exhaustive_category_ids": [7]}
+    (workplace / "val.json").write_text(json.dumps(annotations))
+    assert run(workplace, "eval", "--eval_lvis_style") == 0
+    metrics = json.loads((workplace / "m" / "eval" / "metrics.json").read_text())
+    assert 0 <= metrics["lvis"]["AP"] <= 1
+    assert "AR300" in capsys.readouterr().out
 
 
 def test_eval_and_predict_use_the_latest_checkpoint(workplace):
