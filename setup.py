@@ -47,6 +47,7 @@ SCRIPTS = {
     "predict": "tools.predict:run",
     "predict-beam": "tools.predict_beam:run",
     "profile-steps": "tools.profile_steps:run",
+    "rescore": "tools.rescore:run",
     "selective-search": "tools.selective_search:run",
     "submit-tpu": "tools.submit_tpu:run",
     "write-samples": "tools.write_samples:run",

@@ -271,8 +271,8 @@ class DataConfig:
     )
 
     proposals_file: str = path_setting(
-        "Object proposals in COCO results format, for systems that do not make their own; it may "
-        "hold those of the training and the evaluation images."
+        "Object proposals in COCO results format, for systems that do not make their own, of the "
+        "training and the evaluation images: a file or a comma-separated list of files."
     )
     max_proposals: int = predictive_setting(
         2000, "Maximum number of proposals per image from --proposals_file.", POSITIVE

@@ -1,6 +1,6 @@
-"""Object proposals from a file, for systems that do not make their own.
+"""Object proposals from files, for systems that do not make their own.
 
-The file is in COCO results format: a JSON list of {"image_id", "bbox": [x, y, width, height],
+A file is in COCO results format: a JSON list of {"image_id", "bbox": [x, y, width, height],
 "score"}, in any order; category_id and other keys are ignored. A file whose name ends in .gz is
 compressed with gzip.
 """
@@ -35,10 +35,10 @@ _SLACK = 1.0
 
 
 class ProposalFile:
-    """The best proposals of each image in a file.
+    """The best proposals of each image in one or several files.
 
     Args:
-        path: the file.
+        path: the file, or a comma-separated list of files.
         max_proposals: how many of an image are kept, those with the highest scores; of equal ones
             the first.
 
@@ -46,7 +46,7 @@ class ProposalFile:
         UserError: the file cannot be read, or an entry is no proposal.
 
     Attributes:
-        path: the file.
+        path: the file or files.
         image_ids: int64 [I], ascending.
         starts: int64 [I + 1], where the boxes of each image begin.
         boxes: float32 [N, 4], y1, x1, y2, x2 in pixels of the original image, an image's by
@@ -55,7 +55,7 @@ class ProposalFile:
 
     def __init__(self, path: str, max_proposals: int):
         self.path = path
-        blocks = list(_read_blocks(path))
+        blocks = [block for each in list_proposal_files(path) for block in _read_blocks(each)]
         ids, boxes, scores = (np.concatenate(column) for column in zip(*blocks, strict=True))
         order = np.lexsort((-scores, ids))
         ids = ids[order]
@@ -129,15 +129,22 @@ class ProposalFile:
             )
 
 
+def list_proposal_files(path: str) -> list[str]:
+    """Returns the files that `--proposals_file` names."""
+    return [files.expand(each.strip()) for each in path.split(",")]
+
+
 def open_proposals(path: str, max_proposals: int) -> ProposalFile:
-    """Reads a file once in the life of the program, as long as it does not change."""
-    with files.os_errors(path):
-        state = files.state(path)
-    return _open_proposals(path, max_proposals, state)
+    """Reads files once in the life of the program, as long as they do not change."""
+    states = []
+    for each in list_proposal_files(path):
+        with files.os_errors(each):
+            states.append(files.state(each))
+    return _open_proposals(path, max_proposals, tuple(states))
 
 
 @functools.lru_cache(maxsize=1)
-def _open_proposals(path: str, max_proposals: int, state: tuple[int, ...]) -> ProposalFile:
+def _open_proposals(path: str, max_proposals: int, states: tuple) -> ProposalFile:
     return ProposalFile(path, max_proposals)
 
 

@@ -29,6 +29,7 @@ class System(NamedTuple):
 
     title: str
     has_masks: bool
+    has_maskiou: bool = False
     has_rpn: bool = True
     has_pyramid: bool = True
     fits_svms: bool = False
@@ -41,9 +42,17 @@ SYSTEMS = {
     "faster_rcnn": System("Faster R-CNN", has_masks=False),
     "mask_rcnn": System("Mask R-CNN", has_masks=True),
     "cascade_mask_rcnn": System("Cascade Mask R-CNN", has_masks=True),
-    "mask_scoring_rcnn": System("Mask Scoring R-CNN", has_masks=True),
-    "cascade_mask_scoring_rcnn": System("Cascade Mask Scoring R-CNN", has_masks=True),
+    "pointrend_mask_rcnn": System("Mask R-CNN with PointRend", has_masks=True),
+    "mask_scoring_rcnn": System("Mask Scoring R-CNN", has_masks=True, has_maskiou=True),
+    "cascade_mask_scoring_rcnn": System(
+        "Cascade Mask Scoring R-CNN", has_masks=True, has_maskiou=True
+    ),
+    "pointrend_mask_scoring_rcnn": System(
+        "Mask Scoring R-CNN with PointRend", has_masks=True, has_maskiou=True
+    ),
 }
+# Of all systems, by their names in checkpoints.
+PARTS = ("backbone", "fpn", "rpn_head", "box_head", "mask_head", "point_head", "maskiou_head")
 NORMS = ("none", "frozen_bn", "bn", "sync_bn", "gn")
 # Without bn, since batch statistics of RoIs would include the empty slots that XLA needs.
 HEAD_NORMS = ("none", "frozen_bn", "gn")
@@ -59,6 +68,7 @@ NO_BATCH_STATISTICS = Relation(
     ),
     lambda norm, config: config.has_pyramid or norm not in ("bn", "sync_bn"),
 )
+PART_NAMES = Check(f"any of {', '.join(PARTS)}", lambda names: all(name in PARTS for name in names))
 MASK_SIZE = Check("a multiple of 4", lambda side: side >= 4 and side % 4 == 0)
 OPEN_SHARE = Check("between 0 and 1", lambda value: 0 < value < 1)
 
@@ -100,6 +110,12 @@ class ModelConfig:
         "Number of backbone stages to freeze: 1 freezes the stem, 2 the stem and res2, ...; of VGG "
         "and AlexNet the number of their stages conv1, conv2, ...",
         between(0, 5),
+    )
+    train_only: tuple[str, ...] = setting(
+        (),
+        "Parts of the network to train, such as box_head,maskiou_head; the others keep their "
+        "weights and statistics. Empty: all parts.",
+        PART_NAMES,
     )
     backbone_width: int = predictive_setting(
         0,
@@ -241,6 +257,12 @@ class ModelConfig:
         "Paste masks onto the exact box (exact) or onto whole pixels around it (integer).",
         one_of("exact", "integer"),
     )
+    point_subdivisions: int = predictive_setting(
+        2,
+        "Times that a point head doubles the side of masks; each time their most uncertain cells "
+        "are predicted again.",
+        between(1, 4),
+    )
     maskiou_inputs: str = predictive_setting(
         "mask_and_feature",
         "What the MaskIoU head sees: the predicted mask and the RoI's features, or only one of "
@@ -268,6 +290,11 @@ class ModelConfig:
         False, "Stop the gradient of the MaskIoU loss before the mask head and the backbone."
     )
     maskiou_loss_weight: float = setting(1.0, "Weight of the MaskIoU loss.", NOT_NEGATIVE)
+    maskiou_perturbed_masks: bool = setting(
+        False,
+        "Also train the MaskIoU head on ground-truth masks that are moved, bent, cut and merged at "
+        "random, so that it can rate masks that are not the network's own.",
+    )
 
     score_threshold: float = predictive_setting(
         0.05, "Class score that a detection has to exceed.", SHARE
@@ -300,6 +327,11 @@ class ModelConfig:
     def include_mask(self) -> bool:
         """Whether the system predicts masks, so that the labels need them."""
         return SYSTEMS[self.system].has_masks
+
+    @property
+    def include_maskiou(self) -> bool:
+        """Whether the system predicts the IoU of each mask."""
+        return SYSTEMS[self.system].has_maskiou
 
     @property
     def has_rpn(self) -> bool:

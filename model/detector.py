@@ -19,12 +19,13 @@ Axes: B images, H W pixels, D detections an image, M side of a mask.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import keras
 import tensorflow as tf
 
+from data.errors import UserError
 from model.backbones import Pixels
 from model.layers import Part
 from model.pixels import normalise
@@ -62,8 +63,9 @@ class Detector(Part):
         super().__init__(dtype=dtype, autocast=False)
         self.pixels, self.sampler, self.regions = pixels, sampler, regions
         self.head_names, self.whole_image = tuple(heads), whole_image
-        parts = {"backbone": backbone, "fpn": neck, "rpn_head": proposer, **heads}
-        for name, part in parts.items():
+        self.part_names = ("backbone", "fpn", "rpn_head", *heads)
+        parts = (backbone, neck, proposer, *heads.values())
+        for name, part in zip(self.part_names, parts, strict=True):
             # Checkpoints have the attributes' names, and graphs those of the layers.
             setattr(self, name, part)
             part.name = name
@@ -77,8 +79,23 @@ class Detector(Part):
     @property
     def decayed_variables(self) -> list[keras.Variable]:
         """Variables that weight decay applies to: the trainable kernels that each part declares."""
-        parts = [self.backbone, self.fpn, self.rpn_head, *self.heads]
+        parts = [getattr(self, name) for name in self.part_names]
         return [variable for part in parts for variable in part.decayed_variables]
+
+    def train_only(self, names: Collection[str]) -> None:
+        """Freezes the parts that are not named: their variables, and statistics of batches.
+
+        Raises:
+            UserError: the network has no part of that name.
+        """
+        if unknown := sorted(set(names) - set(self.part_names)):
+            raise UserError(
+                f"--train_only={','.join(unknown)}: this system consists of "
+                f"{', '.join(self.part_names)}."
+            )
+        for name in self.part_names:
+            if name not in names:
+                getattr(self, name).trainable = False
 
     def compute_losses(
         self, features: Tensors, labels: Tensors, static: bool = False
@@ -127,6 +144,24 @@ class Detector(Part):
             found, outputs = head.detect(view, found)
             detections |= outputs
         return detections
+
+    def rate(
+        self, features: Tensors, boxes: tf.Tensor, classes: tf.Tensor, masks: tf.Tensor
+    ) -> tf.Tensor:
+        """Predicts how well masks of any origin outline their objects; needs a MaskIoU head.
+
+        Args:
+            features: as for `compute_losses`.
+            boxes: float32 [B, N, 4] around the masks, in pixels of the network's input.
+            classes: int32 [B, N].
+            masks: float32 [B, N, M, M], the share of each cell of its box that a mask covers.
+
+        Returns:
+            float32 [B, N], the expected IoU of each mask, in 0..1.
+        """
+        image_info = features["image_info"]
+        maps = self.extract_features(features["image"], image_info, training=False)
+        return self.maskiou_head.rate(View(maps, image_info, self.regions), boxes, classes, masks)
 
     def propose(
         self, features: Tensors, training: bool, static: bool = False

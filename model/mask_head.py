@@ -38,9 +38,9 @@ class MaskBranch(NamedTuple):
         boxes: float32 [N, 4].
         classes: int32 [N], ground truth's in training, predicted at test.
         features: [N, M / 2, M / 2, C], the input of the mask head.
-        logits: float32 [N, M, M].
+        logits: float32 [N, M, M]; after a point head of a multiple of this side.
         matches: int32 [N, 2], image and ground truth of each RoI, in training.
-        targets: float32 [N, M, M], in training.
+        targets: float32 of the logits' shape, in training.
     """
 
     found: BoxDetections | None
@@ -62,7 +62,7 @@ class MaskHead(Part):
         num_classes: K.
         mask_size: M.
         max_rois: maximum number of positive RoIs per image in training.
-        target: "bitmap" or "soft", see `mask_targets`, or "polygon", see `polygon_targets`.
+        target: rule of the targets, see `matched_targets`.
         norm: normalisation after each 3×3 convolution, or "none".
         separable: whether the 3×3 convolutions are `SeparableConv`s.
         dtype: Keras dtype policy.
@@ -113,11 +113,7 @@ class MaskHead(Part):
 
     @in_scope(OUTPUTS)
     def _outputs(self, x: tf.Tensor, classes: tf.Tensor) -> tf.Tensor:
-        """Applies the filter of each RoI's class to [N, M M, C]: float32 [N, M M]."""
-        filters = tf.gather(tf.transpose(self.logits.kernel[0, 0]), classes)
-        bias = tf.gather(tf.convert_to_tensor(self.logits.bias), classes)
-        logits = tf.matmul(tf.cast(x, OUTPUT_DTYPE), filters[:, :, None])[:, :, 0]
-        return logits + bias[:, None]
+        return filter_own_class(x, self.logits.kernel[0, 0], self.logits.bias, classes)
 
     def compute_losses(
         self, view: View, rois: SampledRoIs, labels: Tensors
@@ -127,7 +123,9 @@ class MaskHead(Part):
         slots = choose_slots(rois.positive, most, view.static)
         matches = tf.stack([slots.image, slots.take(rois.matches)], -1)
         branch = self._predict(view, slots, rois.boxes, rois.classes)
-        targets = self._targets(branch.boxes, matches, labels, view.static)
+        targets = matched_targets(
+            labels, matches, branch.boxes, self.mask_size, self.target, view.static
+        )
         losses = {"mask_loss": mask_loss(branch.logits, targets, slots.valid)}
         return branch._replace(matches=matches, targets=targets), losses
 
@@ -148,15 +146,52 @@ class MaskHead(Part):
         features = view.pool(boxes, slots.image, self.mask_size // 2)
         return MaskBranch(None, slots, boxes, classes, features, self(features, classes))
 
-    def _targets(
-        self, boxes: tf.Tensor, matches: tf.Tensor, labels: Tensors, static: bool
-    ) -> tf.Tensor:
-        if self.target == "polygon":
-            polygons = (labels["gt_polygons"], labels["gt_polygon_parts"])
-            polygons = (tf.gather_nd(values, matches) for values in polygons)
-            return polygon_targets(*polygons, boxes, self.mask_size, static)
-        masks, windows = matched_masks(labels, matches)
-        return mask_targets(masks, windows, boxes, self.mask_size, self.target)
+
+def filter_own_class(
+    x: tf.Tensor, kernel: tf.Tensor, bias: tf.Tensor, classes: tf.Tensor
+) -> tf.Tensor:
+    """Applies to the cells of each RoI the filter of its class only.
+
+    Args:
+        x: [N, cells, C].
+        kernel: float32 [C, K].
+        bias: float32 [K].
+        classes: int32 [N].
+
+    Returns:
+        float32 [N, cells].
+    """
+    filters = tf.gather(tf.transpose(kernel), classes)
+    bias = tf.gather(tf.convert_to_tensor(bias), classes)
+    return tf.matmul(tf.cast(x, OUTPUT_DTYPE), filters[:, :, None])[:, :, 0] + bias[:, None]
+
+
+def matched_targets(
+    labels: Tensors,
+    matches: tf.Tensor,
+    rois: tf.Tensor,
+    mask_size: int,
+    rule: str,
+    static: bool,
+) -> tf.Tensor:
+    """Makes the mask target of each RoI from its ground truth.
+
+    Args:
+        labels: as for `model.detector.Detector.compute_losses`.
+        matches: int32 [N, 2], image and ground truth of each RoI.
+        rois: float32 [N, 4].
+        mask_size: M, cells of the target along a side.
+        rule: "bitmap" or "soft", see `mask_targets`, or "polygon", see `polygon_targets`.
+        static: see `polygon_targets`.
+
+    Returns:
+        float32 [N, M, M] in 0..1, without gradient.
+    """
+    if rule == "polygon":
+        polygons = (labels["gt_polygons"], labels["gt_polygon_parts"])
+        polygons = (tf.gather_nd(values, matches) for values in polygons)
+        return polygon_targets(*polygons, rois, mask_size, static)
+    return mask_targets(*matched_masks(labels, matches), rois, mask_size, rule)
 
 
 def matched_masks(labels: Tensors, matches: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
@@ -192,20 +227,39 @@ def mask_targets(
     Returns:
         float32 [N, M, M] in 0..1, without gradient.
     """
-    shift = 0.5 if rule == "bitmap" else 0.0
+    if rule == "soft":
+        return sample_masks(gt_masks, gt_windows, rois, mask_size, shift=0.0, least=1.0)
+    average = sample_masks(gt_masks, gt_windows, rois, mask_size)
+    return tf.cast(average >= HALF, tf.float32)
+
+
+def sample_masks(
+    masks: tf.Tensor,
+    windows: tf.Tensor,
+    rois: tf.Tensor,
+    mask_size: int,
+    shift: float = 0.5,
+    least: float = 0.0,
+) -> tf.Tensor:
+    """Averages the part of each mask inside its RoI over the cells of the RoI's grid.
+
+    Args:
+        masks, windows, rois, mask_size: as for `mask_targets`.
+        shift: where the centre of the arrays' first cell is assumed, in cells.
+        least: smallest side of a RoI, in cells of the array.
+
+    Returns:
+        float32 [N, M, M] in 0..1, without gradient.
+    """
     weights = []
-    for axis, cells in enumerate(gt_masks.shape[1:3]):
-        start, stop = ends_in_cells(rois, gt_windows, cells, axis)
-        if rule == "soft":
-            stop = tf.maximum(stop, start + 1.0)
+    for axis, cells in enumerate(masks.shape[1:3]):
+        start, stop = ends_in_cells(rois, windows, cells, axis)
+        stop = tf.maximum(stop, start + least)
         # If cells are pixels, the samples must equal the references', so nothing is rounded.
-        snapped = gt_windows[:, axis + 2] - gt_windows[:, axis] != cells
+        snapped = windows[:, axis + 2] - windows[:, axis] != cells
         weights.append(sample_weights(start, stop, mask_size, cells, shift, snapped))
     rows, columns = weights
-    masks = tf.cast(gt_masks, tf.float32)
-    average = tf.matmul(tf.matmul(rows, masks), columns, transpose_b=True)
-    if rule == "bitmap":
-        average = tf.cast(average >= HALF, tf.float32)
+    average = tf.matmul(tf.matmul(rows, tf.cast(masks, tf.float32)), columns, transpose_b=True)
     return tf.stop_gradient(average)
 
 
@@ -214,8 +268,8 @@ def mask_loss(mask_logits: tf.Tensor, targets: tf.Tensor, valid: tf.Tensor) -> t
     """Computes the mean binary cross-entropy over the pixels of all replicas' positive RoIs.
 
     Args:
-        mask_logits: float32 [N, M, M] of each RoI's ground-truth class.
-        targets: float32 [N, M, M].
+        mask_logits: float32 [N, M, M] of each RoI's ground-truth class, or [N, P, 1] of points.
+        targets: float32 of the same shape.
         valid: bool [N], slots that hold a positive RoI.
 
     Returns:

@@ -15,7 +15,8 @@ import tensorflow as tf
 from model.gather import gather_rows
 from model.layers import OUTPUT_DTYPE, Conv, Dense, LayerList, Part, SeparableConv, normal
 from model.losses import global_sum
-from model.mask_head import HALF, MaskBranch, matched_masks
+from model.mask_head import HALF, MaskBranch, mask_targets, matched_masks
+from model.perturbed_masks import perturb_objects
 from model.roi_align import ends_in_cells
 from model.scopes import OUTPUTS, in_scope
 from model.view import View
@@ -32,7 +33,7 @@ class MaskIoUHead(Part):
         channels: C.
         hidden: width of the fully connected layers.
         num_classes: K.
-        mask_size: M.
+        mask_size: M, of the mask head.
         inputs: "mask_and_feature" as in the paper, or only "mask" or "feature".
         target_classes: whether the loss is over the class of the object ("own"), as in the paper,
             or over "all" classes, with target 0 for the others (section 4.3).
@@ -40,6 +41,8 @@ class MaskIoUHead(Part):
         target_threshold: see `maskiou_targets`.
         stop_gradient: whether to stop the gradient of the loss before the mask head.
         loss_weight: weight of `maskiou_loss`.
+        num_perturbed: maximum number of objects an image of which a spoilt mask is judged too, see
+            `model.perturbed_masks`.
         rescore: see `mask_scores`.
         separable: whether the convolutions are `SeparableConv`s.
         dtype: Keras dtype policy.
@@ -59,6 +62,7 @@ class MaskIoUHead(Part):
         target_threshold: float = 0.5,
         stop_gradient: bool = False,
         loss_weight: float = 1.0,
+        num_perturbed: int = 0,
         rescore: bool = True,
         separable: bool = False,
         dtype: str = "float32",
@@ -82,6 +86,8 @@ class MaskIoUHead(Part):
             ]
         )
         self.maskiou = Dense(rng, hidden, num_classes, kernel_init=normal(0.01), dtype=OUTPUT_DTYPE)
+        self.mask_size, self.roi_size = mask_size, mask_size // 2
+        self.num_perturbed = num_perturbed
         self.inputs, self.target_classes = inputs, target_classes
         self.target_area, self.target_threshold = target_area, target_threshold
         self.stop_gradient, self.loss_weight = stop_gradient, loss_weight
@@ -93,7 +99,8 @@ class MaskIoUHead(Part):
 
         Args:
             features: [N, M / 2, M / 2, C], the input of the mask head.
-            mask_logits: float32 [N, M, M] of the class in `classes`.
+            mask_logits: float32 [N, M, M] of the class in `classes`, or of a refined mask, whose
+                side is M times a power of 2.
             classes: int32 [N], ground truth's in training, predicted at test.
 
         Returns:
@@ -117,7 +124,9 @@ class MaskIoUHead(Part):
         """Appends the mask head's probabilities to the features as one more channel."""
         if self.inputs == "feature":
             return features
-        masks = _pool(tf.cast(tf.sigmoid(mask_logits), features.dtype)[..., None])
+        masks = tf.cast(tf.sigmoid(mask_logits), features.dtype)[..., None]
+        while masks.shape[1] > features.shape[1]:
+            masks = _pool(masks)
         return masks if self.inputs == "mask" else tf.concat([features, masks], axis=-1)
 
     @in_scope(OUTPUTS)
@@ -127,7 +136,11 @@ class MaskIoUHead(Part):
     def compute_losses(
         self, view: View, branch: MaskBranch, labels: dict[str, tf.Tensor]
     ) -> tuple[MaskBranch, dict[str, tf.Tensor]]:
-        """Returns the masks unchanged, and the weighted `maskiou_loss`."""
+        """Returns the masks unchanged, and the weighted `maskiou_loss`.
+
+        With `num_perturbed` there is also the `maskiou_perturbed_loss`, whose gradient does not
+        leave the head.
+        """
         # IoU is defined on sets of cells, so soft targets are thresholded here.
         cells = tf.cast(branch.targets >= HALF, tf.float32)
         targets = maskiou_targets(
@@ -143,7 +156,22 @@ class MaskIoUHead(Part):
             is_own = tf.one_hot(branch.classes - 1, predicted.shape[1] - 1) > 0
             others = tf.where(is_own, 0.0, predicted[:, 1:])
         loss = maskiou_loss(own, targets, branch.slots.valid, others)
-        return branch, {"maskiou_loss": self.loss_weight * loss}
+        losses = {"maskiou_loss": self.loss_weight * loss}
+        if self.num_perturbed:
+            loss = self._perturbed_loss(view, labels)
+            losses["maskiou_perturbed_loss"] = self.loss_weight * loss
+        return branch, losses
+
+    def _perturbed_loss(self, view: View, labels: dict[str, tf.Tensor]) -> tf.Tensor:
+        sizes, side = view.image_info[:, :2], self.mask_size
+        objects = perturb_objects(labels, sizes, self.num_perturbed, side, view.static)
+        boxes, masks, _ = objects.given
+        cells = mask_targets(*matched_masks(labels, objects.matches), boxes, side)
+        logits, gt_areas = to_logits(masks), tf.gather_nd(labels["gt_areas"], objects.matches)
+        targets = maskiou_targets(logits, cells, closed_full_areas(cells, gt_areas, boxes))
+        features = view.pool(boxes, objects.matches[:, 0], self.roi_size)
+        predicted = self(tf.stop_gradient(features), logits, objects.classes)
+        return maskiou_loss(predicted, targets, objects.valid, above=-1.0)
 
     def detect(self, view: View, branch: MaskBranch) -> tuple[MaskBranch, dict[str, tf.Tensor]]:
         """Returns the masks unchanged, and as outputs the predicted IoU of each and its score."""
@@ -153,6 +181,14 @@ class MaskIoUHead(Part):
         )
         scores = mask_scores(branch.found.scores, mask_ious, self.rescore)
         return branch, {"mask_ious": mask_ious, "mask_scores": scores}
+
+    def rate(self, view: View, boxes: tf.Tensor, classes: tf.Tensor, masks: tf.Tensor) -> tf.Tensor:
+        """Predicts the IoU of given masks with their objects, as `Detector.rate` does."""
+        image_index = tf.repeat(tf.range(boxes.shape[0]), boxes.shape[1])
+        features = view.pool(tf.reshape(boxes, [-1, 4]), image_index, self.roi_size)
+        logits = to_logits(tf.reshape(masks, [-1, *masks.shape[2:]]))
+        predicted = self(features, logits, tf.reshape(classes, [-1]))
+        return tf.reshape(tf.clip_by_value(predicted, 0.0, 1.0), classes.shape)
 
     def _full_areas(
         self, cells: tf.Tensor, branch: MaskBranch, labels: dict[str, tf.Tensor]
@@ -177,6 +213,12 @@ def mask_scores(box_scores: tf.Tensor, mask_ious: tf.Tensor, rescore: bool) -> t
         float32 [B, D].
     """
     return box_scores * mask_ious if rescore else box_scores
+
+
+def to_logits(masks: tf.Tensor) -> tf.Tensor:
+    """The logits of probabilities in 0..1, of which 0 and 1 have finite ones."""
+    inner = tf.clip_by_value(masks, 1e-4, 1.0 - 1e-4)
+    return tf.math.log(inner) - tf.math.log(1.0 - inner)
 
 
 def _pool(masks: tf.Tensor) -> tf.Tensor:
@@ -286,6 +328,7 @@ def maskiou_loss(
     targets: tf.Tensor,
     valid: tf.Tensor,
     others: tf.Tensor | None = None,
+    above: float = 0.0,
 ) -> tf.Tensor:
     """Computes ½ (prediction - target)², mean over all replicas' RoIs with a target above 0.
 
@@ -294,11 +337,12 @@ def maskiou_loss(
         targets: float32 [N].
         valid: bool [N], slots that hold a positive RoI.
         others: float32 [N, K], further predictions, whose targets are 0.
+        above: another limit for the targets that count.
 
     Returns:
-        float32 scalar, 0 if no target is above 0.
+        float32 scalar, 0 if no target counts.
     """
-    counted = valid & (targets > 0)
+    counted = valid & (targets > above)
     error = tf.square(tf.where(counted, maskiou_pred - targets, 0.0))
     if others is not None:
         error += tf.reduce_sum(tf.square(tf.where(counted[:, None], others, 0.0)), axis=1)

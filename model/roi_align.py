@@ -263,11 +263,11 @@ def _pool_static(
     sizes = tf.gather(tf.constant(shapes), levels)
     count = rois.shape[0] if rois.shape[0] is not None else tf.shape(rois)[0]
     taps = [count, output_size, 2 * sampling_ratio]
-    rows, row_weights = _neighbours(positions[..., 0], sizes[:, 0], sampling_ratio, taps)
-    columns, column_weights = _neighbours(positions[..., 1], sizes[:, 1], sampling_ratio, taps)
+    rows, row_weights = neighbours(positions[..., 0], sizes[:, 0], sampling_ratio, taps)
+    columns, column_weights = neighbours(positions[..., 1], sizes[:, 1], sampling_ratio, taps)
     start = tf.gather(tf.constant(starts), levels) + image_index * int(cells.sum())
     rows = start[:, None, None] + rows * sizes[:, None, None, 1]
-    combine = _combine_at_once if training else _combine_by_tap
+    combine = _combine_at_once if training else combine_by_tap
     return combine(flat, rows, columns, row_weights, column_weights)
 
 
@@ -281,8 +281,18 @@ def _combine_at_once(flat, rows, columns, row_weights, column_weights):
     return tf.einsum("niajbc,nia,njb->nijc", corners, row_weights, column_weights)
 
 
-def _combine_by_tap(flat, rows, columns, row_weights, column_weights):
-    """Computes the same sum term by term, fused into passes that store only the result."""
+def combine_by_tap(flat, rows, columns, row_weights, column_weights):
+    """Computes the same sum term by term, fused into passes that store only the result.
+
+    Args:
+        flat: [cells, C], maps as one list.
+        rows: int32 [N, bins, taps], the first cell of each row that a bin reads.
+        columns: int32 [N, bins, taps], the columns that it reads.
+        row_weights, column_weights: float32 of the same shapes.
+
+    Returns:
+        [N, bins, bins, C] in the dtype of the maps.
+    """
     total = 0.0
     for row, column in itertools.product(range(rows.shape[2]), range(columns.shape[2])):
         corners = tf.gather(flat, rows[:, :, None, row] + columns[:, None, :, column])
@@ -291,12 +301,12 @@ def _combine_by_tap(flat, rows, columns, row_weights, column_weights):
     return tf.cast(total, flat.dtype)
 
 
-def _neighbours(position, size, sampling_ratio, shape):
+def neighbours(position, size, sampling_ratio, shape):
     """Finds the two cells next to each sample along one axis, and their weights.
 
     Args:
         position: float32 [N, S] in cells.
-        size: int32 [N], cells of the RoI's level.
+        size: int32 [N] or [1], cells of the RoI's level.
         sampling_ratio: samples per bin along the axis.
         shape: shape of the results, [N, bins, 2 sampling_ratio].
 

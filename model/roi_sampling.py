@@ -60,7 +60,10 @@ def sample_rois(
     positive = usable & positive
 
     priority = tf.stack(
-        [_uniform(seed, candidates.shape[1]) for seed in tf.unstack(seeds, num=gt_boxes.shape[0])]
+        [
+            draw_uniform(seed, candidates.shape[1])
+            for seed in tf.unstack(seeds, num=gt_boxes.shape[0])
+        ]
     )
     most = min(int(num_rois * positive_fraction), candidates.shape[1])
     chosen = positive & _among_the_first(tf.where(positive, priority, -1.0), most)
@@ -109,8 +112,11 @@ def _match(
     return matches, tf.reduce_max(iou, axis=-1) >= positive_iou
 
 
-def _uniform(seed: tf.Tensor, count: int) -> tf.Tensor:
-    """Draws float32 [count] in [0, 1) from bits, since XLA draws the same bits but other floats."""
+def draw_uniform(seed: tf.Tensor, count: int) -> tf.Tensor:
+    """Draws float32 [count] in [0, 1) from the int32 [2] seed alone.
+
+    From bits, since XLA draws the same bits but other floats.
+    """
     bits = tf.random.stateless_uniform([count], seed, None, None, tf.uint32, alg="philox")
     return tf.cast(tf.bitwise.right_shift(bits, 9), tf.float32) * 2.0**-23
 

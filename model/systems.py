@@ -7,6 +7,7 @@
           └ mask_rcnn              He et al., ICCV 2017: + a mask of each box
             └ mask_scoring_rcnn    Huang et al., CVPR 2019: + the IoU that each mask should have
     cascade_…                      Cai and Vasconcelos, CVPR 2018: three box heads in a row
+    pointrend_…                    Kirillov et al., CVPR 2020: masks refined at uncertain points
 
 A system is a row of functions that make its parts from the settings; most systems differ from their
 parent in one.
@@ -33,6 +34,7 @@ from model.given_proposals import GivenProposals
 from model.layers import Part
 from model.mask_head import MaskHead
 from model.maskiou_head import MaskIoUHead
+from model.point_head import PointHead
 from model.region_head import RegionHead
 from model.roi_align import RoIAlign
 from model.roi_pool import RoIPool
@@ -210,10 +212,29 @@ def _mask_head(settings: Settings) -> MaskHead:
         settings.channels,
         model.num_classes,
         mask_size=model.mask_size,
-        max_rois=int(model.rois_per_image * model.roi_positive_fraction),
+        max_rois=_most_positives(model),
         target=model.mask_target,
         separable=model.separable_convs,
         norm=model.head_norm,
+        dtype=model.precision,
+    )
+
+
+def _most_positives(model: ModelConfig) -> int:
+    return int(model.rois_per_image * model.roi_positive_fraction)
+
+
+def _point_head(settings: Settings, is_judged: bool = False) -> PointHead:
+    model = settings.model
+    return PointHead(
+        settings.rng,
+        settings.channels,
+        model.num_classes,
+        mask_size=model.mask_size,
+        subdivisions=model.point_subdivisions,
+        max_rois=_most_positives(model),
+        target=model.mask_target,
+        is_judged=is_judged,
         dtype=model.precision,
     )
 
@@ -232,6 +253,7 @@ def _maskiou_head(settings: Settings) -> MaskIoUHead:
         target_threshold=model.maskiou_target_threshold,
         stop_gradient=model.maskiou_stop_gradient,
         loss_weight=model.maskiou_loss_weight,
+        num_perturbed=_most_positives(model) // 2 if model.maskiou_perturbed_masks else 0,
         rescore=model.rescore,
         separable=model.separable_convs,
         dtype=model.precision,
@@ -252,9 +274,12 @@ _RCNN = _FAST_RCNN._replace(
 _FASTER_RCNN_C4 = _FAST_RCNN._replace(proposer=_rpn)
 _FASTER_RCNN = System(_fpn, _rpn, _roi_sampler, _roi_align, {"box_head": _box_head})
 _MASK_RCNN = _FASTER_RCNN.with_heads({"mask_head": _mask_head})
-_MASK_SCORING_RCNN = _MASK_RCNN.with_heads({"maskiou_head": _maskiou_head})
+_MASKIOU_HEAD = {"maskiou_head": _maskiou_head}
+_MASK_SCORING_RCNN = _MASK_RCNN.with_heads(_MASKIOU_HEAD)
 
 _CASCADE_HEAD = {"box_head": _cascade_head}
+_POINT_HEAD = {"point_head": _point_head}
+_JUDGED_POINT_HEAD = {"point_head": functools.partial(_point_head, is_judged=True)}
 
 SYSTEMS = {
     "rcnn": _RCNN,
@@ -262,9 +287,13 @@ SYSTEMS = {
     "faster_rcnn_c4": _FASTER_RCNN_C4,
     "faster_rcnn": _FASTER_RCNN,
     "mask_rcnn": _MASK_RCNN,
+    "pointrend_mask_rcnn": _MASK_RCNN.with_heads(_POINT_HEAD),
     "mask_scoring_rcnn": _MASK_SCORING_RCNN,
     "cascade_mask_rcnn": _MASK_RCNN.with_heads(_CASCADE_HEAD),
     "cascade_mask_scoring_rcnn": _MASK_SCORING_RCNN.with_heads(_CASCADE_HEAD),
+    "pointrend_mask_scoring_rcnn": _MASK_RCNN.with_heads(_JUDGED_POINT_HEAD).with_heads(
+        _MASKIOU_HEAD
+    ),
 }
 
 
@@ -273,6 +302,7 @@ def build_network(params) -> Detector:
 
     Raises:
         ValueError: the backbone does not support an option in the settings.
+        UserError: `train_only` names a part that the system does not have.
     """
     model = params.model
     system = SYSTEMS[model.system]
@@ -292,7 +322,7 @@ def build_network(params) -> Detector:
     make_detector, scales, flip = Detector, len(params.data.test_scales), params.data.test_flip
     if scales > 1 or flip:
         make_detector = functools.partial(AugmentedDetector, num_scales=scales, flip=flip)
-    return make_detector(
+    network = make_detector(
         pixels=Pixels(model.pixel_mean, model.pixel_std),
         backbone=backbone,
         neck=neck,
@@ -303,3 +333,6 @@ def build_network(params) -> Detector:
         whole_image=system.whole_image,
         dtype=model.precision,
     )
+    if model.train_only:
+        network.train_only(model.train_only)
+    return network

@@ -12,6 +12,7 @@ CLASSWISE_LAYERS = {
     "box_head/classes": 1,
     "box_head/deltas": 4,
     "mask_head/logits": 1,
+    "point_head/logits": 1,
     "maskiou_head/maskiou": 1,
 }
 

@@ -1,14 +1,15 @@
-"""Starts a fresh run from the weights of a model trained on other classes.
+"""Starts a fresh run from the weights of a model with other classes or other heads.
 
 The heads' last layers have outputs for every class. Those of classes with the same name in both
-models are copied, whatever their labels; the others keep their initial values.
+models are copied, whatever their labels; the others keep their initial values. So do heads that the
+other model does not have, such as the MaskIoU head if it is a Mask R-CNN.
 
 Axes: K classes with the background, S values per class.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 import numpy as np
 import tensorflow as tf
@@ -29,19 +30,23 @@ _BACKGROUND = 0
 
 
 def load_by_class(network, path: str, own: Sequence[Category]) -> None:
-    """Loads a checkpoint's weights into a network that may have other classes.
+    """Loads a checkpoint's weights into a network that may have other classes and heads.
 
     Args:
         network: receives the weights.
         path: a checkpoint, or a folder with checkpoints, whose latest is used. If there is no
-            categories.json next to it, or the classes are the same, all of it has to fit.
+            categories.json next to it, its classes have to be the same.
         own: the network's categories.
 
     Raises:
-        UserError: there is no checkpoint, or it differs in more than its classes.
+        UserError: there is no checkpoint, or it differs in more than its classes and heads.
     """
-    theirs = categories.load_categories(folder_of(path))
-    if not theirs or [c["name"] for c in theirs] == [c["name"] for c in own]:
+    theirs = categories.load_categories(folder_of(path)) or list(own)
+    names = {name: list(v.shape) for name, v in _variables(network).items()}
+    found = read_shapes(find_checkpoint(path))
+    added, dropped = _parts(names) - _parts(found), _parts(found) - _parts(names)
+    same_classes = [c["name"] for c in theirs] == [c["name"] for c in own]
+    if same_classes and not added and not dropped:
         load_network(network, path)
         return
     pairs = [
@@ -49,16 +54,32 @@ def load_by_class(network, path: str, own: Sequence[Category]) -> None:
         for entry, known in categories.pair_by_name(own, theirs)
         if known and known["name"] == entry["name"]
     ]
-    _carry_over(network, find_checkpoint(path), {own["label"]: c["label"] for own, c in pairs})
-    print(_describe(path, pairs, own, theirs), flush=True)
+    labels = {own["label"]: c["label"] for own, c in pairs}
+    _carry_over(network, find_checkpoint(path), labels, _parts(names) & _parts(found))
+    if not same_classes:
+        print(_describe(path, pairs, own, theirs), flush=True)
+    for part in sorted(added):
+        print(f"{path} has no {part}; it keeps its initial values.", flush=True)
+    for part in sorted(dropped):
+        print(f"The {part} of {path} is not used.", flush=True)
 
 
-def _carry_over(network, path: str, kept: dict[int, int]) -> None:
-    """Assigns all weights; of the outputs for classes those in `kept`, own label to theirs."""
+def _variables(network) -> dict[str, tf.Variable]:
     variables = named_variables(tf.train.Checkpoint(network=network))
-    found = read_shapes(path)
+    variables.pop("save_counter", None)
+    return variables
+
+
+def _parts(names: Iterable[str]) -> set[str]:
+    """The parts of a network that have variables."""
+    return {name.split("/")[1] for name in names if name.startswith("network/")}
+
+
+def _carry_over(network, path: str, kept: dict[int, int], parts: Collection[str]) -> None:
+    """Assigns the weights of parts; of the outputs for classes those in `kept`, own to theirs."""
+    variables = {n: v for n, v in _variables(network).items() if _parts([n]) <= set(parts)}
+    found = {n: shape for n, shape in read_shapes(path).items() if _parts([n]) <= set(parts)}
     wanted = {name: list(variable.shape) for name, variable in variables.items()}
-    wanted.pop("save_counter", None)
     num_classes = found.get("network/box_head/classes/bias", [0])[0]
     comparable = dict(found)
     for name in wanted.keys() & found.keys():

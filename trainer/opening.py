@@ -55,14 +55,17 @@ def warn_of_frozen_weights(params: Params, loaded: str) -> None:
         loaded: where the weights come from; empty if they are random.
     """
     model = params.model
-    frozen = {"freeze_at": model.freeze_at > 0, "norm": model.norm == "frozen_bn"}
-    named = [name for name, is_frozen in frozen.items() if is_frozen]
-    if loaded or not named:
+    frozen = {
+        f"--freeze_at={model.freeze_at}": model.freeze_at > 0,
+        f"--norm={model.norm}": model.norm == "frozen_bn",
+        f"--train_only={','.join(model.train_only)}": bool(model.train_only),
+    }
+    flags = [flag for flag, is_frozen in frozen.items() if is_frozen]
+    if loaded or not flags:
         return
-    flags = " and ".join(f"--{name}={getattr(model, name)}" for name in named)
     print(
-        f"Warning: {flags} keep{'s' * (len(named) == 1)} layers at their random initial values: "
-        "give --init_checkpoint, or train them (--freeze_at=0 --norm=gn).",
+        f"Warning: {' and '.join(flags)} keep{'s' * (len(flags) == 1)} layers at their random "
+        "initial values: give --init_checkpoint, or train them (--freeze_at=0 --norm=gn).",
         file=sys.stderr,
     )
 

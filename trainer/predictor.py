@@ -28,6 +28,7 @@ from trainer.categories import load_categories
 from trainer.checkpoint_files import find_checkpoint, load_network
 from trainer.coco_results import boxes_in_original, scores_of, to_coco_box
 from trainer.config import Params
+from trainer.given_masks import prepare_masks, require_classes
 from trainer.named_settings import choose_settings
 from trainer.overlays import Instance, draw_instances
 from trainer.run_record import has_checkpoint, load_record, require_own_proposals
@@ -138,6 +139,7 @@ class Predictor:
         detect: maps the features of a batch with one canvas to detections, with the names of
             `model.detector.Detector.detect`.
         categories: {"label", "id", "name"} of each class.
+        rate: judges given masks as `model.detector.Detector.rate` does; None if the model cannot.
         batch_size: number of images with the same canvas that are processed together.
     """
 
@@ -146,9 +148,12 @@ class Predictor:
         params: Params,
         detect: Callable[[Tensors], Mapping[str, tf.Tensor | np.ndarray]],
         categories: Sequence[Mapping],
+        rate: Callable[..., tf.Tensor] | None = None,
+        *,
         batch_size: int = 1,
     ):
         self.params = params
+        self.categories = tuple(categories)
         self.names = {category["label"]: str(category["name"]) for category in categories}
         self._ids = {category["label"]: category["id"] for category in categories}
         self._batch_size = batch_size
@@ -158,7 +163,7 @@ class Predictor:
             input_signature=[pixels],
             autograph=False,
         )
-        self._detect = detect
+        self._detect, self._rate = detect, rate
 
     @overload  # A str is also a sequence of str; here it is a path.
     def __call__(self, images: Photograph) -> Detections: ...  # type: ignore[overload-overlap]
@@ -202,6 +207,45 @@ class Predictor:
         results = (zip(keys, self._detect_in(features), strict=True) for keys, features in batches)
         for found in ahead(results):
             yield from found
+
+    def rate(
+        self, image: Photograph, masks: np.ndarray | Sequence[np.ndarray], classes: Sequence[int]
+    ) -> np.ndarray:
+        """Predicts how well masks of any origin outline their objects.
+
+        Args:
+            image: as for `__call__`.
+            masks: N arrays [h, w] of the image's size, not 0 where the mask is.
+            classes: N labels, from 1 on; `names` lists them.
+
+        Returns:
+            float32 [N], the expected IoU of each mask with its object, 0 for an empty mask.
+
+        Raises:
+            UserError: the model has no MaskIoU head, or is an export; or as `__call__`.
+            ValueError: a mask has another size than the image, or a class does not exist.
+        """
+        if self._rate is None:
+            raise UserError(
+                "This model cannot rate masks: that takes the model_dir of a system with a MaskIoU "
+                "head, such as mask_scoring_rcnn."
+            )
+        features = self._laid_out(image)
+        height, width = (int(side) for side in features["image_info"][3:])
+        require_classes(classes, self.names)
+        if not len(masks):
+            return np.zeros([0], np.float32)
+        given = prepare_masks(masks, classes, (height, width), self.params.model.mask_size)
+        valid_height, valid_width = features["image_info"][:2].numpy()
+        padded = given.padded()
+        rated = self._rate(
+            {name: value[None] for name, value in features.items()},
+            padded.boxes[None] * np.array([valid_height / height, valid_width / width] * 2, "f"),
+            padded.classes[None],
+            padded.cells[None],
+        )
+        empty = (given.boxes[:, 2] == 0) | (given.boxes[:, 3] == 0)
+        return np.where(empty, np.float32(0), np.asarray(rated)[0, : len(masks)])
 
     def read(self, path: str | os.PathLike) -> np.ndarray:
         """Reads the pixels of a file as in training: uint8 [h, w, 3], rotated by EXIF orientation.
@@ -281,7 +325,7 @@ def load(
             )
         # Exports process one image at a time.
         return Predictor(*open_export(folder))
-    return Predictor(*open_checkpoint(folder, checkpoint, settings), batch_size)
+    return Predictor(*open_checkpoint(folder, checkpoint, settings), batch_size=batch_size)
 
 
 def open_checkpoint(
@@ -299,7 +343,14 @@ def open_checkpoint(
     network = build_network(params)
     load_network(network, find_checkpoint(checkpoint or folder))
     # One trace for each canvas and number of images: one, or a full batch.
-    return Opened(params, tf.function(network.detect, autograph=False), load_categories(home))
+    trace = functools.partial(tf.function, autograph=False)
+    rates = "maskiou_head" in network.head_names
+    return Opened(
+        params,
+        trace(network.detect),
+        load_categories(home),
+        trace(network.rate) if rates else None,
+    )
 
 
 def _batch_by_canvas(

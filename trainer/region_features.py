@@ -26,6 +26,7 @@ from data import files
 from data.input_fn import plain_examples
 from data.manifest import expand_pattern
 from data.progress import with_progress
+from data.proposal_file import list_proposal_files
 from data.tf_example import bytes_feature, serialize_example
 from data.tfrecords import write_shard
 from model.detector import Detector
@@ -69,7 +70,8 @@ class RegionFeatures:
         self._params = params
         self._num_images = num_images
         self._folder = os.path.join(files.expand(params.train.model_dir), "features")
-        inputs = [*expand_pattern(params.data.train_file_pattern), params.data.proposals_file]
+        records = expand_pattern(params.data.train_file_pattern)
+        inputs = [*records, *list_proposal_files(params.data.proposals_file)]
         self._plan = {
             "settings": repr((params.data, params.model)),
             "inputs": [[path, *files.state(path)] for path in inputs],

@@ -37,11 +37,15 @@ OPENVINO_FILE = "model.xml"
 
 
 class Opened(NamedTuple):
-    """An exported model, or a checkpoint."""
+    """An exported model, or a checkpoint.
+
+    `rate` judges given masks as `model.detector.Detector.rate` does; None if the model cannot.
+    """
 
     params: Params
     detect: Callable[[Mapping], Mapping]
     categories: tuple[Category, ...]
+    rate: Callable | None = None
 
 
 class About(NamedTuple):

@@ -52,6 +52,19 @@ def test_the_best_of_each_image_in_order(tmp_path):
         assert found.find(tf.constant(absent, tf.int64)).shape == (0, 4)
 
 
+def test_several_files_are_one(tmp_path):
+    first, second = (
+        write(tmp_path / name, entries)
+        for name, entries in (("a.json", ENTRIES[:2]), ("b.json", ENTRIES[2:]))
+    )
+    found = open_proposals(f"{first}, {second}", 2)
+    whole = ProposalFile(write(tmp_path / "p.json", ENTRIES), 2)
+    np.testing.assert_array_equal(found.boxes, whole.boxes)
+    np.testing.assert_array_equal(found.starts, whole.starts)
+    write(tmp_path / "b.json", ENTRIES[3:])
+    assert len(open_proposals(f"{first}, {second}", 9).boxes) == 3
+
+
 def test_blocks_and_compression_change_nothing(tmp_path, monkeypatch):
     rng = np.random.default_rng(0)
     entries = [

@@ -15,7 +15,7 @@ from model.box_head import BoxDetections
 from model.model_fn import model_fn
 from model.systems import build_network
 
-SYSTEMS = ("faster_rcnn", "mask_rcnn", "mask_scoring_rcnn")
+SYSTEMS = ("faster_rcnn", "mask_rcnn", "mask_scoring_rcnn", "pointrend_mask_scoring_rcnn")
 
 
 def augmented_params(scales=(1.0,), flip=False, **model):
@@ -134,7 +134,7 @@ def test_an_image_that_is_its_own_mirror_image_has_symmetric_detections():
         np.testing.assert_allclose(masks[there], masks[here][:, ::-1], atol=1e-4)
 
 
-@pytest.mark.parametrize("system", ["mask_rcnn", "mask_scoring_rcnn"])
+@pytest.mark.parametrize("system", SYSTEMS[1:])
 def test_equals_a_reading_in_numpy(system):
     """Candidates of four views mapped and suppressed, and each view's masks averaged."""
     params = augmented_params(scales=(1.0, 1.5), flip=True, system=system)
@@ -180,11 +180,14 @@ def test_equals_a_reading_in_numpy(system):
             tf.constant(found["box_scores"]),
             tf.ones([3, 6], tf.bool),
         )
-        branch, outputs = network.mask_head.detect(view, slots)
+        found_there, outputs = slots, {}
+        for head in network.heads[1:]:
+            found_there, more = head.detect(view, found_there)
+            outputs |= more
         values = outputs["detection_masks"].numpy()
         masks.append(values[..., ::-1] if mirrored else values)
-        if system == "mask_scoring_rcnn":
-            ious.append(network.maskiou_head.detect(view, branch)[1]["mask_ious"].numpy())
+        if "mask_ious" in outputs:
+            ious.append(outputs["mask_ious"].numpy())
     np.testing.assert_allclose(found["detection_masks"], np.mean(masks, 0), atol=1e-5)
     if ious:
         np.testing.assert_allclose(found["mask_ious"], np.mean(ious, 0), atol=1e-5)
@@ -206,7 +209,7 @@ def map_boxes(boxes, info, first_info, mirrored, back=False):
 def test_static_shapes_find_the_same(system):
     params = augmented_params(scales=(1.0, 0.5), flip=True, system=system)
     network = build_network(params)
-    if system == "mask_scoring_rcnn":
+    if "maskiou_head" in network.head_names:
         network.maskiou_head.maskiou.bias.assign(np.full(4, 0.5, np.float32))
     features = lay_out_all(params, photographs()[:2])
     plain = network.detect(features)

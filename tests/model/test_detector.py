@@ -9,6 +9,7 @@ import pytest
 import tensorflow as tf
 from toy_batch import NUM_CLASSES, toy_features, toy_labels, toy_params, toy_polygons
 
+from data.errors import UserError
 from model.layers import Conv, ConvTranspose, Dense
 from model.systems import build_network
 
@@ -171,6 +172,16 @@ def test_detections(finding):
     assert (found["detection_boxes"] >= 0).all()
 
 
+def test_rating_its_own_masks_gives_the_ious_of_its_detections(finding):
+    features = toy_features()
+    found = finding.detect(features)
+    boxes, classes, masks = (found[f"detection_{name}"] for name in ("boxes", "classes", "masks"))
+    rated = finding.rate(features, boxes, classes, masks)
+    valid = classes.numpy() > 0
+    assert valid.sum() > 3
+    np.testing.assert_allclose(rated.numpy()[valid], found["mask_ious"].numpy()[valid], atol=1e-5)
+
+
 def test_rescoring_can_be_switched_off(finding, monkeypatch):
     rescored = finding.detect(toy_features())
     monkeypatch.setattr(finding.maskiou_head, "rescore", False)
@@ -317,6 +328,44 @@ def test_decayed_variables_are_the_trainable_kernels(network):
         if isinstance(layer, (Conv, ConvTranspose, Dense))
     ]
     assert {id(kernel) for kernel in kernels} == {id(v) for v in network.decayed_variables}
+
+
+def test_one_part_alone_can_be_trained():
+    network = build_network(toy_params(norm="bn", train_only=("maskiou_head",)))
+    head = {id(variable) for variable in network.maskiou_head.variables}
+    assert {id(variable) for variable in network.trainable_variables} == head
+    assert {id(kernel) for kernel in network.decayed_variables} < head
+    before = [variable.numpy() for variable in network.variables]
+    _, _, gradients = losses_and_gradients(network, toy_labels(), network.trainable_variables)
+    assert all(gradient is not None for gradient in gradients)
+    # Statistics of batches stay too.
+    for variable, value in zip(network.variables, before, strict=True):
+        np.testing.assert_array_equal(variable, value)
+
+
+def test_a_part_that_the_system_lacks_cannot_be_trained():
+    with pytest.raises(UserError, match="^--train_only=mask_head,maskiou_head: this system .* box"):
+        params = toy_params(
+            system="faster_rcnn", train_only=("box_head", "mask_head", "maskiou_head")
+        )
+        build_network(params)
+
+
+def test_perturbed_masks_train_the_maskiou_head_alone(network):
+    spoilt = variant(network, maskiou_perturbed_masks=True)
+    with tf.GradientTape() as tape:
+        losses, _ = spoilt.compute_losses(toy_features(), toy_labels())
+    assert set(losses) == LOSSES | {"maskiou_perturbed_loss"}
+    loss = losses["maskiou_perturbed_loss"]
+    assert 0 < float(loss) < 1
+    gradients = tape.gradient(loss, [v.value for v in spoilt.trainable_variables])
+    head = {id(variable) for variable in spoilt.maskiou_head.variables}
+    for variable, gradient in zip(spoilt.trainable_variables, gradients, strict=True):
+        assert (gradient is not None) == (id(variable) in head), variable.path
+    others, _ = network.compute_losses(toy_features(), toy_labels())
+    assert numbers(others) == pytest.approx(
+        {k: v for k, v in numbers(losses).items() if k in LOSSES}
+    )
 
 
 def test_without_maskiou_head():

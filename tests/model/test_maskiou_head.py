@@ -262,6 +262,14 @@ def small_case(dtype="float32"):
     return head, features, mask_logits
 
 
+def test_refined_masks_are_pooled_to_the_features():
+    head = MaskIoUHead(rng(), 4, 8, 3, 8, inputs="mask")
+    masks = f32(rng(1).normal(size=(3, 32, 32)))
+    pooled = head._combine(tf.zeros([3, 4, 4, 4]), masks)
+    expected = tf.sigmoid(masks).numpy().reshape(3, 4, 8, 4, 8).max((2, 4))
+    np.testing.assert_array_equal(pooled[..., 0], expected)
+
+
 def test_forward_equals_a_plain_reading():
     head, features, mask_logits = small_case()
     masks = tf.nn.max_pool2d(tf.sigmoid(mask_logits)[..., None], 2, 2, "VALID")

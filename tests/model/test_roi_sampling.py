@@ -6,7 +6,7 @@ import tensorflow as tf
 from greedy_nms import iou_matrix
 
 from model.proposals import Proposals
-from model.roi_sampling import _uniform, sample_rois
+from model.roi_sampling import draw_uniform, sample_rois
 
 
 def make_case(batch=2, num_proposals=60, slots=4, seed=0):
@@ -193,7 +193,7 @@ def test_every_candidate_has_the_same_chance():
 
 
 def test_uniform_fills_the_unit_interval():
-    draws = _uniform(tf.constant([3, 4]), 20_000).numpy()
+    draws = draw_uniform(tf.constant([3, 4]), 20_000).numpy()
     assert draws.min() >= 0 and draws.max() < 1
     counts, _ = np.histogram(draws, bins=10, range=(0, 1))
     assert np.abs(counts - 2000).max() < 4.5 * np.sqrt(1800)

@@ -19,6 +19,7 @@ def test_what_is_known_of_systems_is_what_they_are_made_of():
     for name, system in systems.SYSTEMS.items():
         facts = config.SYSTEMS[name]
         assert facts.has_masks == ("mask_head" in system.heads)
+        assert facts.has_maskiou == ("maskiou_head" in system.heads)
         assert facts.has_pyramid == (system.last_stage == 5)
 
 

@@ -1,4 +1,4 @@
-"""Outputs for classes of the same name are carried over; the others stay as they were."""
+"""Outputs for classes of the same name, and heads that both have; the others stay as they were."""
 
 import keras
 import numpy as np
@@ -34,6 +34,7 @@ def make_network(num_classes: int, seed: int, width: int = 3) -> Part:
             deltas=build(keras.layers.Dense(4 * num_classes), width),
         ),
         mask_head=Part(logits=build(keras.layers.Conv2D(num_classes, 1), 5, 5, width)),
+        point_head=Part(logits=build(keras.layers.Dense(num_classes), width)),
         maskiou_head=Part(maskiou=build(keras.layers.Dense(num_classes), width)),
     )
 
@@ -58,6 +59,7 @@ def outputs(network) -> list[tuple[np.ndarray, int]]:
             (network.box_head.classes, 1),
             (network.box_head.deltas, 4),
             (network.mask_head.logits, 1),
+            (network.point_head.logits, 1),
             (network.maskiou_head.maskiou, 1),
         )
         for variable in layer.variables
@@ -117,3 +119,43 @@ def test_what_differs_in_more_than_classes_is_refused(tmp_path):
     path = save(tmp_path, make_network(3, 1), "cat", "dog")
     with pytest.raises(UserError, match="does not fit.*backbone/dense"):
         load_by_class(make_network(2, 2, width=5), path, categories("cat"))
+
+
+def without_maskiou(num_classes: int, seed: int) -> Part:
+    network = make_network(num_classes, seed)
+    parts = {name: getattr(network, name) for name in ("backbone", "box_head", "mask_head")}
+    return Part(**parts)
+
+
+@pytest.mark.parametrize("names", [(), ("cat", "dog"), ("dog", "cow")])
+def test_a_head_that_the_checkpoint_lacks_keeps_its_initial_values(tmp_path, names, capsys):
+    source, network, initial = without_maskiou(3, 1), make_network(3, 2), make_network(3, 2)
+    path = save(tmp_path, source, *names)
+    load_by_class(network, path, categories("cat", "dog"))
+    for own, before in zip(
+        network.maskiou_head.maskiou.variables, initial.maskiou_head.maskiou.variables, strict=True
+    ):
+        np.testing.assert_array_equal(own, before)
+    np.testing.assert_array_equal(network.backbone.dense.kernel, source.backbone.dense.kernel)
+    dog = 1 if names == ("dog", "cow") else 2
+    own, theirs = network.mask_head.logits, source.mask_head.logits
+    np.testing.assert_array_equal(own.kernel[..., 2], theirs.kernel[..., dog])
+    said = capsys.readouterr().out
+    assert f"{path} has no maskiou_head; it keeps its initial values." in said
+    assert ("are kept for" in said) == (names == ("dog", "cow"))
+
+
+def test_a_head_that_the_network_lacks_is_not_used(tmp_path, capsys):
+    source, network = make_network(3, 1), without_maskiou(3, 2)
+    path = save(tmp_path, source)
+    load_by_class(network, path, categories("cat", "dog"))
+    np.testing.assert_array_equal(network.box_head.deltas.bias, source.box_head.deltas.bias)
+    assert capsys.readouterr().out == f"The maskiou_head of {path} is not used.\n"
+
+
+def test_another_box_head_is_refused(tmp_path):
+    source = make_network(3, 1)
+    source.box_head = Part(stages=Part(first=source.box_head))
+    path = save(tmp_path, source)
+    with pytest.raises(UserError, match="does not fit"):
+        load_by_class(without_maskiou(3, 2), path, categories("cat", "dog"))

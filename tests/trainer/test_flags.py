@@ -296,7 +296,8 @@ def test_a_setting_of_the_network_changes_predictions_or_concerns_training_alone
         "rpn_loss_normaliser", "rois_per_image", "roi_positive_fraction", "roi_positive_iou",
         "box_loss_beta", "mask_target", "maskiou_target_area", "maskiou_target_classes",
         "maskiou_target_threshold",
-        "maskiou_stop_gradient", "maskiou_loss_weight",
+        "maskiou_stop_gradient", "maskiou_loss_weight", "train_only",
+        "maskiou_perturbed_masks",
     }  # fmt: skip
     settings = list(list_settings())
     silent = {s.name for s in settings if s.part == "model" and not s.changes_predictions}

@@ -57,6 +57,7 @@ def test_a_longer_cosine_says_that_the_rate_jumps(tmp_path, capsys):
         ({"freeze_at": 2}, "", "Warning: --freeze_at=2 keeps layers"),
         ({"norm": "frozen_bn"}, "", "Warning: --norm=frozen_bn keeps layers"),
         ({"freeze_at": 1, "norm": "frozen_bn"}, "", "--freeze_at=1 and --norm=frozen_bn keep l"),
+        ({"train_only": ("box_head", "mask_head")}, "", "--train_only=box_head,mask_head keeps l"),
         ({"freeze_at": 2, "norm": "frozen_bn"}, "m/ckpt-1", ""),
         ({}, "", ""),
     ],

@@ -14,25 +14,20 @@ if TYPE_CHECKING:
     from trainer.predictor import Detections, Predictor
 
 RLE, PROBABILITIES = MASKS = "rle", "probabilities"
-# The scores that a system gives.
-_SCORES = {
-    "faster_rcnn": ("box_score",),
-    "mask_rcnn": ("box_score", "mask_score"),
-    "mask_scoring_rcnn": ("box_score", "mask_iou", "mask_score"),
-}
 
 
 def describe_model(predictor: Predictor, limits: Limits) -> bytes:
     """Names, canvases and scores of a model, and what the server accepts."""
     params = predictor.params
-    scores = _SCORES[params.model.system]
+    has_masks, has_maskiou = params.model.include_mask, params.model.include_maskiou
+    scores = {"box_score": True, "mask_iou": has_maskiou, "mask_score": has_masks}
     return _encode(
         {
             "system": params.model.system,
             "names": list(predictor.names.values()),
             "canvases": list(params.data.canvases),
-            "scores": scores,
-            "masks": "mask_score" in scores,
+            "scores": [score for score, is_given in scores.items() if is_given],
+            "masks": has_masks,
             "exif": params.data.exif,
             "limits": {"upload_bytes": limits.upload_bytes, "pixels": limits.pixels},
         }

@@ -1,8 +1,9 @@
 // Outlines of detections as paths of SVG, in pixels of the picture.
 
 const THRESHOLD = 0.5;
-// Steps between two cells' centres; straight lines between so many follow the bilinear surface.
-const STEPS = 3;
+// Steps along a mask; straight lines between so many follow the bilinear surface. At least one
+// between two cells' centres.
+const STEPS = 84;
 
 // Edges that a contour enters and leaves a cell by, with the mask on its right: top 0, right 1,
 // bottom 2, left 3. The index has the corners that are in the mask: 8 top left, 4 top right,
@@ -25,11 +26,12 @@ export function rectangle([y1, x1, y2, x2]) {
 
 /** The path around what is at least THRESHOLD of probabilities [M, M] that cover a box. */
 function contour(probabilities, [y1, x1, y2, x2]) {
-  const grid = refine(pad(probabilities));
-  const cells = probabilities.length * STEPS;
+  const steps = Math.max(Math.round(STEPS / probabilities.length), 1);
+  const grid = refine(pad(probabilities), steps);
+  const cells = probabilities.length * steps;
   const place = ([row, column]) => {
-    const x = x1 + ((column - STEPS / 2) / cells) * (x2 - x1);
-    const y = y1 + ((row - STEPS / 2) / cells) * (y2 - y1);
+    const x = x1 + ((column - steps / 2) / cells) * (x2 - x1);
+    const y = y1 + ((row - steps / 2) / cells) * (y2 - y1);
     return `${x.toFixed(2)} ${y.toFixed(2)}`;
   };
   return chain(crossings(grid))
@@ -43,11 +45,12 @@ function pad(probabilities) {
   return [zeros, ...probabilities.map((row) => [0, ...row, 0]), zeros];
 }
 
-function refine(grid) {
-  const side = (grid.length - 1) * STEPS + 1;
+/** Interpolates `steps` nodes between two of a grid. */
+function refine(grid, steps) {
+  const side = (grid.length - 1) * steps + 1;
   const between = (index) => {
-    const first = Math.min(Math.floor(index / STEPS), grid.length - 2);
-    return [first, index / STEPS - first];
+    const first = Math.min(Math.floor(index / steps), grid.length - 2);
+    return [first, index / steps - first];
   };
   const mix = (a, b, share) => a + (b - a) * share;
   return Array.from({ length: side }, (_, row) => {

@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image, ImageFilter
 
 from data.config import DataConfig
-from model.config import ModelConfig
+from model.config import SYSTEMS, ModelConfig
 from tools.demo import choose_hosts, listen, make_server
 from trainer.config import Params
 from trainer.predictor import Detections
@@ -89,11 +89,10 @@ def find(pixels, system="mask_scoring_rcnn"):
     boxes, masks = zip(*map(_box_and_mask, PEBBLES), strict=True)
     scores = np.array([pebble[6] for pebble in PEBBLES], np.float32)
     ious = np.array([pebble[7] for pebble in PEBBLES], np.float32)
-    rescored = system == "mask_scoring_rcnn"
+    has_masks, rescored = SYSTEMS[system].has_masks, SYSTEMS[system].has_maskiou
     mask_scores = scores * ious if rescored else scores
     order = np.argsort(-mask_scores)
     names = [PEBBLES[index][5] for index in order]
-    has_masks = system != "faster_rcnn"
     scale = np.array([height / HEIGHT, width / WIDTH] * 2)
     return Detections(
         height=height,

@@ -115,6 +115,8 @@ def test_a_form_is_a_body(client, picture):
         ("faster_rcnn", {"box_score"}),
         ("mask_rcnn", {"box_score", "mask_score"}),
         ("mask_scoring_rcnn", {"box_score", "mask_iou", "mask_score"}),
+        ("cascade_mask_rcnn", {"box_score", "mask_score"}),
+        ("pointrend_mask_scoring_rcnn", {"box_score", "mask_iou", "mask_score"}),
     ],
 )
 def test_the_model_says_what_it_has(picture, system, scores):
