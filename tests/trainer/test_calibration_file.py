@@ -8,14 +8,19 @@ import pytest
 import tensorflow as tf
 from small_model import CANVAS, DATA, photograph
 
-import msrcnn
 from data.errors import UserError
 from data.examples import lay_out
 from model.score_calibration import ScoreMap
-from trainer.calibration_file import FILE, FittedMap, fingerprint, write_calibration
+from trainer.calibration_file import (
+    FILE,
+    FittedMap,
+    calibrate_network,
+    fingerprint,
+    write_calibration,
+)
 from trainer.export import open_for_export
 from trainer.litert import convert
-from trainer.predictor import load_trained, open_checkpoint
+from trainer.predictor import Predictor, load_trained, open_checkpoint
 from trainer.run_record import load_params
 from trainer.runtimes import run_tflite
 
@@ -35,8 +40,7 @@ BY_LABEL = {
 }
 
 
-def calibrate(folder):
-    trained = load_trained(str(folder))
+def calibrate(trained):
     return write_calibration(trained.checkpoint, trained.network, MAPS, rescore=True, method="hand")
 
 
@@ -44,7 +48,7 @@ def calibrate(folder):
 def model_dir(small_model, tmp_path_factory):
     folder = tmp_path_factory.mktemp("calibrated") / "run"
     shutil.copytree(small_model, folder)
-    calibrate(folder)
+    calibrate(load_trained(str(folder)))
     return folder
 
 
@@ -52,10 +56,14 @@ def features(size=(64, 96)):
     return {name: value[None] for name, value in lay_out(photograph(*size), DATA).items()}
 
 
-def detect(folder, **settings):
-    """The outputs of the network for one image, by slot."""
-    opened = open_checkpoint(str(folder), settings=settings)
-    return {name: value.numpy()[0] for name, value in opened.detect(features()).items()}
+def detect(trained):
+    """The outputs of a network for one image, by slot."""
+    return {name: value.numpy()[0] for name, value in trained.network.detect(features()).items()}
+
+
+def apply(trained):
+    """Calibrates a network; returns what `calibrate_network` does."""
+    return calibrate_network(trained.network, trained.checkpoint, trained.params)
 
 
 def expected(raw):
@@ -74,39 +82,41 @@ def assert_same(found, wanted, atol=1e-6):
 
 @pytest.fixture(scope="module")
 def raw(small_model):
-    found = detect(small_model)
+    found = detect(load_trained(str(small_model)))
     assert {1, 2} <= {*found["detection_classes"].tolist()}
     return found
 
 
-def test_a_checkpoint_is_calibrated_once(model_dir, raw):
-    found = detect(model_dir)
+@pytest.fixture(scope="module")
+def opened(model_dir):
+    return open_checkpoint(str(model_dir))
+
+
+def test_a_checkpoint_is_calibrated_once(opened, raw):
+    found = {name: value.numpy()[0] for name, value in opened.detect(features()).items()}
     assert_same(found, expected(raw))
     assert np.abs(found["mask_scores"] - raw["mask_scores"]).max() > 0.01
     # A mask score has a map of its own; it is not the product of calibrated scores.
     assert not np.allclose(found["mask_scores"], found["box_scores"] * found["mask_ious"])
 
 
-def test_detections_are_sorted_by_calibrated_scores(model_dir):
-    found = msrcnn.load(model_dir)(photograph())
+def test_detections_are_sorted_by_calibrated_scores(opened):
+    found = Predictor(*opened)(photograph())
     assert (np.diff(found.mask_scores) <= 0).all()
     (first, *_) = found.to_coco()
     assert first["mask_score"] == pytest.approx(found.mask_scores[0])
 
 
-def test_it_can_be_turned_off(model_dir, raw):
-    assert_same(detect(model_dir, calibrate_scores=False), raw)
+def test_it_can_be_turned_off(model_dir):
+    trained = load_trained(str(model_dir), settings={"calibrate_scores": False})
+    assert apply(trained) == "" and trained.network.calibration is None
 
 
-def test_averages_over_views_are_calibrated(model_dir, small_model):
-    found, plain = (detect(folder, test_flip=True) for folder in (model_dir, small_model))
-    assert_same(found, expected(plain))
-
-
-@pytest.fixture(scope="module")
-def serving(model_dir):
-    given = {"mode": "export", "canvas": CANVAS}
-    return open_for_export(load_params(str(model_dir), given))
+def test_averages_over_views_are_calibrated(model_dir):
+    trained = load_trained(str(model_dir), settings={"test_flip": True})
+    plain = detect(trained)
+    assert apply(trained) == str(model_dir / FILE)
+    assert_same(detect(trained), expected(plain))
 
 
 def slots(found):
@@ -115,19 +125,16 @@ def slots(found):
     return {inner: np.array(found[outer])[0] for inner, outer in names.items()}
 
 
-def test_exports_are_calibrated_once(serving, raw):
-    signatures, _, metadata = serving
-    image = features()["image"].numpy()
-    function = signatures.signature("serving_default")
-    on_canvas = signatures.signature("serve_canvas")(
-        image=tf.constant(image), image_info=features()["image_info"]
-    )
-    wanted = {name: expected(raw)[name] for name in ("detection_classes", *BY_LABEL)}
-    assert_same(slots(on_canvas), wanted, atol=1e-5)
-    assert_same(slots(function(tf.constant(image))), wanted, atol=1e-5)
-    litert = run_tflite(convert(function, signatures, "float32"))
-    assert_same(slots(litert(image)), wanted, atol=1e-5)
+def test_exports_are_calibrated_once(model_dir, raw):
+    given = {"mode": "export", "canvas": CANVAS}
+    serving, _, metadata = open_for_export(load_params(str(model_dir), given))
     assert metadata["settings"]["calibrate_scores"] is True
+    image = features()["image"].numpy()
+    function = serving.signature("serving_default")
+    wanted = {name: expected(raw)[name] for name in ("detection_classes", *BY_LABEL)}
+    assert_same(slots(function(tf.constant(image))), wanted, atol=1e-5)
+    litert = run_tflite(convert(function, serving, "float32"))
+    assert_same(slots(litert(image)), wanted, atol=1e-5)
 
 
 def test_metadata_say_whether_an_export_is_calibrated(small_model):
@@ -148,20 +155,20 @@ def test_weights_that_have_changed_are_not_calibrated(model_dir, tmp_path, capsy
     manager = tf.train.CheckpointManager(checkpoint, str(folder), 1, checkpoint_name="ckpt")
     manager.save(checkpoint_number=7)
     capsys.readouterr()
-    found = detect(folder)
+    trained = load_trained(str(folder))
+    assert apply(trained) == "" and trained.network.calibration is None
     warning = capsys.readouterr().err
     assert warning.startswith(f"Warning: {folder / FILE} is ignored, because it was made for other")
     assert "ckpt-1" in warning and "ckpt-7" in warning and "tools/calibrate.py" in warning
-    assert_same(found, detect(folder, calibrate_scores=False))
-    calibrate(folder)
-    assert not np.allclose(detect(folder)["mask_scores"], found["mask_scores"])
+    calibrate(trained)
+    assert apply(trained) and trained.network.calibration
     assert not capsys.readouterr().err
 
 
 def test_another_kind_of_mask_score_is_not_calibrated(model_dir, capsys):
-    found = detect(model_dir, rescore=False)
+    trained = load_trained(str(model_dir), settings={"rescore": False})
+    assert apply(trained) == "" and trained.network.calibration is None
     assert "was made with --rescore" in capsys.readouterr().err
-    assert_same(found, detect(model_dir, rescore=False, calibrate_scores=False))
 
 
 def test_the_file_says_what_it_belongs_to(model_dir):
@@ -169,6 +176,11 @@ def test_the_file_says_what_it_belongs_to(model_dir):
     assert content["checkpoint"] == "ckpt-1" and content["step"] == 0
     assert content["method"] == "hand" and content["rescore"] is True
     assert [entry["label"] for entry in content["maps"]["box_score"]] == [None, 1]
+
+
+@pytest.fixture(scope="module")
+def trained(model_dir):
+    return load_trained(str(model_dir))
 
 
 @pytest.mark.parametrize(
@@ -181,10 +193,8 @@ def test_the_file_says_what_it_belongs_to(model_dir):
         lambda content: json.dumps(content).replace("0.6, 0.7", "0.7, 0.6"),
     ],
 )
-def test_what_is_no_calibration_is_refused(model_dir, tmp_path, damage):
-    folder = tmp_path / "run"
-    shutil.copytree(model_dir, folder)
-    content = json.loads((folder / FILE).read_text())
-    (folder / FILE).write_text(damage(content))
+def test_what_is_no_calibration_is_refused(model_dir, trained, tmp_path, damage):
+    content = json.loads((model_dir / FILE).read_text())
+    (tmp_path / FILE).write_text(damage(content))
     with pytest.raises(UserError, match="is not a calibration .*--nocalibrate_scores"):
-        msrcnn.load(folder)
+        calibrate_network(trained.network, str(tmp_path / "ckpt-1"), trained.params)
