@@ -79,7 +79,7 @@ def find_scored(trained: Trained, given: Mapping[str, Any]) -> tuple[Scored, set
         The detections, and the ids of the images.
 
     Raises:
-        UserError: the records have other classes or images than the ground truth.
+        UserError: the records have few images, or classes that the model does not know.
     """
     import tensorflow as tf
 
@@ -87,11 +87,12 @@ def find_scored(trained: Trained, given: Mapping[str, Any]) -> tuple[Scored, set
     from trainer.coco_metrics import CocoEvaluator
     from trainer.known_classes import evaluated_categories
     from trainer.record_predictions import predict_records, with_records
-    from trainer.score_fitting import Scored
+    from trainer.score_fitting import Scored, require_content
 
     params = with_records(trained.params, given)
     pattern, annotation_file = given["eval_file_pattern"], given["eval_annotation_file"]
     truth = load_ground_truth(annotation_file, pattern)
+    require_content(truth)
     categories = evaluated_categories(params, trained.categories, truth)
     limit = params.model.detections_per_image
     found = CocoEvaluator(truth, categories, params.model.mask_paste, max_detections=limit)

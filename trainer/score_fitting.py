@@ -46,13 +46,27 @@ def halve(image_ids: Collection[int]) -> tuple[list[int], list[int]]:
     Raises:
         UserError: there are too few.
     """
-    if len(image_ids) < MIN_IMAGES:
-        raise UserError(
-            f"the records have {len(image_ids)} images, and a calibration needs at least "
-            f"{MIN_IMAGES}: half of them to fit it, the others to measure it."
-        )
+    _require_images(len(image_ids))
     ordered = sorted(image_ids, key=lambda key: hashlib.sha256(str(key).encode()).digest())
     return ordered[: len(ordered) // 2], ordered[len(ordered) // 2 :]
+
+
+def require_content(ground_truth: Mapping) -> None:
+    """Raises a UserError if there are too few images, or no objects."""
+    _require_images(len(ground_truth["images"]))
+    if all(annotation["iscrowd"] for annotation in ground_truth["annotations"]):
+        raise UserError(
+            "the records have no objects to compare detections with: give records of annotated "
+            "images, or their --eval_annotation_file."
+        )
+
+
+def _require_images(count: int) -> None:
+    if count < MIN_IMAGES:
+        raise UserError(
+            f"the records have {count} image{'s' * (count != 1)}, and a calibration needs at least "
+            f"{MIN_IMAGES}: half of them to fit it, the others to measure it."
+        )
 
 
 def fit_maps(scored: Scored, image_ids: Iterable[int], method: str) -> FittedMaps:
