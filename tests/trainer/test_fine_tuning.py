@@ -123,7 +123,8 @@ def test_what_differs_in_more_than_classes_is_refused(tmp_path):
 
 def without_maskiou(num_classes: int, seed: int) -> Part:
     network = make_network(num_classes, seed)
-    parts = {name: getattr(network, name) for name in ("backbone", "box_head", "mask_head")}
+    names = ("backbone", "box_head", "mask_head", "point_head")
+    parts = {name: getattr(network, name) for name in names}
     return Part(**parts)
 
 
