@@ -116,7 +116,7 @@ def _say_gap(quality: Mapping) -> str:
 
 def _say_coverage(quality: Mapping) -> str:
     """Says what it is worth to look at the worst outlines; empty if none was found."""
-    name = next(name for name in ("mask_iou", "mask_score", "box_score") if name in quality)
+    name = "mask_score" if "mask_score" in quality else "box_score"
     coverage = quality[name]["coverage"]
     if not coverage["count"]:
         return ""

@@ -76,5 +76,5 @@ def test_an_evaluation_looks_above_the_threshold_of_olrp():
     assert found["mask_iou"]["curve"]["0.1"] == 1 and found["box_score"]["curve"]["0.1"] < 1
     assert format_quality(metrics)[0].splitlines()[-1] == (
         "The 5 detections above the thresholds of oLRP have a mean IoU of 0.964; without the worst "
-        "10% by mask_iou it is 1.000."
+        "10% by mask_score it is 1.000."
     )
