@@ -30,6 +30,7 @@ PACKAGES = [
 PACKAGE_FILES = {"tools.demo_page": ["*.css", "*.html", "*.js", "*.svg"]}
 SCRIPTS = {
     "train": "trainer.main:run",
+    "calibrate": "tools.calibrate:run",
     "convert-beam": "tools.convert_beam:main",
     "create-tfrecord": "tools.create_coco_tfrecord:main",
     "import-weights": "tools.import_weights:run",

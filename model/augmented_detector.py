@@ -77,10 +77,11 @@ class AugmentedDetector(Detector):
         merged = (tf.concat(parts, axis=1) for parts in zip(*candidates, strict=True))
         found, detections = self.heads[0].choose(BoxCandidates(*merged), static)
         judged = [self._judge(found, one, view) for one, view in zip(seen, views, strict=True)]
-        return detections | {
+        means = {
             name: tf.add_n([outputs[name] for outputs in judged]) / len(judged)
             for name in judged[0]
         }
+        return self.calibrate(detections | means)
 
     def _look(self, one: AugmentedView, static: bool) -> tuple[View, BoxCandidates]:
         """Returns one view as the heads see it, and its candidates mapped to the first view."""

@@ -322,6 +322,11 @@ class ModelConfig:
     rescore: bool = predictive_setting(
         True, "Compute mask_score as box_score x mask_iou; if off, it is the box_score."
     )
+    calibrate_scores: bool = predictive_setting(
+        True,
+        "Map scores to the IoU that one can expect, if tools/calibrate.py has made a "
+        "calibration.json for the checkpoint.",
+    )
 
     @property
     def include_mask(self) -> bool:

@@ -30,6 +30,7 @@ from model.backbones import Pixels
 from model.layers import Part
 from model.pixels import normalise
 from model.proposals import Proposals
+from model.score_calibration import ScoreCalibration
 from model.view import View
 
 Tensors = dict[str, tf.Tensor]
@@ -45,6 +46,10 @@ class Detector(Part):
         whole_image: whether the backbone sees the image; otherwise `regions` shows it each region,
             and the only map is the normalised image itself.
         dtype: Keras dtype policy.
+
+    Attributes:
+        calibration: maps the scores of detections to the IoU to expect; None leaves them as they
+            are.
     """
 
     def __init__(
@@ -64,6 +69,7 @@ class Detector(Part):
         self.pixels, self.sampler, self.regions = pixels, sampler, regions
         self.head_names, self.whole_image = tuple(heads), whole_image
         self.part_names = ("backbone", "fpn", "rpn_head", *heads)
+        self.calibration: ScoreCalibration | None = None
         parts = (backbone, neck, proposer, *heads.values())
         for name, part in zip(self.part_names, parts, strict=True):
             # Checkpoints have the attributes' names, and graphs those of the layers.
@@ -136,14 +142,19 @@ class Detector(Part):
             network's input; `detection_classes` int32 [B, D], 0 for empty slots; `box_scores`;
             with a mask head `detection_masks` float32 [B, D, M, M], probabilities over the box,
             and `mask_scores` float32 [B, D]; with a MaskIoU head `mask_ious` float32 [B, D] in
-            0..1. Without one, masks are ranked by `box_scores`.
+            0..1. Without one, masks are ranked by `box_scores`. Detections are in order of
+            falling `box_scores`, before calibration.
         """
         view, _, found = self.propose(features, training=False, static=static)
         detections: Tensors = {}
         for head in self.heads:
             found, outputs = head.detect(view, found)
             detections |= outputs
-        return detections
+        return self.calibrate(detections)
+
+    def calibrate(self, detections: Tensors) -> Tensors:
+        """Returns detections with calibrated scores, if the network has a calibration."""
+        return self.calibration(detections) if self.calibration else detections
 
     def rate(
         self, features: Tensors, boxes: tf.Tensor, classes: tf.Tensor, masks: tf.Tensor

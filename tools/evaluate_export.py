@@ -13,13 +13,12 @@ evaluated as its exports are: with their settings, on their canvas, in float32, 
 from __future__ import annotations
 
 import concurrent.futures
-import dataclasses
 import json
 import multiprocessing
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -28,7 +27,6 @@ from absl import flags
 from data import files
 from data.tensorflow_log import quieten_tensorflow
 from tools.benchmarks import memory
-from trainer.config import Params
 from trainer.flags import exit_status, parse_command_line, require_flags
 from trainer.run_record import has_checkpoint
 from trainer.runtimes import About, is_export, open_export, read_export
@@ -75,42 +73,19 @@ def _evaluate_one(
     """Evaluates one model, which runs in a process of its own."""
     from trainer.coco_metrics import CocoEvaluator
     from trainer.known_classes import evaluated_categories
+    from trainer.record_predictions import predict_records, with_records
 
-    params = _with_records(about.params, given)
+    params = with_records(about.params, given)
     categories = evaluated_categories(params, about.categories, truth)
     limit = params.model.detections_per_image
     evaluator = CocoEvaluator(truth, categories, params.model.mask_paste, max_detections=limit)
     with _Runner(path, settings) as runner:
-        for prediction in _predict(params, runner):
+        for prediction in predict_records(params, runner.detect):
             evaluator.add(prediction)
         figures = runner.figures()
     metrics = evaluator.evaluate()
     found = {kind: metrics[kind]["AP"] for kind in _KINDS if kind in metrics}
     return {"path": path, "canvas": params.data.canvases[0], **found, **figures}
-
-
-def _with_records(params: Params, given: Mapping[str, Any]) -> Params:
-    data = dataclasses.replace(
-        params.data,
-        eval_file_pattern=given["eval_file_pattern"],
-        eval_batch_size=1,
-        data_service="",
-        on_corrupt_record="error",
-    )
-    train = dataclasses.replace(
-        params.train, mode="eval", eval_annotation_file=given["eval_annotation_file"]
-    )
-    return dataclasses.replace(params, data=data, train=train)
-
-
-def _predict(params: Params, runner: _Runner) -> Iterator[dict[str, np.ndarray]]:
-    from data.input_fn import input_fn
-    from trainer.steps import split_images
-
-    for features in input_fn("predict", params).as_numpy_iterator():
-        outputs = runner.detect({name: features[name] for name in ("image", "image_info")})
-        known = {name: features[name] for name in ("image_id", "image_info")}
-        yield from split_images(features, {**outputs, **known})
 
 
 class _Runner:

@@ -6,10 +6,14 @@ writes O/predictions.json, in COCO results format with the file name and the thr
 detection, and each image with its detections as O/FILE.png. Entries of a video also have the number
 of the `frame`, and its frames are drawn as O/FILE/NUMBER.png. Every setting that changes
 predictions is a flag here too, such as --score_threshold=0.5.
+
+--min_quality=0.8 leaves out the detections whose mask_iou is lower, and lists them in O/review.json
+for a person to look at, the most doubtful first.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
 import os
@@ -25,6 +29,7 @@ from data import files
 from data.errors import UserError
 from data.progress import ProgressMeter
 from data.tensorflow_log import quieten_tensorflow
+from model.config import SYSTEMS
 from tools.pictures import Picture, find_pictures, is_video, read_pictures
 from trainer.flags import CommandLine, exit_status, parse_command_line, require_flags
 
@@ -33,9 +38,12 @@ if TYPE_CHECKING:
 
 _DESCRIPTION = "python tools/predict.py --model=M --input=FILES --output_dir=O"
 RESULTS = "predictions.json"
+REVIEW = "review.json"
 
 
-def predict(predictor, paths: Sequence[str], folder: str, min_score: float) -> tuple[int, int]:
+def predict(
+    predictor, paths: Sequence[str], folder: str, min_score: float, min_quality: float = 0.0
+) -> tuple[int, int]:
     """Writes the detections in images and videos, and draws them.
 
     Args:
@@ -43,6 +51,7 @@ def predict(predictor, paths: Sequence[str], folder: str, min_score: float) -> t
         paths: the files. Those that cannot be read are reported and skipped.
         folder: output folder.
         min_score: detections with a lower box score are not drawn; above 1 nothing is drawn.
+        min_quality: detections with a lower mask_iou are written to review.json instead; 0 for all.
 
     Returns:
         The number of images, and of files that could not be read completely.
@@ -50,6 +59,7 @@ def predict(predictor, paths: Sequence[str], folder: str, min_score: float) -> t
     names = _names_of_drawings(paths)
     refused: list[UserError] = []
     results: list[dict] = []
+    review: list[dict] = []
 
     def refuse(error: UserError) -> None:
         report(error)
@@ -58,6 +68,10 @@ def predict(predictor, paths: Sequence[str], folder: str, min_score: float) -> t
     total = None if any(map(is_video, paths)) else len(paths)
     with ProgressMeter("Predicting", total) as meter:
         for number, picture, found in detect(predictor, paths, refuse):
+            if min_quality:
+                doubtful = found.mask_ious < min_quality
+                review += entries_of(number, picture, choose(found, doubtful))
+                found = choose(found, ~doubtful)
             results += entries_of(number, picture, found)
             if min_score <= 1.0:
                 frame = "" if picture.frame is None else f"/{picture.frame:06}"
@@ -65,7 +79,34 @@ def predict(predictor, paths: Sequence[str], folder: str, min_score: float) -> t
                 _write_picture(drawing, found.draw(picture.pixels, min_score))
             meter.update()
     write_results(folder, sorted(results, key=lambda entry: entry["image_id"]))
+    if min_quality:
+        write_results(folder, sorted(review, key=_doubt), REVIEW)
     return meter.n, len(refused)
+
+
+def _doubt(entry: dict) -> tuple:
+    return entry["mask_iou"], entry["image_id"]
+
+
+def choose(found: Detections, chosen: np.ndarray) -> Detections:
+    """Returns the detections that a bool [N] marks."""
+    parts = {}
+    for field in dataclasses.fields(found):
+        value = getattr(found, field.name)
+        if isinstance(value, np.ndarray):
+            parts[field.name] = value[chosen]
+        elif isinstance(value, list):
+            parts[field.name] = list(itertools.compress(value, chosen))
+    return dataclasses.replace(found, **parts)
+
+
+def require_quality(predictor) -> None:
+    """Raises a UserError if a model's detections have no mask_iou."""
+    if not SYSTEMS[predictor.params.model.system].has_maskiou:
+        raise UserError(
+            f"--min_quality needs a system with a MaskIoU head, such as mask_scoring_rcnn; this "
+            f"model is a {predictor.params.model.system}."
+        )
 
 
 def detect(
@@ -91,9 +132,9 @@ def report(error: UserError) -> None:
     print(f"error: {error}", file=sys.stderr)
 
 
-def write_results(folder: str, entries: Iterable[dict]) -> None:
+def write_results(folder: str, entries: Iterable[dict], name: str = RESULTS) -> None:
     """Writes entries in COCO results format to the folder, without holding all of them."""
-    with files.whole_file(os.path.join(folder, RESULTS)) as file:
+    with files.whole_file(os.path.join(folder, name)) as file:
         file.write("[")
         for index, entry in enumerate(entries):
             file.write((", " if index else "") + json.dumps(entry))
@@ -148,6 +189,11 @@ def _define_flags(flag_values: flags.FlagValues) -> None:
                           "are drawn.",
         flag_values=flag_values,
     )  # fmt: skip
+    flags.DEFINE_float(
+        "min_quality", 0.0, "Minimum mask_iou; detections below it are left out, and listed in "
+                            "review.json.",
+        lower_bound=0.0, upper_bound=1.0, flag_values=flag_values,
+    )  # fmt: skip
 
 
 def settings_of(command: CommandLine) -> dict[str, object]:
@@ -170,7 +216,10 @@ def main(argv: Sequence[str]) -> int:
 
         batch_size = values["batch_size"].value
         predictor = load(values["model"].value, batch_size=batch_size, **settings_of(command))
-        count, refused = predict(predictor, paths, folder, values["min_score"].value)
+        min_score, min_quality = (values[name].value for name in ("min_score", "min_quality"))
+        if min_quality:
+            require_quality(predictor)
+        count, refused = predict(predictor, paths, folder, min_score, min_quality)
         print(f"The detections in {count} images are in {os.path.join(folder, RESULTS)}.")
         return 1 if refused else 0
 

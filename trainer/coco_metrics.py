@@ -131,7 +131,7 @@ class CocoEvaluator:
                 f"{len(missing)} of the {len(self._images)} images of the ground truth were not "
                 f"predicted and are excluded (for example image {min(missing)})."
             )
-        if self.results.have_masks and not self._measures_masks():
+        if self.results.have_masks and not self.measures_masks:
             sentences.append(
                 "Mask AP is not measured because some objects of the ground truth have no "
                 "segmentation."
@@ -140,6 +140,12 @@ class CocoEvaluator:
         sentences += explain_crowded(counts, self._max_detections)
         areas = np.array([annotation["area"] for annotation in self._objects()])
         return sentences + explain_unmeasured(metrics, areas)
+
+    @property
+    def measures_masks(self) -> bool:
+        """Whether there are masks to compare, in the predictions and the ground truth."""
+        annotations = self._ground_truth["annotations"]
+        return self.results.have_masks and all(a.get("segmentation") for a in annotations)
 
     @property
     def _evaluated(self) -> set[int]:
@@ -170,17 +176,13 @@ class CocoEvaluator:
     def _ranked(self) -> dict[str, list[dict]]:
         """Returns the results to evaluate, each with the score that they are ranked by."""
         ranked = {"bbox": self.results.boxes}
-        if self._measures_masks():
+        if self.measures_masks:
             masks = self.results.masks
             ranked["segm"] = masks
             ranked["segm_class_score"] = [{**mask, "score": mask["box_score"]} for mask in masks]
             if self._boundary:
                 ranked["boundary"] = masks
         return ranked
-
-    def _measures_masks(self) -> bool:
-        annotations = self._ground_truth["annotations"]
-        return self.results.have_masks and all(a.get("segmentation") for a in annotations)
 
     def _objects(self) -> Iterator[dict]:
         """Yields the annotations that count: in evaluated images, without crowds."""

@@ -98,7 +98,8 @@ def format_quality(metrics: Mapping) -> list[str]:
         scores.append([name, *map(_number, numbers)])
     lost = {name: value for name, value in metrics["errors"].items() if name != "counts"}
     errors = [["AP lost to", *lost], ["", *map(_number, lost.values())]]
-    return [_align(scores) + _say_gap(metrics["quality"]), _align(errors)]
+    sentences = _say_gap(metrics["quality"]) + _say_coverage(metrics["quality"])
+    return [_align(scores) + sentences, _align(errors)]
 
 
 def _say_gap(quality: Mapping) -> str:
@@ -110,6 +111,19 @@ def _say_gap(quality: Mapping) -> str:
         f"\nAP by class score is {ranking['AP_class_score']:.3f}, with the true IoU it would be "
         f"{ranking['AP_ceiling']:.3f}; the mask score closes {ranking['gap_closed']:.0%} of the "
         "gap."
+    )
+
+
+def _say_coverage(quality: Mapping) -> str:
+    """Says what it is worth to look at the worst outlines; empty if none was found."""
+    name = "mask_score" if "mask_score" in quality else "box_score"
+    coverage = quality[name]["coverage"]
+    if not coverage["count"]:
+        return ""
+    return (
+        f"\nThe {coverage['count']} detections above the thresholds of oLRP have a mean IoU of "
+        f"{coverage['mean_iou']:.3f}; without the worst 10% by {name} it is "
+        f"{coverage['curve']['0.9']:.3f}."
     )
 
 

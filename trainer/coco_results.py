@@ -18,7 +18,8 @@ from data import files
 from data.errors import UserError
 from model.paste import paste_rle
 
-_SCORES = {"box_score": "box_scores", "mask_iou": "mask_ious", "mask_score": "mask_scores"}
+# The scores of an entry, and the outputs of the network that they are from.
+OUTPUTS = {"box_score": "box_scores", "mask_iou": "mask_ious", "mask_score": "mask_scores"}
 
 
 class CocoResults:
@@ -161,5 +162,5 @@ def scores_of(prediction: Mapping[str, np.ndarray | None], index: int) -> dict[s
     Returns:
         The shortest decimals that parse to the same float32, so that scores keep their order.
     """
-    given = {name: prediction.get(key) for name, key in _SCORES.items()}
+    given = {name: prediction.get(key) for name, key in OUTPUTS.items()}
     return {name: float(str(np.float32(v[index]))) for name, v in given.items() if v is not None}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 from collections.abc import Iterator
 
@@ -13,6 +14,7 @@ from data.tfrecords import write_shard
 from model.detector import Detector
 from model.systems import build_network
 from trainer.calibration import read_calibration_images
+from trainer.calibration_file import calibrate_network
 from trainer.categories import Category, load_categories
 from trainer.checkpoint_files import find_checkpoint, load_network
 from trainer.config import Params
@@ -97,7 +99,11 @@ def open_network(params: Params) -> tuple[Detector, Params, tuple[Category, ...]
     require_own_proposals(params, params.train.model_dir)
     params = choose_canvas(params)
     network = build_network(params)
-    checkpoint = params.train.init_checkpoint or params.train.model_dir
-    load_network(network, find_checkpoint(checkpoint))
+    checkpoint = find_checkpoint(params.train.init_checkpoint or params.train.model_dir)
+    load_network(network, checkpoint)
+    calibrated = bool(calibrate_network(network, checkpoint, params))
+    # The metadata say what was done.
+    model = dataclasses.replace(params.model, calibrate_scores=calibrated)
+    params = dataclasses.replace(params, model=model)
     categories = load_categories(home_of(params.train.model_dir, params.train.init_checkpoint))
     return network, params, categories

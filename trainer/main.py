@@ -219,10 +219,21 @@ def _say_what_runs(estimator, completion: Completion) -> None:
     warn_of_slow_precision(completion.params, devices)
 
 
+def _load(estimator, completion: Completion) -> None:
+    """Loads what to evaluate or predict with, and says what that is."""
+    from trainer.calibration_file import calibrate_network
+
+    estimator.load()
+    loaded = estimator.checkpoints.loaded
+    calibration = calibrate_network(estimator.network, loaded, completion.params)
+    _say_what_runs(estimator, completion)
+    if calibration:
+        print(f"Scores are calibrated by {calibration}.", flush=True)
+
+
 def _evaluate(estimator, input_fn: Callable, completion: Completion) -> None:
     evaluation = _make_evaluation(estimator, input_fn, completion)
-    estimator.load()
-    _say_what_runs(estimator, completion)
+    _load(estimator, completion)
     evaluation.run()
 
 
@@ -233,8 +244,7 @@ def _predict(estimator, input_fn: Callable, completion: Completion) -> None:
 
     params = completion.params
     found = predicted_categories(params, completion.categories)
-    estimator.load()
-    _say_what_runs(estimator, completion)
+    _load(estimator, completion)
     file_names = read_file_names(params.data.eval_file_pattern, skip_of("predict", params))
     results = CocoResults(found, params.model.mask_paste, file_names)
     estimator.collect(input_fn, results, "predict", "Predicting", len(file_names))

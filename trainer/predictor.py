@@ -11,7 +11,7 @@ import dataclasses
 import functools
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, TypeVar, overload
+from typing import Any, NamedTuple, TypeVar, overload
 
 import numpy as np
 import tensorflow as tf
@@ -21,10 +21,12 @@ from data.errors import UserError
 from data.examples import lay_out
 from data.photographs import read_photograph
 from data.scenes import Tensors
+from model.detector import Detector
 from model.paste import paste_mask, paste_rle
 from model.systems import build_network
 from trainer.ahead import ahead
-from trainer.categories import load_categories
+from trainer.calibration_file import calibrate_network
+from trainer.categories import Category, load_categories
 from trainer.checkpoint_files import find_checkpoint, load_network
 from trainer.coco_results import boxes_in_original, scores_of, to_coco_box
 from trainer.config import Params
@@ -49,7 +51,7 @@ class Detections:
         classes: int32 [N], labels from 1 on.
         names: N class names.
         category_ids: N ids of the classes in the COCO file that the network was trained on.
-        box_scores: float32 [N], probability of the class.
+        box_scores: float32 [N], probability of the class; all scores may be calibrated.
         mask_ious: float32 [N], expected IoU of each mask, 0 to 1; None without a MaskIoU head.
         mask_scores: float32 [N], box_score × mask_iou; None without a mask head.
         probabilities: float32 [N, M, M], each mask over its box; None without a mask head.
@@ -328,10 +330,31 @@ def load(
     return Predictor(*open_checkpoint(folder, checkpoint, settings), batch_size=batch_size)
 
 
+class Trained(NamedTuple):
+    """A network with trained weights."""
+
+    network: Detector
+    params: Params
+    categories: tuple[Category, ...]
+    checkpoint: str
+
+
 def open_checkpoint(
     folder: str, checkpoint: str | os.PathLike[str] = "", settings: Mapping[str, object] = {}
 ) -> Opened:
     """Opens the weights in a model_dir, with the arguments of `load`."""
+    network, params, categories, path = load_trained(folder, checkpoint, settings)
+    calibrate_network(network, path, params)
+    # One trace for each canvas and number of images: one, or a full batch.
+    trace = functools.partial(tf.function, autograph=False)
+    rates = "maskiou_head" in network.head_names
+    return Opened(params, trace(network.detect), categories, trace(network.rate) if rates else None)
+
+
+def load_trained(
+    folder: str, checkpoint: str | os.PathLike[str] = "", settings: Mapping[str, object] = {}
+) -> Trained:
+    """Loads the network of a model_dir, without a calibration, with the arguments of `load`."""
     home = os.path.dirname(folder) if os.path.basename(folder) == "best" else folder
     recorded = load_record(home)
     if not recorded or not (checkpoint or has_checkpoint(folder)):
@@ -341,16 +364,9 @@ def open_checkpoint(
     params = choose_settings(settings, recorded | {"jit_compile": False})
     require_own_proposals(params, home)
     network = build_network(params)
-    load_network(network, find_checkpoint(checkpoint or folder))
-    # One trace for each canvas and number of images: one, or a full batch.
-    trace = functools.partial(tf.function, autograph=False)
-    rates = "maskiou_head" in network.head_names
-    return Opened(
-        params,
-        trace(network.detect),
-        load_categories(home),
-        trace(network.rate) if rates else None,
-    )
+    path = find_checkpoint(checkpoint or folder)
+    load_network(network, path)
+    return Trained(network, params, load_categories(home), path)
 
 
 def _batch_by_canvas(

@@ -12,9 +12,11 @@ from typing import NamedTuple
 
 import numpy as np
 
+from trainer.coverage import measure_coverage
 from trainer.error_classes import measure_errors
 from trainer.matching import AREAS, Overlaps, find_overlaps, match
 from trainer.quality_measures import (
+    TRUE_FROM_IOU,
     UNMEASURED,
     Agreement,
     Lrp,
@@ -67,9 +69,10 @@ def measure_quality(
 
     Returns:
         {"quality": {score: {"LRP", "oLRP", "LaECE", "LaACE", "components", "agreement", "ranking",
-        "by_category": {name: the same and "threshold"}, "by_size": {size: the same}}}, "errors": as
-        `trainer.error_classes.measure_errors` returns them}. -1 if there is nothing to measure;
-        None for a correlation or a share of a gap that is not defined.
+        "by_category": {name: the same and "threshold"}, "by_size": {size: the same}, "coverage": as
+        `trainer.coverage.measure_coverage` returns it, for the detections above the thresholds of
+        oLRP}}, "errors": as `trainer.error_classes.measure_errors` returns them}. -1 if there is
+        nothing to measure; None for a correlation or a share of a gap that is not defined.
     """
     overlaps = find_overlaps(ground_truth, results, kind, image_ids)
     scores = {
@@ -80,13 +83,37 @@ def measure_quality(
     tables = {name: _measure(overlaps, values) for name, values in scores.items()}
     ceiling = _measure(overlaps, scores["box_score"] * overlaps.best_iou())
     unique = [names[category_id] for category_id in overlaps.category_ids]
+    best = _RANKED_BY[kind]
+    kept, iou = _operating_point(overlaps, scores[best], tables[best])
     return {
         "quality": {
-            name: _report_table(table, tables["box_score"], ceiling, unique)
+            name: {
+                **_report_table(table, tables["box_score"], ceiling, unique),
+                "coverage": measure_coverage(scores[name][kept], iou[kept]),
+            }
             for name, table in tables.items()
         },
-        "errors": measure_errors(overlaps, scores[_RANKED_BY[kind]]),
+        "errors": measure_errors(overlaps, scores[best]),
     }
+
+
+def _operating_point(
+    overlaps: Overlaps, scores: np.ndarray, table: _Table
+) -> tuple[np.ndarray, np.ndarray]:
+    """Returns which detections reach their category's threshold of optimal LRP, and their IoUs.
+
+    Args:
+        overlaps, scores: as for `_measure`.
+        table: what it returned.
+
+    Returns:
+        bool [N], without those that are ignored; float64 [N], 0 for false detections.
+    """
+    thresholds = np.array([row.optimal_lrp.threshold for row in table["all"][1]])
+    matches = match(overlaps, scores, np.array([TRUE_FROM_IOU]))
+    hit, false, pair = (values[:, 0, 0] for values in matches)
+    lowest = np.where(thresholds == UNMEASURED, np.inf, thresholds)[overlaps.category]
+    return (hit | false) & (scores >= lowest), overlaps.iou_of(pair)
 
 
 def _measure(overlaps: Overlaps, scores: np.ndarray) -> _Table:

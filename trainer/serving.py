@@ -25,7 +25,8 @@ class Serving(tf.Module):
     All give `num_detections` int32 [B] and, for D slots, the rest of which is empty: `boxes`
     float32 [B, D, 4] (y1, x1, y2, x2), `classes` int32 [B, D], `box_scores`, and as far as the
     network has such heads `mask_ious`, `mask_scores` and `masks` float32 [B, D, M, M],
-    probabilities over the boxes. Slots are in order of falling box score.
+    probabilities over the boxes. Slots are in order of falling box score, before
+    calibration.
 
     - `serving_default`: `image` uint8 [1, H, W, 3], an image that fills the canvas. Only
       operations that LiteRT and OpenVINO have as well.

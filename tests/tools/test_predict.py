@@ -8,7 +8,9 @@ from PIL import Image
 
 import trainer.predictor
 from data.errors import UserError
-from tools.predict import main
+from model.config import ModelConfig
+from tools.predict import main, predict
+from trainer.config import Params
 from trainer.predictor import Detections
 
 
@@ -106,6 +108,53 @@ def test_frames_of_a_video_have_numbers(photographs, made, monkeypatch):
     assert [path.name for path in sorted((out / "walk.MP4").iterdir())] == [
         "000000.png", "000001.png",
     ]  # fmt: skip
+
+
+def scored(mask_ious):
+    """Detections of an image of 20 x 40 pixels, each a pixel higher than the one before."""
+    count = len(mask_ious)
+    ious, scores = np.array(mask_ious, np.float32), np.linspace(0.9, 0.5, count, dtype=np.float32)
+    boxes = np.array([[0, 0, 1 + index, 10] for index in range(count)], np.float32)
+    names = [f"class {index}" for index in range(count)]
+    probabilities = np.ones([count, 4, 4], np.float32)
+    labels = np.arange(count, dtype=np.int32)
+    return Detections(
+        20, 40, boxes, labels, names, labels.tolist(), scores, ious, scores * ious, probabilities
+    )
+
+
+def test_detections_of_low_quality_are_listed_for_review(tmp_path):
+    class Scoring(FakePredictor):
+        def _find(self, image):
+            ious = {5: [0.9, 0.3, 0.8], 6: [], 7: [0.79, 0.1]}
+            return scored(ious[int(image[0, 0, 0])])
+
+    paths = [str(tmp_path / f"{red}.png") for red in (5, 6, 7)]
+    for red, path in enumerate(paths, 5):
+        Image.new("RGB", (40, 20), (red, 0, 0)).save(path)
+    assert predict(Scoring("m", 1), paths, str(tmp_path), 2.0, min_quality=0.8) == (3, 0)
+    kept, review = (
+        json.loads((tmp_path / name).read_text()) for name in ("predictions.json", "review.json")
+    )
+    assert [entry["mask_iou"] for entry in review] == [0.1, 0.3, 0.79]
+    assert [entry["image_id"] for entry in review] == [2, 0, 2]
+    assert [entry["category_id"] for entry in review] == [1, 1, 0]
+    assert review[1]["file_name"] == paths[0] and review[1]["bbox"] == [0, 0, 10, 2]
+    # 0.8 in single precision is above 0.8.
+    assert [(entry["image_id"], entry["category_id"]) for entry in kept] == [(0, 0), (0, 2)]
+    assert kept[0].keys() == review[0].keys()
+    (tmp_path / "all").mkdir()
+    predict(Scoring("m", 1), paths, str(tmp_path / "all"), 2.0)
+    assert len(json.loads((tmp_path / "all" / "predictions.json").read_text())) == 5
+    assert not (tmp_path / "all" / "review.json").exists()
+
+
+def test_quality_needs_a_maskiou_head(photographs, made, monkeypatch, capsys):
+    params = Params(model=ModelConfig(system="mask_rcnn"))
+    monkeypatch.setattr(FakePredictor, "params", params, raising=False)
+    arguments = (f"--input={photographs}/a", "--model=m", f"--output_dir={photographs}/out")
+    assert run(*arguments, "--min_quality=0.5") == 1
+    assert "this model is a mask_rcnn" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("missing", ["model", "input", "output_dir"])

@@ -289,7 +289,7 @@ def test_table_ends_with_quality_and_errors():
         predict(1, ([10, 20, 50, 60], 1, 0.8, 0.5, left_half()), ([10, 20, 50, 60], 1, 0.6, 0.9))
     )
     *_, quality, errors = format_table(evaluator.evaluate()).split("\n\n")
-    title, box, iou, mask, gap = quality.split("\n")
+    title, box, iou, mask, gap, coverage = quality.split("\n")
     assert title.split()[:6] == ["score", "LRP", "oLRP", "loc", "FP", "FN"]
     # Both detections: the half one matches at 0.5, (1 + 1) / 2; at the optimum the same.
     assert box.split()[:3] == ["box_score", "1.000", "1.000"]
