@@ -30,7 +30,10 @@ class GivenMasks(NamedTuple):
 
 
 def prepare_masks(
-    masks: Sequence[np.ndarray], classes: Sequence[int], size: tuple[int, int], mask_size: int
+    masks: np.ndarray | Sequence[np.ndarray],
+    classes: Sequence[int],
+    size: tuple[int, int],
+    mask_size: int,
 ) -> GivenMasks:
     """Turns masks of an image into what the MaskIoU head sees of its own.
 
