@@ -20,9 +20,6 @@ from model.roi_sampling import draw_uniform
 from model.scopes import in_scope
 from model.slots import choose_slots
 
-# What the head sees around masks that are not the network's own, in sides of their boxes: without
-# it, a missing part could not be seen.
-CONTEXT = 0.2
 # Distinguishes the draws from those of the RoIs and of points, which have the same seeds.
 _SEED = 2
 # Working arrays cover the object's box and a quarter of it more on each side.
@@ -38,7 +35,7 @@ NUMBERS = _NUM_AMOUNTS + _BEND_GRID**2  # random numbers that each mask is made 
 class PerturbedMasks(NamedTuple):
     """Masks as somebody might have drawn them."""
 
-    boxes: tf.Tensor  # float32 [N, 4], around the masks with `CONTEXT`
+    boxes: tf.Tensor  # float32 [N, 4], tight around the masks, within the image
     masks: tf.Tensor  # float32 [N, M, M], the covered share of each cell
     valid: tf.Tensor  # bool [N], whether anything is left of the mask
 
@@ -129,8 +126,8 @@ def perturb_masks(
     area = _move(area, drift[:, None] * (2 * tf.stack(moves, axis=1) - 1))
     tight = _tight_boxes(shape, area, image_sizes)
     valid = tf.reduce_all(tight[:, 2:] - tight[:, :2] >= 1.0, axis=1)
-    seen = tf.stop_gradient(_enlarge(tf.where(valid[:, None], tight, 0.0), CONTEXT))
-    return PerturbedMasks(seen, sample_masks(shape, area, seen, mask_size), valid)
+    tight = tf.stop_gradient(tf.where(valid[:, None], tight, 0.0))
+    return PerturbedMasks(tight, sample_masks(shape, area, tight, mask_size), valid)
 
 
 def find_neighbours(gt_boxes: tf.Tensor, gt_classes: tf.Tensor) -> tf.Tensor:

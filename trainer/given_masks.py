@@ -10,14 +10,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from model.perturbed_masks import CONTEXT
-
 # Masks are padded to a multiple of this number, so that graphs are traced for few numbers of them.
 _TOGETHER = 32
 
 
 class GivenMasks(NamedTuple):
-    """Masks over boxes around them with some context; empty ones have boxes without area."""
+    """Masks over the smallest boxes around them; empty ones have boxes without area."""
 
     boxes: np.ndarray  # float32 [N, 4], pixels of the image
     classes: np.ndarray  # int32 [N]
@@ -67,15 +65,12 @@ def require_classes(classes: Collection[int], known: Collection[int]) -> None:
         raise ValueError(f"there is no class {min(unknown)}; the classes are {sorted(known)}.")
 
 
-def rasterise(
-    mask: np.ndarray, mask_size: int, context: float = CONTEXT
-) -> tuple[np.ndarray, np.ndarray]:
-    """Averages a mask over the cells of a box around it.
+def rasterise(mask: np.ndarray, mask_size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Averages a mask over the cells of the smallest box around it.
 
     Args:
         mask: bool [h, w], not empty.
         mask_size: M.
-        context: what the box has on each side of the smallest box, in sides of that.
 
     Returns:
         The box, float32 [4] as y1, x1, y2, x2 in pixels, and the covered share of each of its equal
@@ -86,20 +81,15 @@ def rasterise(
         places = np.flatnonzero(mask.any(axis=axis))
         ends.append((int(places[0]), int(places[-1]) + 1))
     (top, bottom), (left, right) = ends
-    rows, columns = (_overlaps(stop - start, mask_size, context) for start, stop in ends)
+    rows, columns = (_overlaps(stop - start, mask_size) for start, stop in ends)
     cells = rows @ mask[top:bottom, left:right].astype(np.float32) @ columns.T
-    tight = np.array([top, left, bottom, right], np.float32)
-    margins = context * (tight[2:] - tight[:2])
-    return tight + np.concatenate([-margins, margins]), cells
+    return np.array([top, left, bottom, right], np.float32), cells
 
 
-def _overlaps(pixels: int, cells: int, context: float) -> np.ndarray:
-    """The share of each of equal cells that each pixel of a row covers: float32 [cells, pixels].
-
-    The cells begin `context` times the row before it, and end as far behind it.
-    """
-    edges = np.linspace(-context * pixels, (1 + context) * pixels, cells + 1)
+def _overlaps(pixels: int, cells: int) -> np.ndarray:
+    """The share of each of equal cells that each pixel of a row covers: float32 [cells, pixels]."""
+    edges = np.linspace(0, pixels, cells + 1)
     first, last = edges[:-1, None], edges[1:, None]
     pixel = np.arange(pixels)[None]
     covered = np.minimum(last, pixel + 1) - np.maximum(first, pixel)
-    return (np.maximum(covered, 0) / (last - first)).astype(np.float32)
+    return (np.maximum(covered, 0) * cells / pixels).astype(np.float32)

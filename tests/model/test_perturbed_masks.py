@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from model import perturbed_masks
 from model.mask_head import sample_masks
 from model.perturbed_masks import NUMBERS, find_neighbours, perturb_masks, perturb_objects
 
@@ -17,12 +16,6 @@ NAMES = (
     "shift_y", "shift_x", "scale_y", "scale_x",
 )  # fmt: skip
 CELL = 1.5 * 40 / 56  # pixels of a working array's cell
-
-
-@pytest.fixture
-def tight(monkeypatch):
-    """Shows masks without context, so that boxes are tight around them."""
-    monkeypatch.setattr(perturbed_masks, "CONTEXT", 0.0)
 
 
 def disc() -> np.ndarray:
@@ -47,7 +40,7 @@ def spoil(box=BOX, mask=None, neighbour=(0, 0, 1, 1), mask_size=28, **amounts):
     return tuple(value.numpy()[0] for value in found)
 
 
-def test_nothing_changes_by_amounts_of_nothing(tight):
+def test_nothing_changes_by_amounts_of_nothing():
     assert len(UNSPOILT) == NUMBERS
     box, mask, valid = spoil()
     assert valid
@@ -60,14 +53,6 @@ def test_nothing_changes_by_amounts_of_nothing(tight):
     np.testing.assert_allclose(area, np.pi * 20**2, rtol=0.03)
 
 
-def test_the_head_sees_what_is_around():
-    """A fifth of 40 pixels on each side makes 56, two for each of 28 cells."""
-    box, mask, _ = spoil(mask=np.ones([112, 112], np.uint8))
-    np.testing.assert_allclose(box, [22, 32, 78, 88], atol=2 * CELL)
-    assert mask[6:22, 6:22].min() == 1
-    assert mask[:3].max() == mask[-3:].max() == mask[:, :3].max() == mask[:, -3:].max() == 0
-
-
 @pytest.mark.parametrize(
     ("amounts", "expected"),
     [
@@ -78,14 +63,14 @@ def test_the_head_sees_what_is_around():
         ({"drift": 1, "scale_y": 1}, [50 - 20 * np.exp(0.4), 40, 50 + 20 * np.exp(0.4), 80]),
     ],
 )
-def test_masks_move_with_their_boxes(tight, amounts, expected):
+def test_masks_move_with_their_boxes(amounts, expected):
     box, mask, valid = spoil(**amounts)
     assert valid
     np.testing.assert_allclose(box, expected, atol=1.5 * CELL)
     np.testing.assert_allclose(mask.mean(), np.pi / 4, rtol=0.05)
 
 
-def test_a_cut_mask_has_a_straight_side(tight):
+def test_a_cut_mask_has_a_straight_side():
     """The line is horizontal and through the middle; what lies below it is gone."""
     box, mask, valid = spoil(cut=0)
     assert valid
@@ -94,7 +79,7 @@ def test_a_cut_mask_has_a_straight_side(tight):
     assert mask[-2, 1:-1].min() == 1 and mask[-1].mean() > 0.8 and mask[0].mean() < 0.5
 
 
-def test_a_neighbour_is_merged(tight):
+def test_a_neighbour_is_merged():
     box, mask, _ = spoil(merge=0, neighbour=(30, 80, 70, 120))
     # A quarter of the object's side is seen of it.
     np.testing.assert_allclose(box, [30, 40, 70, 90], atol=CELL)
@@ -102,13 +87,13 @@ def test_a_neighbour_is_merged(tight):
 
 
 @pytest.mark.parametrize(("grow", "sign"), [(0, 1), (1, -1)])
-def test_masks_grow_and_shrink(tight, grow, sign):
+def test_masks_grow_and_shrink(grow, sign):
     box, mask, _ = spoil(strength=1, grow=grow)
     area = mask.mean() * (box[2] - box[0]) * (box[3] - box[1])
     assert sign * (area - np.pi * 20**2) > 30
 
 
-def test_masks_end_at_the_border_of_their_image(tight):
+def test_masks_end_at_the_border_of_their_image():
     moved = {"drift": 1, "shift_x": 1}
     box, mask, valid = spoil(box=[30, 80, 70, 120], **moved)
     assert valid
@@ -118,7 +103,7 @@ def test_masks_end_at_the_border_of_their_image(tight):
     assert not spoil(box=[30, 119, 70, 120], mask=disc(), **moved)[2], "less than a pixel is left"
 
 
-def test_random_masks_are_tight_and_inside(tight):
+def test_random_masks_are_tight_and_inside():
     rng = np.random.default_rng(0)
     count = 64
     corners = rng.uniform(0, 60, [count, 2])
