@@ -18,7 +18,7 @@ from model.roi_align import roi_align
 from model.scopes import in_scope
 
 CONTEXT = 16  # pixels of a warped region on each side that lie outside the box
-_REGIONS_AT_A_TIME = 128
+_MOST_AT_A_TIME = 128  # regions
 
 
 class WarpedRegions:
@@ -61,9 +61,9 @@ class WarpedRegions:
 
         if training:  # of few regions, whose gradient needs all of it at once
             return compute((boxes, image_index))
-        shape = [_REGIONS_AT_A_TIME, output_size, output_size, self.backbone.out_channels[-1]]
-        signature = tf.TensorSpec(shape, self.backbone.compute_dtype)
-        return _map_in_parts(compute, boxes, image_index, signature)
+        shape = [output_size, output_size, self.backbone.out_channels[-1]]
+        one = tf.TensorSpec(shape, self.backbone.compute_dtype)
+        return _map_in_parts(compute, boxes, image_index, one)
 
 
 @in_scope("warp")
@@ -97,18 +97,25 @@ def warp(
 
 
 def _map_in_parts(
-    compute: Callable, boxes: tf.Tensor, image_index: tf.Tensor, signature: tf.TensorSpec
+    compute: Callable, boxes: tf.Tensor, image_index: tf.Tensor, one: tf.TensorSpec
 ) -> tf.Tensor:
-    """Computes a few regions at a time, because each needs megabytes."""
+    """Computes a few regions at a time, in equal parts, because each needs megabytes.
+
+    Args:
+        compute: of boxes and images.
+        boxes, image_index: [N, 4] and [N].
+        one: shape and dtype of the features of one region.
+    """
     count = boxes.shape[0]
-    num_parts = -(-count // _REGIONS_AT_A_TIME)
-    missing = num_parts * _REGIONS_AT_A_TIME - count
+    num_parts = max(-(-count // _MOST_AT_A_TIME), 1)
+    size = -(-count // num_parts)
     parts = [
         tf.reshape(
-            tf.pad(values, [[0, missing], *[[0, 0]] * (values.shape.rank - 1)]),
-            [num_parts, _REGIONS_AT_A_TIME, *values.shape[1:]],
+            tf.pad(values, [[0, num_parts * size - count], *[[0, 0]] * (values.shape.rank - 1)]),
+            [num_parts, size, *values.shape[1:]],
         )
         for values in (boxes, image_index)
     ]
+    signature = tf.TensorSpec([size, *one.shape], one.dtype)
     found = tf.map_fn(compute, tuple(parts), parallel_iterations=1, fn_output_signature=signature)
     return tf.reshape(found, [-1, *found.shape[2:]])[:count]
