@@ -202,6 +202,7 @@ def test_three_quarters_of_the_points_are_uncertain():
     logits = np.tile(np.arange(-13.5, 14)[:, None], (2, 2, 1, 28))
     points = np.array(list(toy_points(head, np.ones((2, 2), bool), False, logits).values()))
     assert points.shape == (4, 196, 2) and (points >= 0).all() and (points < 1).all()
+    assert all(len(np.unique(each, axis=0)) == 196 for each in points)
     distance = np.abs(points[..., 0] - 0.5)
     # Of 588 candidates, 147 lie within an eighth of the line, but for chance; of 49 a quarter do.
     assert distance[:, :147].max() < 0.16 and distance[:, 147:].max() > 0.45
