@@ -51,8 +51,6 @@ SYSTEMS = {
         "Mask Scoring R-CNN with PointRend", has_masks=True, has_maskiou=True
     ),
 }
-# Of all systems, by their names in checkpoints.
-PARTS = ("backbone", "fpn", "rpn_head", "box_head", "mask_head", "point_head", "maskiou_head")
 NORMS = ("none", "frozen_bn", "bn", "sync_bn", "gn")
 # Without bn, since batch statistics of RoIs would include the empty slots that XLA needs.
 HEAD_NORMS = ("none", "frozen_bn", "gn")
@@ -68,7 +66,6 @@ NO_BATCH_STATISTICS = Relation(
     ),
     lambda norm, config: config.has_pyramid or norm not in ("bn", "sync_bn"),
 )
-PART_NAMES = Check(f"any of {', '.join(PARTS)}", lambda names: all(name in PARTS for name in names))
 MASK_SIZE = Check("a multiple of 4", lambda side: side >= 4 and side % 4 == 0)
 OPEN_SHARE = Check("between 0 and 1", lambda value: 0 < value < 1)
 
@@ -115,7 +112,6 @@ class ModelConfig:
         (),
         "Parts of the network to train, such as box_head,maskiou_head; the others keep their "
         "weights and statistics. Empty: all parts.",
-        PART_NAMES,
     )
     backbone_width: int = predictive_setting(
         0,

@@ -25,7 +25,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from data.errors import UserError
+from data.settings import require
 from model.backbones import Pixels
 from model.layers import Part
 from model.pixels import normalise
@@ -92,13 +92,14 @@ class Detector(Part):
         """Freezes the parts that are not named: their variables, and statistics of batches.
 
         Raises:
-            UserError: the network has no part of that name.
+            SettingError: the network has no part of that name.
         """
-        if unknown := sorted(set(names) - set(self.part_names)):
-            raise UserError(
-                f"--train_only={','.join(unknown)}: this system consists of "
-                f"{', '.join(self.part_names)}."
-            )
+        require(
+            set(names) <= set(self.part_names),
+            "train_only",
+            names,
+            f"parts of this system: {', '.join(self.part_names)}",
+        )
         for name in self.part_names:
             if name not in names:
                 getattr(self, name).trainable = False

@@ -301,8 +301,8 @@ def build_network(params) -> Detector:
     """Builds the network that `params.model` and `params.data` describe, with its variables.
 
     Raises:
-        ValueError: the backbone does not support an option in the settings.
-        UserError: `train_only` names a part that the system does not have.
+        ValueError: the backbone does not support an option in the settings, or the system has no
+            part that `train_only` names.
     """
     model = params.model
     system = SYSTEMS[model.system]

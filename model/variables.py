@@ -10,6 +10,9 @@ import tensorflow as tf
 # Layers with outputs for every class, and the number of values per class.
 CLASSWISE_LAYERS = {
     "box_head/classes": 1,
+    "box_head/stages/0/classes": 1,
+    "box_head/stages/1/classes": 1,
+    "box_head/stages/2/classes": 1,
     "box_head/deltas": 4,
     "mask_head/logits": 1,
     "point_head/logits": 1,

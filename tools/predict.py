@@ -29,7 +29,6 @@ from data import files
 from data.errors import UserError
 from data.progress import ProgressMeter
 from data.tensorflow_log import quieten_tensorflow
-from model.config import SYSTEMS
 from tools.pictures import Picture, find_pictures, is_video, read_pictures
 from trainer.flags import CommandLine, exit_status, parse_command_line, require_flags
 
@@ -102,7 +101,7 @@ def choose(found: Detections, chosen: np.ndarray) -> Detections:
 
 def require_quality(predictor) -> None:
     """Raises a UserError if a model's detections have no mask_iou."""
-    if not SYSTEMS[predictor.params.model.system].has_maskiou:
+    if not predictor.params.model.include_maskiou:
         raise UserError(
             f"--min_quality needs a system with a MaskIoU head, such as mask_scoring_rcnn; this "
             f"model is a {predictor.params.model.system}."

@@ -95,18 +95,13 @@ def _labels(
             f"the results have the category id {min(strangers)}, which --object_annotations_file "
             "does not list: are they of another dataset?"
         )
-    numbered = [{**c, "label": n} for n, c in enumerate(sorted(theirs, key=_id), 1)]
-    pairs = [(entry, own) for entry, own in pair_by_name(numbered, known) if entry["id"] in used]
+    pairs = [(entry, own) for entry, own in pair_by_name(theirs, known) if entry["id"] in used]
     if unknown := [entry for entry, own in pairs if own is None]:
         raise UserError(
             f"the model does not know {list_names(unknown)}; it can rate masks of "
             f"{list_names(known)}."
         )
     return {entry["id"]: own["label"] for entry, own in pairs}
-
-
-def _id(category: Mapping) -> int:
-    return category["id"]
 
 
 def describe_worst(entries: Sequence[Entry], ground_truth: Mapping, count: int) -> list[str]:

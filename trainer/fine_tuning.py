@@ -9,7 +9,7 @@ Axes: K classes with the background, S values per class.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 import numpy as np
 import tensorflow as tf
@@ -27,6 +27,8 @@ from trainer.checkpoint_files import (
 from trainer.run_record import folder_of
 
 _BACKGROUND = 0
+# Variables with one value for each class.
+_CLASS_COUNTS = [f"network/{layer}/bias" for layer, size in CLASSWISE_LAYERS.items() if size == 1]
 
 
 def load_by_class(network, path: str, own: Sequence[Category]) -> None:
@@ -42,12 +44,12 @@ def load_by_class(network, path: str, own: Sequence[Category]) -> None:
         UserError: there is no checkpoint, or it differs in more than its classes and heads.
     """
     theirs = categories.load_categories(folder_of(path)) or list(own)
-    names = {name: list(v.shape) for name, v in _variables(network).items()}
-    found = read_shapes(find_checkpoint(path))
-    added, dropped = _parts(names) - _parts(found), _parts(found) - _parts(names)
+    checkpoint = find_checkpoint(path)
+    variables, found = _variables(network), read_shapes(checkpoint)
+    ours, others = _parts(variables), _parts(found)
     same_classes = [c["name"] for c in theirs] == [c["name"] for c in own]
-    if same_classes and not added and not dropped:
-        load_network(network, path)
+    if same_classes and ours == others:
+        load_network(network, checkpoint)
         return
     pairs = [
         (entry, known)
@@ -55,12 +57,13 @@ def load_by_class(network, path: str, own: Sequence[Category]) -> None:
         if known and known["name"] == entry["name"]
     ]
     labels = {own["label"]: c["label"] for own, c in pairs}
-    _carry_over(network, find_checkpoint(path), labels, _parts(names) & _parts(found))
+    # Without the backbone, it would be a checkpoint of something else.
+    _carry_over(variables, found, checkpoint, labels, ours & others | {"backbone"})
     if not same_classes:
         print(_describe(path, pairs, own, theirs), flush=True)
-    for part in sorted(added):
+    for part in sorted(ours - others):
         print(f"{path} has no {part}; it keeps its initial values.", flush=True)
-    for part in sorted(dropped):
+    for part in sorted(others - ours):
         print(f"The {part} of {path} is not used.", flush=True)
 
 
@@ -75,12 +78,28 @@ def _parts(names: Iterable[str]) -> set[str]:
     return {name.split("/")[1] for name in names if name.startswith("network/")}
 
 
-def _carry_over(network, path: str, kept: dict[int, int], parts: Collection[str]) -> None:
-    """Assigns the weights of parts; of the outputs for classes those in `kept`, own to theirs."""
-    variables = {n: v for n, v in _variables(network).items() if _parts([n]) <= set(parts)}
-    found = {n: shape for n, shape in read_shapes(path).items() if _parts([n]) <= set(parts)}
+def _carry_over(
+    variables: Mapping[str, tf.Variable],
+    found: Mapping[str, list[int]],
+    path: str,
+    kept: Mapping[int, int],
+    parts: Collection[str],
+) -> None:
+    """Assigns the weights of some parts.
+
+    Args:
+        variables: the network's by name.
+        found: shapes in the checkpoint by name.
+        path: the checkpoint.
+        kept: of the outputs for classes, own label to theirs.
+        parts: the parts.
+    """
+    variables, found = (
+        {name: value for name, value in each.items() if _parts([name]) & set(parts)}
+        for each in (variables, found)
+    )
     wanted = {name: list(variable.shape) for name, variable in variables.items()}
-    num_classes = found.get("network/box_head/classes/bias", [0])[0]
+    num_classes = next((found[name][0] for name in _CLASS_COUNTS if name in found), 0)
     comparable = dict(found)
     for name in wanted.keys() & found.keys():
         size = _values_of_class(name)

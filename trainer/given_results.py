@@ -7,12 +7,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from pycocotools import mask as coco_mask
 
 from data import files
 from data.errors import UserError
 from data.findings import InvalidAnnotation
 from data.numbers import is_finite_number
-from data.segmentation import run_lengths
+from trainer.coco_ground_truth import segmentation_to_rle
 
 Entry = dict[str, Any]
 
@@ -100,8 +101,7 @@ def decode_mask(entry: Mapping, height: int, width: int) -> np.ndarray:
         UserError: its segmentation is malformed, or of another size.
     """
     try:
-        runs = run_lengths(entry["segmentation"], height, width)
+        rle = segmentation_to_rle(entry["segmentation"], height, width)
     except InvalidAnnotation as error:
         raise UserError(f"a mask of image {entry['image_id']} cannot be rated: {error}.") from None
-    values = np.arange(len(runs)) % 2 == 1
-    return np.repeat(values, runs).reshape(width, height).T
+    return coco_mask.decode(rle).astype(bool)

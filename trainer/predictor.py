@@ -347,8 +347,8 @@ def open_checkpoint(
     calibrate_network(network, path, params)
     # One trace for each canvas and number of images: one, or a full batch.
     trace = functools.partial(tf.function, autograph=False)
-    rates = "maskiou_head" in network.head_names
-    return Opened(params, trace(network.detect), categories, trace(network.rate) if rates else None)
+    rate = trace(network.rate) if params.model.include_maskiou else None
+    return Opened(params, trace(network.detect), categories, rate)
 
 
 def load_trained(

@@ -160,3 +160,23 @@ def test_another_box_head_is_refused(tmp_path):
     path = save(tmp_path, source)
     with pytest.raises(UserError, match="does not fit"):
         load_by_class(without_maskiou(3, 2), path, categories("cat", "dog"))
+
+
+def test_a_checkpoint_of_something_else_is_refused(tmp_path):
+    path = str(tmp_path / "ckpt-1")
+    tf.train.Checkpoint(weights=tf.Variable([1.0])).write(path)
+    with pytest.raises(UserError, match="does not fit.*network/backbone"):
+        load_by_class(make_network(3, 2), path, categories("cat", "dog"))
+
+
+def test_every_stage_of_a_cascade_keeps_its_outputs(tmp_path):
+    def cascade(num_classes, seed):
+        network = make_network(num_classes, seed)
+        heads = [make_network(num_classes, seed + n).box_head.classes for n in range(3)]
+        network.box_head = Part(stages=[Part(classes=layer) for layer in heads])
+        return network
+
+    source, network = cascade(3, 1), cascade(2, 5)
+    load_by_class(network, save(tmp_path, source, "cat", "dog"), categories("dog"))
+    for ours, theirs in zip(network.box_head.stages, source.box_head.stages, strict=True):
+        np.testing.assert_array_equal(ours.classes.bias[1], theirs.classes.bias[2])
